@@ -1,0 +1,33 @@
+"""Wave-GMS: medical image segmentation with 2.6 M trainable parameters.
+
+The names below are the public door. They are loaded on first use, because torch and diffusers take
+seconds to import and checking a parameter file should not wait for them.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "InputError": "wavegms.errors",
+    "LatentMappingModel": "wavegms.models.mapping",
+    "MultiResolutionEncoder": "wavegms.models.encoder",
+    "WaveGMSPipeline": "wavegms.models.pipeline",
+    "load_autoencoder": "wavegms.models.autoencoder",
+    # diffusers looks up the base class of a pipeline's components in the package that defines them
+    "ModelMixin": "diffusers",
+}
+__all__ = [
+    "InputError",
+    "LatentMappingModel",
+    "MultiResolutionEncoder",
+    "WaveGMSPipeline",
+    "load_autoencoder",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,0 +1,62 @@
+"""`python -m wavegms`: what the pipeline and the Makefile call."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from wavegms.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses the command line and runs one command.
+
+    Args:
+        arguments: the command line without the program's name; sys.argv if None.
+
+    Returns:
+        The exit status: 0, or 1 after an error in one sentence on stderr.
+    """
+    parser = argparse.ArgumentParser(prog="python -m wavegms", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    check = commands.add_parser("check", help="check params.yaml and that the raw data is there")
+    check.add_argument("--params", type=Path, default=Path("params.yaml"))
+    check.add_argument("--raw", type=Path, default=Path("data/raw"))
+    check.add_argument("--out", type=Path, required=True, help="where the findings go (JSON)")
+
+    run = commands.add_parser("run", help="run a notebook as a stage of the pipeline")
+    run.add_argument("notebook", type=Path)
+    run.add_argument("output", type=Path, help="where the executed notebook goes")
+    run.add_argument("--params", type=Path, default=Path("params.yaml"))
+    run.add_argument("-p", dest="pairs", nargs=2, action="append", default=[], metavar=("K", "V"))
+
+    refresh = commands.add_parser("refresh", help="run notebooks and store their outputs in place")
+    refresh.add_argument("notebooks", type=Path, nargs="+")
+
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "check":
+            from wavegms.checks import check_inputs
+
+            check_inputs(options.params, options.raw, options.out)
+        elif options.command == "run":
+            from wavegms.notebooks import run_notebook
+
+            run_notebook(options.notebook, options.output, dict(options.pairs), options.params)
+        else:
+            from wavegms.notebooks import refresh_notebook
+
+            for notebook in options.notebooks:
+                print(notebook)
+                refresh_notebook(notebook)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

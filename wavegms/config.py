@@ -1,0 +1,198 @@
+"""The schema of params.yaml: unknown keys and impossible values are refused by name.
+
+params.yaml itself says what each knob means; here stands what it may be. Notebooks load the file,
+`wavegms` gets plain values.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wavegms.errors import InputError
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def _check_name(name: str) -> str:
+    if not _SAFE_NAME.fullmatch(name):
+        raise ValueError("a name may hold letters, digits, _ and - only, as it becomes a folder")
+    return name
+
+
+def _check_unique(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("a name stands there twice")
+    return names
+
+
+def _check_size(size: int) -> int:
+    if size % 8:
+        raise ValueError(f"{size} is not divisible by 8; try {size // 8 * 8 or 8}")
+    return size
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_check_unique)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PhantomParams(Section):
+    """The embedded sample: how many images each simulated scanner takes."""
+
+    images: PositiveInt
+    seed: Annotated[int, Field(ge=0)]
+
+
+class SplitParams(Section):
+    """How a dataset is divided into train, val and test."""
+
+    method: Literal["published", "official", "random"]
+    folder: str
+    test_fraction: Fraction
+    validation_fraction: Fraction
+
+
+class AutoencoderTraining(Section):
+    """How the small autoencoder of the embedded default is trained."""
+
+    channels: PositiveInt
+    blocks: PositiveInt
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+
+
+class AutoencoderParams(Section):
+    """Where the frozen Tiny-VAE comes from."""
+
+    source: Literal["train", "hub", "path"]
+    hub: str
+    path: str
+    min_mask_dice: Probability
+    train: AutoencoderTraining
+
+
+class ModelParams(Section):
+    """Choices of the network."""
+
+    sample_at_inference: bool
+
+
+class LossParams(Section):
+    """Choices of the loss."""
+
+    supervision: Literal["all_levels", "last_three_levels"]
+    alignment_distance: Literal["l1", "smooth_l1"]
+
+
+class AugmentationParams(Section):
+    """Probability of each augmentation; 0 switches one off."""
+
+    horizontal_flip: Probability
+    vertical_flip: Probability
+    rotate_90: Probability
+    color_jitter: Probability
+    shift_scale_rotate: Probability
+
+
+class TrainingParams(Section):
+    """The training recipe."""
+
+    epochs: PositiveInt
+    epochs_by_dataset: dict[Name, PositiveInt]
+    batch_size: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    selection: Literal["best_on_validation", "best_on_test"]
+    augmentation: AugmentationParams
+
+    def epochs_for(self, dataset: str) -> int:
+        """The number of epochs for one dataset."""
+        return self.epochs_by_dataset.get(dataset, self.epochs)
+
+
+class EvaluationParams(Section):
+    """How predictions are scored."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)]
+    bootstrap_resamples: Annotated[int, Field(ge=100)]
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    datasets: Names
+    variants: Names
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    image_size: Annotated[int, Field(ge=16), AfterValidator(_check_size)]
+    phantom: PhantomParams
+    split: SplitParams
+    autoencoder: AutoencoderParams
+    model: ModelParams
+    loss: LossParams
+    training: TrainingParams
+    evaluation: EvaluationParams
+
+    @model_validator(mode="after")
+    def _selection_has_images(self) -> "Params":
+        if self.training.selection == "best_on_validation" and not self.split.validation_fraction:
+            raise ValueError(
+                "split.validation_fraction is 0, but training.selection best_on_validation needs "
+                "validation images: raise it, or choose best_on_test"
+            )
+        return self
+
+
+def load_params(path: str | Path) -> Params:
+    """Reads and checks a parameter file.
+
+    Args:
+        path: params.yaml.
+
+    Raises:
+        InputError: the file is missing, is no YAML, or holds an unknown key or impossible value;
+            the sentence names the first offending key as it stands in the file.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} does not exist: run from the project's folder, or restore it with git"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not valid YAML: {reason}") from error
+    return check_params(values, source=path.name)
+
+
+def check_params(values: object, source: str = "params.yaml") -> Params:
+    """Checks parameters that are already in memory; see :func:`load_params`."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"]) or "the file"
+    if problem["type"] == "extra_forbidden":
+        return f"{key} is not a known parameter: remove it or correct the spelling"
+    if problem["type"] == "missing":
+        return f"{key} is missing: add it, or compose the file anew from a profile in conf/"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if problem["type"] == "value_error" else f" (it is {problem['input']!r})"
+    return f"{key}: {message}{shown}" if problem["loc"] else message

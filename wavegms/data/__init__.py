@@ -1,0 +1,1 @@
+"""Datasets: how published files become prepared folders, and those become tensors."""

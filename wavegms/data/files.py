@@ -1,0 +1,144 @@
+"""Files: images that may be broken, hashes, and folders that are replaced whole or not at all."""
+
+import hashlib
+import shutil
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from wavegms.errors import InputError
+
+# A hundred megapixels is 300 MB of RGB: more than any 2-D image of these modalities has, and little
+# enough that a decompression bomb cannot take the machine down.
+MAX_PIXELS = 100_000_000
+
+# `warnings.catch_warnings` changes the state of the whole process; images are opened by threads.
+_opening = threading.Lock()
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open and fully decode an image; of an animated file, the first frame.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The image in its own mode, detached from the file.
+
+    Raises:
+        InputError: The file is missing, empty, not an image, truncated, or larger than
+            `MAX_PIXELS`; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is not a file: put the image there.")
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes): replace it with an intact copy.")
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is judged below, by an error
+            image = Image.open(path)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            return image.copy()
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path} has more than {MAX_PIXELS // 1_000_000} million pixels: "
+            "scale it down before use."
+        ) from error
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        reason = (
+            "no known image format" if isinstance(error, Image.UnidentifiedImageError) else error
+        )
+        raise InputError(
+            f"{path} cannot be read as an image ({reason}): replace it with an intact copy."
+        ) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Compute the SHA-256 of a file's bytes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check the file.") from error
+
+
+@contextmanager
+def replace_folder(target: Path) -> Iterator[Path]:
+    """Fill a new folder and put it in the place of another in one step.
+
+    The new folder lies beside the target, on the same disk. If the block raises anything, an
+    interruption by the keyboard included, the target is as it was and nothing else remains.
+
+    Args:
+        target: The folder to create or to replace.
+
+    Yields:
+        The empty folder to fill.
+
+    Raises:
+        InputError: The target is a file, or its parent cannot be written.
+    """
+    # Where the target is a link, what it points to is replaced and the link stays.
+    target = Path(target).resolve()
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file where a folder is to be written: move it away.")
+    token = uuid.uuid4().hex[:8]
+    fresh = target.with_name(f".{target.name}.{token}.new")
+    previous = target.with_name(f".{target.name}.{token}.old")
+    try:
+        fresh.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"{target.parent} cannot be written ({error.strerror}): choose another folder."
+        ) from error
+    try:
+        yield fresh
+        try:
+            if target.exists():
+                target.rename(previous)
+            fresh.rename(target)
+        except BaseException:
+            if previous.exists() and not target.exists():
+                previous.rename(target)
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a file whole or not at all, in UTF-8.
+
+    Args:
+        target: The file to create or to replace; its folder is made if missing.
+        text: Its content.
+    """
+    target = Path(target).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(target)
+    finally:
+        fresh.unlink(missing_ok=True)

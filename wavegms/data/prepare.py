@@ -1,0 +1,387 @@
+"""Preparation: a published dataset becomes a folder of equally sized images, masks and a manifest.
+
+The contract of a prepared folder: `images/<id>.png` (RGB), `masks/<id>.png` (grey, 0 or 255) and
+`manifest.csv` with the columns of `MANIFEST_COLUMNS`, one row for each image. It is written whole
+or not at all, and the same input and parameters give the same pixels and the same manifest.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from wavegms.data.catalog import Case, DatasetSpec, find_cases, root_of, spec_of
+from wavegms.data.files import open_image, replace_folder, sha256_of
+from wavegms.data.splits import assign_splits
+from wavegms.errors import InputError
+from wavegms.imaging import as_mask, as_rgb, resize_image, resize_mask
+
+SPLITS = ("train", "val", "test")
+
+# What each column holds. `pixels` stands for the masks too, joined and resized, so the mask files
+# themselves need no hash; the image file has one, by which duplicates between datasets are found.
+MANIFEST_COLUMNS = {
+    "id": "name of the image, and of both files",
+    "split": "train, val or test",
+    "group": "images of one group share a split where the split is drawn here",
+    "source": "the image file, relative to the dataset's raw folder",
+    "original_width": "width of the upright source image, pixels",
+    "original_height": "height of the upright source image, pixels",
+    "sha256": "SHA-256 of the source image file",
+    "mask_area": "share of the prepared mask that is foreground, above 0 and up to 1",
+    "label": "class, empty where the dataset has none",
+    "pixels": "SHA-256 of the prepared pixels, see pixels_hash",
+}
+
+
+@dataclass(frozen=True)
+class PreparationReport:
+    """What a preparation found and wrote.
+
+    Attributes:
+        name: Name of the dataset.
+        counts: Number of images of each of "train", "val" and "test".
+        published: The paper's number of "pairs", "train" (validation included) and "test" images,
+            None where the paper does not use the dataset.
+        differences: Sentences on whatever deviates from the paper's table or was left out.
+        image_modes: Number of image files of each PIL mode.
+        mask_modes: Number of mask files of each PIL mode.
+        joined: Number of images whose mask was joined from several files.
+        smallest: (width, height) of the source image with the fewest pixels.
+        largest: (width, height) of the source image with the most pixels.
+        data_hash: See `data_hash`.
+    """
+
+    name: str
+    counts: dict[str, int]
+    published: dict[str, int] | None
+    differences: list[str]
+    image_modes: dict[str, int]
+    mask_modes: dict[str, int]
+    joined: int
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    data_hash: str
+
+    def table(self) -> pd.DataFrame:
+        """Tabulate the counts beside the paper's.
+
+        Returns:
+            Columns dataset, part (train, val, train + val, test, all), images, and published
+            (missing where the paper gives no number).
+        """
+        counts, published = self.counts, self.published or {}
+        both = counts["train"] + counts["val"]
+        rows = [
+            ("train", counts["train"], None),
+            ("val", counts["val"], None),
+            ("train + val", both, published.get("train")),
+            ("test", counts["test"], published.get("test")),
+            ("all", both + counts["test"], published.get("pairs")),
+        ]
+        table = pd.DataFrame(rows, columns=["part", "images", "published"])
+        table.insert(0, "dataset", self.name)
+        return table.astype({"published": "Int64"})
+
+
+def prepare_dataset(
+    name: str,
+    raw: Path,
+    out: Path,
+    *,
+    image_size: int,
+    split: str,
+    split_folder: Path,
+    test_fraction: float,
+    validation_fraction: float,
+    seed: int,
+) -> PreparationReport:
+    """Read a dataset in its published layout and write the prepared folder.
+
+    Several masks of one image are joined by OR before resizing. All images are read and checked
+    before an earlier prepared folder is replaced.
+
+    Args:
+        name: A name in the catalog, or any other for a plain folder of one's own.
+        raw: The dataset's folder, as published.
+        out: The prepared folder to write; an earlier one there is replaced.
+        image_size: Side of the square that images and masks are resized to, pixels; divisible by
+            8, at least 16.
+        split: "published", "official" or "random", see `assign_splits`.
+        split_folder: Folder of the published splits.
+        test_fraction: Share of the images for testing, for "random" only.
+        validation_fraction: Share of the training images for validation.
+        seed: For what is drawn at random.
+
+    Returns:
+        What was found and written.
+
+    Raises:
+        InputError: A parameter out of range, a dataset or split that cannot be read, an image and
+            a mask of different sizes, a mask without foreground (also once resized), or an `out`
+            that holds something else. The earlier prepared folder is then as it was.
+    """
+    if image_size < 16 or image_size % 8:
+        raise InputError(
+            f"image_size is {image_size}: set it to a multiple of 8, at least 16, "
+            "because latents have an eighth of it."
+        )
+    raw, out = Path(raw), Path(out)
+    _check_target(raw, out)
+    spec = spec_of(name)
+    cases = find_cases(name, raw)
+    split_of = assign_splits(
+        cases,
+        split,
+        folder=root_of(name, raw),
+        split_file=Path(split_folder) / spec.split_file if spec.split_file else None,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        seed=seed,
+    )
+    chosen = [case for case in cases if case.id in split_of]
+    with replace_folder(out) as folder:
+        (folder / "images").mkdir()
+        (folder / "masks").mkdir()
+        results = _prepare_all(chosen, folder, image_size, name)
+        rows = [
+            {
+                "id": case.id,
+                "split": split_of[case.id],
+                "group": case.group,
+                "source": case.image.relative_to(raw).as_posix(),
+                "original_width": result.size[0],
+                "original_height": result.size[1],
+                "sha256": result.sha256,
+                "mask_area": result.mask_area,
+                "label": case.label,
+                "pixels": result.pixels,
+            }
+            for case, result in zip(chosen, results, strict=True)
+        ]
+        manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
+        manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
+    counts = Counter(split_of.values())
+    sizes = sorted((result.size for result in results), key=lambda size: size[0] * size[1])
+    return PreparationReport(
+        name=name,
+        counts={part: counts[part] for part in SPLITS},
+        published=(
+            None
+            if spec.pairs is None
+            else {"pairs": spec.pairs, "train": spec.train, "test": spec.test}
+        ),
+        differences=_differences(spec, cases, split_of),
+        image_modes=dict(sorted(Counter(result.image_mode for result in results).items())),
+        mask_modes=dict(
+            sorted(Counter(mode for result in results for mode in result.mask_modes).items())
+        ),
+        joined=sum(len(case.masks) > 1 for case in chosen),
+        smallest=sizes[0],
+        largest=sizes[-1],
+        data_hash=data_hash(out),
+    )
+
+
+def load_manifest(folder: Path) -> pd.DataFrame:
+    """Load and check the manifest of a prepared folder.
+
+    Args:
+        folder: The prepared folder.
+
+    Returns:
+        One row for each image with the columns of `MANIFEST_COLUMNS`; texts as str, sizes as int,
+        mask_area as float; at least one row.
+
+    Raises:
+        InputError: The folder is not prepared, or its manifest was changed by other means.
+    """
+    path = Path(folder) / "manifest.csv"
+    if not path.is_file():
+        raise InputError(f"There is no prepared data in {folder}: run the prepare stage first.")
+    remedy = "run the prepare stage again"
+    numbers = {"original_width": int, "original_height": int, "mask_area": float}
+    try:
+        # An id such as 000001 or NA is a text.
+        manifest = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        manifest = manifest.astype(
+            {column: kind for column, kind in numbers.items() if column in manifest}
+        )
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read ({reason}): {remedy}.") from error
+    missing = [column for column in MANIFEST_COLUMNS if column not in manifest]
+    if missing:
+        raise InputError(f"{path} lacks the column {missing[0]}: {remedy}.")
+    if manifest.empty:
+        raise InputError(f"{path} lists no image: {remedy}.")
+    if manifest["id"].duplicated().any():
+        twice = manifest["id"][manifest["id"].duplicated()].iloc[0]
+        raise InputError(f"{path} lists {twice} twice: {remedy}.")
+    unknown = set(manifest["split"]) - set(SPLITS)
+    if unknown:
+        raise InputError(f"{path} has the unknown split {min(unknown)!r}: {remedy}.")
+    if not manifest["mask_area"].between(0, 1, inclusive="right").all():
+        raise InputError(f"{path} has a mask_area that is not above 0 and up to 1: {remedy}.")
+    return manifest
+
+
+def data_hash(folder: Path) -> str:
+    """Identify prepared data: images, masks, splits and all.
+
+    It is the SHA-256 of `manifest.csv`, which holds a hash of the pixels of every image and mask.
+    Reading the manifest is therefore enough, and `PreparedDataset` checks the pixels against it.
+
+    Args:
+        folder: The prepared folder.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        InputError: The folder is not prepared.
+    """
+    path = Path(folder) / "manifest.csv"
+    if not path.is_file():
+        raise InputError(f"There is no prepared data in {folder}: run the prepare stage first.")
+    return sha256_of(path)
+
+
+def pixels_hash(image: np.ndarray, mask: np.ndarray) -> str:
+    """Hash a prepared pair by its pixels, which do not depend on how PNG compresses them.
+
+    Args:
+        image: uint8 array (H, W, 3).
+        mask: Boolean array (H, W).
+
+    Returns:
+        64 hexadecimal digits: SHA-256 of the image's bytes and then the mask's, one byte a pixel,
+        0 or 1.
+    """
+    return hashlib.sha256(image.tobytes() + mask.astype(np.uint8).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    size: tuple[int, int]
+    image_mode: str
+    mask_modes: tuple[str, ...]
+    sha256: str
+    mask_area: float
+    pixels: str
+
+
+def _check_target(raw: Path, out: Path) -> None:
+    """Refuse to replace a folder that a preparation did not write."""
+    target, source = out.resolve(), raw.resolve()
+    if target == source or target in source.parents:
+        raise InputError(f"{out} holds the raw data: choose another folder for the prepared data.")
+    if target.is_dir() and any(target.iterdir()) and not (target / "manifest.csv").is_file():
+        raise InputError(
+            f"{out} holds files but no manifest.csv, so it is not prepared data to be replaced: "
+            "move it away or choose another folder."
+        )
+
+
+def _prepare_all(
+    cases: Sequence[Case], folder: Path, image_size: int, name: str
+) -> list[_Prepared]:
+    """Prepare every case, in threads, and name the first problem and the number of others."""
+    results, problems = [], []
+    # Decoding and resizing release the interpreter lock; more threads than this wait for the disk.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(_prepare_case, case, folder, image_size) for case in cases]
+        try:
+            for future in tqdm(futures, desc=f"Preparing {name}", unit="image"):
+                try:
+                    results.append(future.result())
+                except InputError as problem:
+                    problems.append(str(problem))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if len(problems) > 1:
+        raise InputError(
+            f"{len(problems)} images of {name} cannot be prepared; the first: {problems[0]}"
+        )
+    if problems:
+        raise InputError(problems[0])
+    return results
+
+
+def _prepare_case(case: Case, folder: Path, image_size: int) -> _Prepared:
+    image, image_mode = _read(case.image, as_rgb)
+    mask, mask_modes = None, []
+    for path in case.masks:
+        part, mode = _read(path, as_mask)
+        mask_modes.append(mode)
+        if part.shape != (image.height, image.width):
+            raise InputError(
+                f"{path} is {part.shape[1]}×{part.shape[0]} pixels but its image {case.image.name} "
+                f"is {image.width}×{image.height}: replace the one that is wrong."
+            )
+        mask = part if mask is None else mask | part
+    names = " and ".join(str(path) for path in case.masks)
+    if not mask.any():
+        raise InputError(
+            f"{names} has no foreground: correct the mask or remove the image with its mask."
+        )
+    small_image = resize_image(image, image_size)
+    small_mask = resize_mask(mask, image_size)
+    if not small_mask.any():
+        raise InputError(
+            f"{names} has foreground too small to be left at image_size {image_size}: "
+            "set a larger image_size or remove the image with its mask."
+        )
+    small_image.save(folder / "images" / f"{case.id}.png")
+    Image.fromarray(small_mask.astype(np.uint8) * 255).save(folder / "masks" / f"{case.id}.png")
+    return _Prepared(
+        size=image.size,
+        image_mode=image_mode,
+        mask_modes=tuple(mask_modes),
+        sha256=sha256_of(case.image),
+        mask_area=float(small_mask.mean()),
+        pixels=pixels_hash(np.asarray(small_image), small_mask),
+    )
+
+
+def _read(path: Path, convert):
+    """Open and convert an image; whatever is wrong with it is said with the file's name."""
+    image = open_image(path)
+    try:
+        return convert(image), image.mode
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _differences(spec: DatasetSpec, cases: list[Case], split_of: dict[str, str]) -> list[str]:
+    sentences = []
+    if spec.pairs is not None:
+        counts = Counter(split_of.values())
+        for what, found, expected in (
+            ("image-mask pairs", len(cases), spec.pairs),
+            (
+                "images to train on (validation included)",
+                counts["train"] + counts["val"],
+                spec.train,
+            ),
+            ("images to test on", counts["test"], spec.test),
+        ):
+            if found != expected:
+                sentences.append(f"{spec.title} has {found} {what}; the paper has {expected}.")
+    left_out = [case.id for case in cases if case.id not in split_of]
+    if left_out:
+        more = ", ..." if len(left_out) > 3 else ""
+        sentences.append(
+            f"{len(left_out)} of {len(cases)} images of {spec.title} are in no list of the split "
+            f"and were left out ({', '.join(left_out[:3])}{more})."
+        )
+    return sentences

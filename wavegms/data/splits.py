@@ -1,0 +1,306 @@
+"""Splits: the published ones, those that come with a dataset, and random ones by group.
+
+Two rules hold throughout: a validation split is taken out of train and never out of test, and what
+is drawn at random depends on the ids and the seed alone, not on the order of the cases.
+"""
+
+import pickle
+import pickletools
+import random
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from wavegms.data.catalog import IMAGE_SUFFIXES, Case, case_id
+from wavegms.errors import InputError
+
+# The largest published split, of 10,015 names, has 150 kB.
+MAX_SPLIT_BYTES = 5_000_000
+
+# Instructions that build dicts, lists, tuples, texts and numbers, and nothing else. Whatever
+# imports, calls, builds an object or asks the process for one (extension registry, persistent ids)
+# is absent.
+# fmt: off
+_PLAIN_OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE",
+    "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET",
+    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT",
+    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING",
+    "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS",
+    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+}
+# fmt: on
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """The second lock, should the list of opcodes ever be wrong."""
+
+    def find_class(self, module: str, name: str):
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid):
+        raise pickle.UnpicklingError("it asks for an outside object")
+
+
+def read_published_split(path: Path) -> dict[str, list[str]]:
+    """Read a published train/test split, a pickle of the GMS repository.
+
+    A pickle can make the reader run any code. This one may hold plain containers, texts and numbers
+    only; anything else is refused before a single instruction of it is carried out.
+
+    Args:
+        path: A pickle of `{"train": {"name_list": [...]}, "test": {"name_list": [...]}}`.
+
+    Returns:
+        `{"train": names, "test": names}` as published, in their order; no name occurs twice.
+
+    Raises:
+        InputError: The file is missing, too large, not such a pickle, or names are missing,
+            repeated or not texts; the message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"The published split {path} is missing: get it from the Dataset folder of "
+            "https://github.com/King-HAW/GMS, or set split to random."
+        )
+    if path.stat().st_size > MAX_SPLIT_BYTES:
+        raise InputError(
+            f"{path} is larger than {MAX_SPLIT_BYTES // 1_000_000} MB and so no published split: "
+            "replace it with the published file."
+        )
+    try:
+        content = _load_plain(path.read_bytes())
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise InputError(
+            f"{path} is not a plain pickle of names ({error}): "
+            "replace it with the published file and do not open it by other means."
+        ) from error
+    lists = {}
+    for part in ("train", "test"):
+        try:
+            names = content[part]["name_list"]
+        except (KeyError, TypeError, IndexError):
+            names = None
+        if not isinstance(names, list | tuple):
+            raise InputError(
+                f"{path} has no list of names under {part}, name_list: "
+                "replace it with the published file."
+            )
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(
+                f"{path} lists something other than names under {part}: "
+                "replace it with the published file."
+            )
+        lists[part] = list(names)
+    _check_lists(lists, path)
+    return lists
+
+
+def read_official_split(folder: Path) -> dict[str, list[str]]:
+    """Read the lists `train.txt` and `test.txt` that lie in a dataset's folder.
+
+    Kvasir-Instrument is published with them; they work for any dataset. One name a line, with or
+    without the image's ending; blank lines do not count.
+
+    Args:
+        folder: The folder that holds both files.
+
+    Returns:
+        `{"train": names, "test": names}` in the order of the files; no name occurs twice.
+
+    Raises:
+        InputError: A file is missing or empty or not text, or a name is repeated.
+    """
+    lists = {}
+    for part in ("train", "test"):
+        path = Path(folder) / f"{part}.txt"
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} is missing: write one image name a line into it, or set split to random."
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{path} cannot be read as text ({error}): save it as UTF-8."
+            ) from error
+        lists[part] = [line.strip() for line in lines if line.strip()]
+    _check_lists(lists, Path(folder) / "train.txt and test.txt")
+    return lists
+
+
+def random_split(cases: Sequence[Case], test_fraction: float, seed: int) -> dict[str, str]:
+    """Draw a test split at random, whole groups at a time and in the proportions of the labels.
+
+    Args:
+        cases: The cases; their order does not matter.
+        test_fraction: Share of the images for testing, above 0 and below 1.
+        seed: Any integer.
+
+    Returns:
+        "train" or "test" for each id. As groups stay whole, the test split can exceed its share by
+        less than one group for each label.
+
+    Raises:
+        InputError: The fraction is out of range, or the groups are too few to split.
+    """
+    if not 0 < test_fraction < 1:
+        raise InputError(f"test_fraction is {test_fraction}: set it above 0 and below 1.")
+    test = _draw_groups(cases, test_fraction, seed, "test_fraction")
+    return {case.id: "test" if case.id in test else "train" for case in cases}
+
+
+def carve_validation(cases: Sequence[Case], validation_fraction: float, seed: int) -> set[str]:
+    """Draw a validation split out of the training cases, as `random_split` draws a test split.
+
+    Args:
+        cases: The training cases; their order does not matter.
+        validation_fraction: Share of the images for validation, from 0 to below 1.
+        seed: Any integer.
+
+    Returns:
+        Ids of the validation cases: none if the fraction is 0, otherwise at least one, and at
+        least one group stays in train.
+
+    Raises:
+        InputError: The fraction is out of range, or the groups are too few to split.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise InputError(f"validation_fraction is {validation_fraction}: set it from 0 to below 1.")
+    if validation_fraction == 0:
+        return set()
+    return _draw_groups(cases, validation_fraction, seed, "validation_fraction")
+
+
+def assign_splits(
+    cases: Sequence[Case],
+    method: str,
+    *,
+    folder: Path,
+    split_file: Path | None,
+    test_fraction: float,
+    validation_fraction: float,
+    seed: int,
+) -> dict[str, str]:
+    """Say of each case whether it is for training, validation or testing.
+
+    Args:
+        cases: The cases of one dataset.
+        method: "published" (the pickle `split_file`), "official" (`train.txt` and `test.txt` in
+            `folder`) or "random".
+        folder: The folder that holds the dataset's layout.
+        split_file: The published split, None if the dataset has none.
+        test_fraction: For "random" only, see `random_split`.
+        validation_fraction: Share of the training cases for validation, see `carve_validation`.
+        seed: For what is drawn at random.
+
+    Returns:
+        "train", "val" or "test" for each id, in the order of the cases; cases that the published
+        or official lists do not name are left out.
+
+    Raises:
+        InputError: Unknown method, unreadable lists, names in them without a case, or nothing left
+            to train or test on.
+    """
+    if method == "random":
+        splits = random_split(cases, test_fraction, seed)
+    elif method == "official":
+        splits = _apply_lists(cases, read_official_split(folder), f"the lists in {folder}")
+    elif method == "published":
+        if split_file is None:
+            raise InputError("This dataset has no published split: set split to random.")
+        splits = _apply_lists(cases, read_published_split(split_file), str(split_file))
+    else:
+        raise InputError(f"split is {method!r}: set it to published, official or random.")
+    train = [case for case in cases if splits.get(case.id) == "train"]
+    validation = carve_validation(train, validation_fraction, seed)
+    return {id: "val" if id in validation else split for id, split in splits.items()}
+
+
+def _load_plain(data: bytes):
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name not in _PLAIN_OPCODES:
+            raise pickle.UnpicklingError(f"it holds the instruction {opcode.name}")
+        # The unpickler reserves memory up to the index it is told to store at.
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+            raise pickle.UnpicklingError("it stores at an impossible place")
+    return _PlainUnpickler(BytesIO(data)).load()
+
+
+def _check_lists(lists: dict[str, list[str]], where: Path) -> None:
+    seen: dict[str, str] = {}
+    for part, names in lists.items():
+        if not names:
+            raise InputError(
+                f"{where}: no name is listed for {part}; complete the list, or set split to random."
+            )
+        for name in names:
+            if name in seen:
+                places = part if seen[name] == part else f"{seen[name]} and {part}"
+                raise InputError(
+                    f"{where}: the name {name} is listed twice (in {places}); keep it once."
+                )
+            seen[name] = part
+
+
+def _apply_lists(cases: Iterable[Case], lists: dict[str, list[str]], where: str) -> dict[str, str]:
+    """Turn lists of names into a split for each id."""
+    split_of: dict[str, str] = {}
+    for part, names in lists.items():
+        for name in names:
+            stem = Path(name).stem if name.lower().endswith(IMAGE_SUFFIXES) else name
+            if split_of.setdefault(case_id(stem), part) != part:
+                raise InputError(
+                    f"{where}: the image {case_id(stem)} is in both train and test; keep it in one."
+                )
+    splits = {case.id: split_of[case.id] for case in cases if case.id in split_of}
+    missing = [id for id in split_of if id not in splits]
+    if missing:
+        more = ", ..." if len(missing) > 3 else ""
+        raise InputError(
+            f"{len(missing)} of {len(split_of)} names in {where} have no image "
+            f"({', '.join(missing[:3])}{more}): complete the dataset, or set split to random."
+        )
+    return splits
+
+
+def _draw_groups(cases: Sequence[Case], fraction: float, seed: int, parameter: str) -> set[str]:
+    """Draw about `fraction` of the cases, by whole groups, stratified by label."""
+    groups: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda case: case.id):
+        groups.setdefault(case.group, []).append(case)
+    if len(groups) < 2:
+        raise InputError(
+            f"{parameter} is {fraction}, but {len(cases)} images in {len(groups)} group(s) cannot "
+            "be divided: add data, or set the fraction to 0 where that is allowed."
+        )
+    strata: dict[str, list[list[Case]]] = {}
+    for members in groups.values():
+        # A group whose images differ in label counts for that of its first image.
+        strata.setdefault(members[0].label, []).append(members)
+
+    # Largest remainders, so that the shares of the labels add up to the share of the whole.
+    total = max(1, int(fraction * len(cases) + 0.5))
+    shares = {
+        label: total * sum(map(len, members)) / len(cases) for label, members in strata.items()
+    }
+    quota = {label: int(share) for label, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda label: (quota[label] - shares[label], label))
+    for label in by_remainder[: total - sum(quota.values())]:
+        quota[label] += 1
+
+    drawn: set[str] = set()
+    for label, members in sorted(strata.items()):
+        random.Random(f"{seed} {label}").shuffle(members)
+        count = 0
+        for group in members:
+            if count >= quota[label]:
+                break
+            drawn.update(case.id for case in group)
+            count += len(group)
+    if len(drawn) == len(cases):
+        raise InputError(
+            f"{parameter} is {fraction}, which leaves no image to train on: set it lower."
+        )
+    return drawn

@@ -1,0 +1,110 @@
+"""From a trained pipeline and a prepared split to per-image metrics and their summary."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from tqdm import tqdm
+
+from wavegms.data.dataset import PreparedDataset
+from wavegms.metrics import mask_metrics
+from wavegms.models.pipeline import WaveGMSPipeline
+
+METRICS = ("dsc", "iou", "hd95", "hd95_zero_if_empty")
+
+
+def predict_split(
+    pipeline: WaveGMSPipeline, dataset: PreparedDataset, batch_size: int = 12
+) -> np.ndarray:
+    """Soft masks of a prepared split, at the run's size.
+
+    Args:
+        pipeline: the trained model.
+        dataset: the split.
+        batch_size: how many images go through the network at once.
+
+    Returns:
+        float32 (N, H, W) in [0, 1], in the order of the split.
+    """
+    chunks = []
+    for start in tqdm(range(0, len(dataset), batch_size), desc="predicting", unit="batch"):
+        stop = min(start + batch_size, len(dataset))
+        images = torch.stack([dataset[index]["image"] for index in range(start, stop)])
+        chunks.append(pipeline.predict(PreparedDataset.to_float(images))[:, 0].cpu().numpy())
+    return np.concatenate(chunks)
+
+
+def score_split(
+    probabilities: np.ndarray, dataset: PreparedDataset, threshold: float = 0.5
+) -> pd.DataFrame:
+    """Metrics of every image of a split.
+
+    Args:
+        probabilities: float (N, H, W) in [0, 1], in the order of the split.
+        dataset: the split.
+        threshold: probability from which a pixel belongs to the mask.
+
+    Returns:
+        One row an image: id, label, the fields of `MaskMetrics`, and the fraction of the image
+        that truth and prediction cover (true_area, predicted_area).
+    """
+    rows = []
+    for index, soft_mask in enumerate(probabilities):
+        truth = dataset[index]["mask"][0].numpy().astype(bool)
+        prediction = soft_mask >= threshold
+        rows.append(
+            {
+                "id": dataset.ids[index],
+                "label": dataset.labels[index],
+                **mask_metrics(prediction, truth).as_dict(),
+                "true_area": truth.mean(),
+                "predicted_area": prediction.mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def summarize(
+    scores: pd.DataFrame, resamples: int, seed: int, metrics: Sequence[str] = METRICS
+) -> pd.DataFrame:
+    """Mean, standard deviation and 95 % bootstrap interval of the mean, over images.
+
+    The interval is the percentile one, which keeps inside the metric's range.
+
+    Args:
+        scores: what `score_split` gives.
+        resamples: number of bootstrap resamples.
+        seed: of the resampling.
+        metrics: columns to summarise.
+
+    Returns:
+        One row a metric: metric, mean, sd (sample standard deviation; NaN for one image), ci_low,
+        ci_high, images.
+    """
+    rows = []
+    for metric in metrics:
+        values = scores[metric].to_numpy(dtype=float)
+        if len(values) > 1:
+            interval = stats.bootstrap(
+                (values,),
+                np.mean,
+                n_resamples=resamples,
+                method="percentile",
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+            low, high = interval.low, interval.high
+        else:
+            low = high = values.mean()
+        rows.append(
+            {
+                "metric": metric,
+                "mean": values.mean(),
+                "sd": values.std(ddof=1) if len(values) > 1 else float("nan"),
+                "ci_low": low,
+                "ci_high": high,
+                "images": len(values),
+            }
+        )
+    return pd.DataFrame(rows)

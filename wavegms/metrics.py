@@ -1,0 +1,59 @@
+"""Overlap and boundary metrics of one binary mask against another (paper, section 3.2)."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from medpy.metric import binary
+
+
+@dataclass(frozen=True)
+class MaskMetrics:
+    """How well one predicted mask matches its truth.
+
+    Attributes:
+        dsc: Dice coefficient in [0, 1]; 1 if both masks are empty.
+        iou: intersection over union in [0, 1]; 1 if both masks are empty.
+        hd95: 95th percentile of the surface distances, in pixels. Where exactly one mask is empty
+            there is no surface to measure from, and the image diagonal stands in: the worst any
+            prediction could do. 0 if both are empty.
+        hd95_zero_if_empty: the same, but 0 where either mask is empty, as the reference code
+            scores. It rewards an empty prediction; it is here to compare with published numbers.
+        empty_prediction: the predicted mask has no pixel.
+    """
+
+    dsc: float
+    iou: float
+    hd95: float
+    hd95_zero_if_empty: float
+    empty_prediction: bool
+
+    def as_dict(self) -> dict[str, float | bool]:
+        """The fields as a row of a table."""
+        return asdict(self)
+
+
+def mask_metrics(prediction: np.ndarray, truth: np.ndarray) -> MaskMetrics:
+    """Compares two masks, by MedPy.
+
+    Args:
+        prediction: bool (H, W).
+        truth: bool (H, W).
+
+    Raises:
+        ValueError: the shapes differ or the masks are not two-dimensional.
+    """
+    if prediction.shape != truth.shape or prediction.ndim != 2:
+        raise ValueError(f"masks of shapes {prediction.shape} and {truth.shape} cannot be compared")
+    prediction, truth = prediction.astype(bool), truth.astype(bool)
+    if prediction.any() and truth.any():
+        hd95 = hd95_zero_if_empty = float(binary.hd95(prediction, truth))
+    else:
+        hd95_zero_if_empty = 0.0
+        hd95 = float(np.hypot(*truth.shape)) if prediction.any() or truth.any() else 0.0
+    return MaskMetrics(
+        dsc=float(binary.dc(prediction, truth)),
+        iou=float(binary.jc(prediction, truth)),
+        hd95=hd95,
+        hd95_zero_if_empty=hd95_zero_if_empty,
+        empty_prediction=not prediction.any(),
+    )

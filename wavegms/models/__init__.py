@@ -1,0 +1,1 @@
+"""The networks: nothing here knows about files of data, DVC or datasets."""

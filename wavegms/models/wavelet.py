@@ -1,0 +1,80 @@
+"""The orthonormal 2-D Haar wavelet transform (paper, section 2.2).
+
+PyWavelets defines the conventions (`pywt.dwt2(x, "haar")`) and the tests compare with it; here the
+transform is written in torch so that it runs on the model's device and inside its graph.
+"""
+
+import torch
+from torch import Tensor
+
+SUB_BANDS = ("LL", "horizontal", "vertical", "diagonal")
+
+
+def haar_dwt(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One level of the orthonormal 2-D Haar transform.
+
+    Args:
+        x: (..., H, W), H and W even; any value range.
+
+    Returns:
+        LL, horizontal, vertical and diagonal detail, each (..., H/2, W/2). The energy (sum of
+        squares) of the four together equals that of `x`.
+
+    Raises:
+        ValueError: H or W is odd.
+    """
+    if x.shape[-2] % 2 or x.shape[-1] % 2:
+        raise ValueError(f"the Haar transform needs even sides, not {tuple(x.shape[-2:])}")
+    top_left, top_right = x[..., 0::2, 0::2], x[..., 0::2, 1::2]
+    bottom_left, bottom_right = x[..., 1::2, 0::2], x[..., 1::2, 1::2]
+    top_sum, top_difference = top_left + top_right, top_left - top_right
+    bottom_sum, bottom_difference = bottom_left + bottom_right, bottom_left - bottom_right
+    return (
+        (top_sum + bottom_sum) / 2,
+        (top_sum - bottom_sum) / 2,
+        (top_difference + bottom_difference) / 2,
+        (top_difference - bottom_difference) / 2,
+    )
+
+
+def haar_idwt(ll: Tensor, horizontal: Tensor, vertical: Tensor, diagonal: Tensor) -> Tensor:
+    """Inverse of :func:`haar_dwt`.
+
+    Args:
+        ll: (..., H/2, W/2), and the three details of the same shape.
+        horizontal: horizontal detail.
+        vertical: vertical detail.
+        diagonal: diagonal detail.
+
+    Returns:
+        (..., H, W).
+    """
+    top_sum, bottom_sum = ll + horizontal, ll - horizontal
+    top_difference, bottom_difference = vertical + diagonal, vertical - diagonal
+    top = torch.stack([top_sum + top_difference, top_sum - top_difference], dim=-1) / 2
+    bottom = torch.stack([bottom_sum + bottom_difference, bottom_sum - bottom_difference], -1) / 2
+    rows = torch.stack([top.flatten(-2), bottom.flatten(-2)], dim=-2)
+    return rows.flatten(-3, -2)
+
+
+def multi_level_bands(images: Tensor, levels: int = 3) -> list[Tensor]:
+    """The multi-resolution decomposition X_MR^l of the paper, l = 1 ... levels.
+
+    Each level transforms the LL band of the one before. Its four sub-bands are concatenated along
+    the channels as LL, horizontal, vertical, diagonal (each with the image's own channels), and
+    divided by 2^l: an orthonormal LL grows by 2 a level, so this puts it back in the image's range.
+
+    Args:
+        images: (B, C, H, W) in [0, 1], H and W divisible by 2^levels.
+        levels: number of decomposition levels; the paper uses 3.
+
+    Returns:
+        One tensor a level, (B, 4C, H/2^l, W/2^l); its first C channels are in [0, 1] and the
+        details in [-1/2, 1/2].
+    """
+    bands, running = [], images
+    for level in range(1, levels + 1):
+        sub_bands = haar_dwt(running)
+        running = sub_bands[0]
+        bands.append(torch.cat(sub_bands, dim=1) / 2**level)
+    return bands

@@ -1,0 +1,122 @@
+"""Running the notebooks: as pipeline stages by papermill, and anew for the copies in git."""
+
+import ast
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+
+from wavegms.config import load_params
+from wavegms.data.files import write_text
+from wavegms.errors import InputError
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def run_notebook(
+    notebook: Path, output: Path, arguments: Mapping[str, str], params_file: Path
+) -> None:
+    """Runs one notebook as a stage of the pipeline.
+
+    Its parameters are the values of the parameter file, as far as the notebook declares them, and
+    `arguments` on top. What its kernel writes to stderr (the progress bars) appears here as it
+    comes. The executed notebook is written only when it ran to the end.
+
+    Args:
+        notebook: the notebook, run in its own folder.
+        output: where the executed copy goes.
+        arguments: parameters of this stage alone, such as the dataset.
+        params_file: params.yaml.
+
+    Raises:
+        InputError: the notebook met one, an argument is unknown to it, or a cell failed; the
+            latter's traceback goes to stderr.
+    """
+    params = load_params(params_file).model_dump()
+    declared = read_parameters(notebook)
+    unknown = sorted(set(arguments) - set(declared))
+    if unknown:
+        raise InputError(f"{notebook} has no parameter {unknown[0]}: it has {', '.join(declared)}")
+    values = {name: value for name, value in params.items() if name in declared}
+    values |= {name: type(declared[name])(value) for name, value in arguments.items()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        executed = papermill.execute_notebook(
+            notebook,
+            partial,
+            parameters=values,
+            cwd=notebook.parent,
+            progress_bar=False,
+            stderr_file=sys.stderr,
+        )
+        for cell in executed.cells:
+            _keep_last_state_of_progress_bars(cell)
+        write_text(output, nbformat.writes(executed) + "\n")
+    except PapermillExecutionError as error:
+        if error.ename == InputError.__name__:
+            raise InputError(error.evalue) from None
+        print(_COLOURS.sub("", "\n".join(error.traceback)), file=sys.stderr)
+        raise InputError(
+            f"{notebook} failed with {error.ename} (traceback above): "
+            "this looks like a defect of the code, please report it"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def refresh_notebook(notebook: Path) -> None:
+    """Runs a notebook with its own parameters and stores its outputs in place, for git.
+
+    Only what another run gives again is stored: no progress bars, no execution times.
+
+    Args:
+        notebook: the notebook; it stays as it is if a cell fails.
+    """
+    node = nbformat.read(notebook, as_version=4)
+    NotebookClient(node, timeout=None, resources={"metadata": {"path": notebook.parent}}).execute()
+    for cell in node.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    node.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    write_text(notebook, nbformat.writes(node) + "\n")
+
+
+def read_parameters(notebook: Path) -> dict[str, Any]:
+    """The defaults in a notebook's cell tagged `parameters`.
+
+    Args:
+        notebook: the notebook; every statement of that cell assigns a literal to a name.
+
+    Raises:
+        InputError: the notebook is missing or has no such cell.
+    """
+    try:
+        node = nbformat.read(notebook, as_version=4)
+    except FileNotFoundError as error:
+        raise InputError(f"{notebook} does not exist") from error
+    for cell in node.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            return {
+                statement.targets[0].id: ast.literal_eval(statement.value)
+                for statement in ast.parse(cell.source).body
+            }
+    raise InputError(f"{notebook} has no cell tagged parameters")
+
+
+def _keep_last_state_of_progress_bars(cell: NotebookNode) -> None:
+    """A terminal overwrites a line at each carriage return; a stored notebook piles them up."""
+    for output in cell.get("outputs", []):
+        if output.output_type == "stream":
+            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
