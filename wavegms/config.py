@@ -70,7 +70,7 @@ class AutoencoderTraining(Section):
     blocks: PositiveInt
     steps: PositiveInt
     batch_size: PositiveInt
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class AutoencoderParams(Section):
@@ -112,8 +112,8 @@ class TrainingParams(Section):
     epochs: PositiveInt
     epochs_by_dataset: dict[Name, PositiveInt]
     batch_size: PositiveInt
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     warmup_epochs: Annotated[int, Field(ge=0)]
     selection: Literal["best_on_validation", "best_on_test"]
     augmentation: AugmentationParams

@@ -45,11 +45,13 @@ def mask_metrics(prediction: np.ndarray, truth: np.ndarray) -> MaskMetrics:
     if prediction.shape != truth.shape or prediction.ndim != 2:
         raise ValueError(f"masks of shapes {prediction.shape} and {truth.shape} cannot be compared")
     prediction, truth = prediction.astype(bool), truth.astype(bool)
+    if not (prediction.any() or truth.any()):
+        # MedPy's Dice would divide 0 by 0
+        return MaskMetrics(1.0, 1.0, 0.0, 0.0, empty_prediction=True)
     if prediction.any() and truth.any():
         hd95 = hd95_zero_if_empty = float(binary.hd95(prediction, truth))
     else:
-        hd95_zero_if_empty = 0.0
-        hd95 = float(np.hypot(*truth.shape)) if prediction.any() or truth.any() else 0.0
+        hd95, hd95_zero_if_empty = float(np.hypot(*truth.shape)), 0.0
     return MaskMetrics(
         dsc=float(binary.dc(prediction, truth)),
         iou=float(binary.jc(prediction, truth)),

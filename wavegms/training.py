@@ -100,7 +100,7 @@ def train(
 
     Raises:
         InputError: the batch is larger than the training set, the warm-up does not end, or the
-            loss is no longer finite.
+            loss or the selection Dice is no longer finite.
     """
     if settings.batch_size > len(train_set):
         raise InputError(
@@ -155,10 +155,7 @@ def train(
                 )
                 terms = loss(*model(images), vae, images, masks)
                 if not torch.isfinite(terms["loss"]):
-                    raise InputError(
-                        f"the loss is {terms['loss'].item()} in epoch {epoch}: lower "
-                        f"training.learning_rate; the last good weights are in {folder / 'last'}"
-                    )
+                    raise _diverged("loss", terms["loss"].item(), rows, folder)
                 optimizer.zero_grad()
                 accelerator.backward(terms["loss"])
                 optimizer.step()
@@ -171,6 +168,9 @@ def train(
                 **{name: (value / len(batches)).item() for name, value in sums.items()},
                 "selection_dice": _mean_soft_dice(accelerator, model, vae, selection_batches),
             }
+            if not math.isfinite(row["selection_dice"]):
+                # the epoch's last step broke the weights: they must not become `last`
+                raise _diverged("selection Dice", row["selection_dice"], rows, folder)
             schedule.step()
             rows.append(row)
             bar.set_postfix(loss=f"{row['loss']:.3f}", dice=f"{row['selection_dice']:.3f}")
@@ -184,6 +184,13 @@ def train(
             if row["selection_dice"] > best_dice:
                 best_dice, best_epoch = row["selection_dice"], epoch
     return TrainingResult(pd.DataFrame(rows), best_epoch, best_dice, folder)
+
+
+def _diverged(what: str, value: float, rows: list[dict], folder: Path) -> InputError:
+    kept = f"; the last good weights are in {folder / 'last'}" if rows else ""
+    return InputError(
+        f"the {what} is {value} in epoch {len(rows) + 1}: lower training.learning_rate{kept}"
+    )
 
 
 @torch.no_grad()

@@ -74,7 +74,9 @@ def _load_folder(folder: Path) -> AutoencoderTiny:
 
 def _load_pretrained(where: str | Path) -> AutoencoderTiny:
     try:
-        return AutoencoderTiny.from_pretrained(where, use_safetensors=True)
+        vae, info = AutoencoderTiny.from_pretrained(
+            where, use_safetensors=True, output_loading_info=True
+        )
     except Exception as error:
         # diffusers, the hub client and safetensors each have their own exceptions for "missing",
         # "offline" and "broken"; to the user they are one thing
@@ -83,6 +85,14 @@ def _load_pretrained(where: str | Path) -> AutoencoderTiny:
             f"the autoencoder {where} cannot be loaded ({first_line}): check the name and the "
             "connection, or set autoencoder.source to path or train"
         ) from error
+    # diffusers only warns where weights are missing, and leaves random ones in their place
+    for problem in ("missing", "unexpected", "mismatched"):
+        if keys := info[f"{problem}_keys"]:
+            raise InputError(
+                f"the autoencoder {where} does not fit its config.json: {problem} parameter "
+                f"{min(map(str, keys))}; use the files as published"
+            )
+    return vae
 
 
 def _convert_original(encoder: Path, decoder: Path) -> AutoencoderTiny:
@@ -93,7 +103,7 @@ def _convert_original(encoder: Path, decoder: Path) -> AutoencoderTiny:
     state = {}
     for part, path, offset in (("encoder", encoder, 0), ("decoder", decoder, -1)):
         for key, value in _read_tensors(path).items():
-            layer, _, rest = key.partition(".")
+            layer, _, rest = str(key).partition(".")
             if not layer.isdigit() or not rest:
                 raise InputError(f"{path} is not an original TAESD file: unexpected key {key}")
             state[f"{part}.layers.{int(layer) + offset}.{rest}"] = value.float()

@@ -134,12 +134,16 @@ def _prepare(image: ImageInput, size: int) -> tuple[Tensor, tuple[int, int]]:
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] not in (1, 3):
             raise InputError(f"an image tensor must be (1 or 3, H, W), not {tuple(image.shape)}")
+        # numpy has no bfloat16
+        image = image.float() if image.is_floating_point() else image
         image = image.detach().cpu().movedim(0, -1).numpy()
     if isinstance(image, np.ndarray):
         if image.ndim == 3 and image.shape[-1] == 1:
             image = image[..., 0]
         if image.ndim != 2 and not (image.ndim == 3 and image.shape[-1] in (3, 4)):
             raise InputError(f"an image array must be (H, W[, 1, 3 or 4]), not {image.shape}")
+        if not image.size:
+            raise InputError(f"an image must have pixels, but its shape is {image.shape}")
         if np.issubdtype(image.dtype, np.floating):
             return _prepare_float(image, size)
         if image.dtype == np.uint16 and image.ndim == 3:
@@ -149,6 +153,8 @@ def _prepare(image: ImageInput, size: int) -> tuple[Tensor, tuple[int, int]]:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise InputError(f"expected a PIL image, array or tensor, not {type(image).__name__}")
+    if 0 in image.size:
+        raise InputError(f"an image must have pixels, but its size is {image.size}")
     rgb = as_rgb(image)
     pixels = torch.from_numpy(np.array(resize_image(rgb, size)))
     return pixels.movedim(-1, 0).float() / 255, (rgb.height, rgb.width)

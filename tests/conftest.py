@@ -1,0 +1,122 @@
+"""What several test files share: settings, real data, and a small trained world."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
+from wavegms.autoencoder_training import build_autoencoder, train_autoencoder
+from wavegms.config import AugmentationParams, AutoencoderTraining, TrainingParams
+from wavegms.data.dataset import PreparedDataset
+from wavegms.data.phantom import write_phantoms
+from wavegms.data.prepare import prepare_dataset
+from wavegms.models.autoencoder import freeze
+
+# The first example pays for imports and warm-up, and a busy machine is not a failure.
+settings.register_profile("wavegms", deadline=None)
+settings.load_profile("wavegms")
+
+# Networks this small gain nothing from threads, and one thread adds in the same order every time.
+torch.set_num_threads(1)
+
+NO_AUGMENTATION = {
+    "horizontal_flip": 0.0,
+    "vertical_flip": 0.0,
+    "rotate_90": 0.0,
+    "color_jitter": 0.0,
+    "shift_scale_rotate": 0.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """A test that draws random numbers draws the same ones every time."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real images and weights."""
+    folder = os.environ.get("WAVEGMS_REAL_DATA")
+    if not folder:
+        pytest.skip("WAVEGMS_REAL_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """Eight simulated images at 32 x 32: four to train, two to validate, two to test."""
+    root = tmp_path_factory.mktemp("phantoms")
+    write_phantoms("phantom_a", root / "raw", count=8, seed=11)
+    report = prepare_dataset(
+        "phantom_a",
+        root / "raw",
+        root / "prepared",
+        image_size=32,
+        split="random",
+        split_folder=root,
+        test_fraction=0.25,
+        validation_fraction=0.25,
+        seed=3,
+    )
+    assert report.counts == {"train": 4, "val": 2, "test": 2}
+    return root / "prepared"
+
+
+@pytest.fixture(scope="session")
+def train_set(prepared):
+    return PreparedDataset(prepared, "train")
+
+
+@pytest.fixture(scope="session")
+def validation_set(prepared):
+    return PreparedDataset(prepared, "val")
+
+
+@pytest.fixture(scope="session")
+def trained_vae(train_set):
+    """A small autoencoder that gives the four training masks back; about 20 s."""
+    settings = AutoencoderTraining(
+        channels=16, blocks=1, steps=500, batch_size=4, learning_rate=5e-3
+    )
+    return train_autoencoder(train_set, settings, seed=0)
+
+
+@pytest.fixture(scope="session")
+def pipeline(trained_vae):
+    """Untrained networks before the trained autoencoder, at 32 x 32."""
+    torch.manual_seed(0)
+    networks = MultiResolutionEncoder(), LatentMappingModel()
+    pipe = WaveGMSPipeline(*networks, trained_vae, image_size=32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def small_vae():
+    """An untrained autoencoder, for whatever holds with any weights."""
+    torch.manual_seed(0)
+    return freeze(build_autoencoder(16, 1))
+
+
+@pytest.fixture
+def training_params():
+    """A maker of training settings without augmentation; keywords change single ones."""
+
+    def make(**changes) -> TrainingParams:
+        values = {
+            "epochs": 1,
+            "epochs_by_dataset": {},
+            "batch_size": 2,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.01,
+            "warmup_epochs": 0,
+            "selection": "best_on_validation",
+            "augmentation": AugmentationParams(**NO_AUGMENTATION),
+        }
+        return TrainingParams(**values | changes)
+
+    return make

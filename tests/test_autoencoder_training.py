@@ -1,0 +1,143 @@
+"""The small autoencoder of the embedded default: it learns, repeats itself and is judged."""
+
+import numpy as np
+import pytest
+import torch
+
+from wavegms import InputError
+from wavegms.autoencoder_training import (
+    ReconstructionQuality,
+    build_autoencoder,
+    reconstruction_quality,
+    require_mask_quality,
+    train_autoencoder,
+)
+from wavegms.config import AutoencoderTraining
+from wavegms.data.prepare import load_manifest
+from wavegms.models.autoencoder import freeze
+
+
+def tiny(**changes):
+    values = {"channels": 16, "blocks": 1, "steps": 8, "batch_size": 2, "learning_rate": 5e-3}
+    return AutoencoderTraining(**values | changes)
+
+
+def weights(vae):
+    return torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])
+
+
+def test_taesd_is_the_size_of_64_channels_and_3_blocks():
+    vae = build_autoencoder(64, 3)
+    assert sum(p.numel() for p in vae.encoder.parameters()) == 1_222_532
+    assert sum(p.numel() for p in vae.decoder.parameters()) == 1_222_531
+
+
+@pytest.mark.parametrize(("channels", "blocks"), [(16, 1), (8, 2)])
+def test_any_size_divides_by_8_into_4_channels(channels, blocks):
+    vae = build_autoencoder(channels, blocks)
+    latents = vae.encode(torch.zeros(1, 3, 16, 24)).latents
+    assert latents.shape == (1, 4, 2, 3)
+    assert vae.decode(latents).sample.shape == (1, 3, 16, 24)
+
+
+def test_training_improves_images_and_masks(trained_vae, train_set):
+    before = reconstruction_quality(freeze(build_autoencoder(16, 1)), train_set)
+    after = reconstruction_quality(trained_vae, train_set)
+    assert after.image_psnr > before.image_psnr + 5
+    assert before.mask_dice < 0.5 and after.mask_dice > 0.97
+    assert after.images == before.images == 4
+
+
+def test_it_generalises_to_masks_it_has_not_seen(trained_vae, validation_set):
+    untrained = reconstruction_quality(freeze(build_autoencoder(16, 1)), validation_set)
+    quality = reconstruction_quality(trained_vae, validation_set)
+    assert quality.images == 2
+    assert quality.mask_dice > untrained.mask_dice + 0.3
+
+
+def test_the_result_is_frozen(train_set):
+    vae = train_autoencoder(train_set, tiny(steps=1), seed=0)
+    assert not vae.training and not any(p.requires_grad for p in vae.parameters())
+    assert vae.device == torch.device("cpu")
+
+
+def test_the_seed_decides_everything(train_set):
+    once, again, other = (
+        weights(train_autoencoder(train_set, tiny(), seed=seed)) for seed in (3, 3, 4)
+    )
+    assert torch.equal(once, again) and not torch.allclose(once, other, atol=1e-3)
+
+
+def test_the_settings_are_obeyed(train_set):
+    seen = []
+
+    class Spy(type(train_set)):
+        def __init__(self):
+            self.__dict__ = train_set.__dict__
+
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    vae = train_autoencoder(Spy(), tiny(steps=5, batch_size=3, channels=8, blocks=2), seed=0)
+    assert len(seen) == 15 and set(seen) <= set(range(4))
+    assert vae.config.num_encoder_blocks == (1, 2, 2, 2)
+    assert vae.config.encoder_block_out_channels == (8,) * 4
+
+
+def test_more_steps_leave_a_smaller_error(train_set):
+    few, more = (
+        reconstruction_quality(train_autoencoder(train_set, tiny(steps=steps), seed=1), train_set)
+        for steps in (2, 60)
+    )
+    assert more.image_psnr > few.image_psnr + 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_quality_is_the_formulas(trained_vae, train_set, batch_size):
+    def decoded(pixels):
+        # the model's forward would round the latents to bytes in between
+        latents = trained_vae.encode(torch.from_numpy(2 * pixels - 1)[None].float()).latents
+        return trained_vae.decode(latents).sample[0].numpy() / 2 + 0.5
+
+    psnr, dice = [], []
+    for image, mask in zip(train_set.images.numpy(), train_set.masks.numpy(), strict=True):
+        error = decoded(image / 255).clip(0, 1) - image / 255
+        psnr.append(10 * np.log10(1 / (error**2).mean()))
+        hard, truth = decoded(np.repeat(mask, 3, 0) * 1.0).mean(0) >= 0.5, mask[0] > 0
+        dice.append(2 * (hard & truth).sum() / (hard.sum() + truth.sum()))
+    quality = reconstruction_quality(trained_vae, train_set, batch_size)
+    assert quality.images == 4
+    assert quality.image_psnr == pytest.approx(np.mean(psnr), abs=1e-3)
+    assert quality.mask_dice == pytest.approx(np.mean(dice), abs=1e-4)
+
+
+def test_quality_is_of_the_whole_folder(trained_vae, train_set, prepared):
+    assert (load_manifest(prepared)["split"] == "train").sum() == 4
+    quality = reconstruction_quality(trained_vae, train_set)
+    assert quality.as_dict() == {
+        "image_psnr": quality.image_psnr,
+        "mask_dice": quality.mask_dice,
+        "images": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("dice", "refused"), [(0.5, True), (0.899, True), (0.9, False), (1, False)]
+)
+def test_an_autoencoder_that_loses_masks_is_refused(dice, refused):
+    quality = ReconstructionQuality(image_psnr=40.0, mask_dice=dice, images=4)
+    if not refused:
+        assert require_mask_quality(quality, 0.9) is None
+        return
+    with pytest.raises(InputError) as error:
+        require_mask_quality(quality, 0.9)
+    message = str(error.value)
+    assert "autoencoder.min_mask_dice 0.9" in message and f"{dice:.3f}" in message
+    assert "autoencoder.train.steps" in message and "\n" not in message
+
+
+def test_an_untrained_autoencoder_is_refused(train_set):
+    quality = reconstruction_quality(freeze(build_autoencoder(16, 1)), train_set)
+    with pytest.raises(InputError, match="min_mask_dice"):
+        require_mask_quality(quality, 0.5)

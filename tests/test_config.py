@@ -1,0 +1,289 @@
+"""The schema of the parameters: a wrong value is refused by its name, in one sentence."""
+
+import copy
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wavegms import InputError
+from wavegms.config import Params, check_params, load_params
+
+VALUES = {
+    "datasets": ["phantom_a", "phantom_b"],
+    "variants": ["wave_gms"],
+    "seed": 2333,
+    "image_size": 64,
+    "phantom": {"images": 20, "seed": 0},
+    "split": {
+        "method": "random",
+        "folder": "data/splits",
+        "test_fraction": 0.2,
+        "validation_fraction": 0.1,
+    },
+    "autoencoder": {
+        "source": "train",
+        "hub": "madebyollin/taesd",
+        "path": "models/taesd",
+        "min_mask_dice": 0.9,
+        "train": {
+            "channels": 16,
+            "blocks": 1,
+            "steps": 100,
+            "batch_size": 8,
+            "learning_rate": 0.005,
+        },
+    },
+    "model": {"sample_at_inference": False},
+    "loss": {"supervision": "all_levels", "alignment_distance": "l1"},
+    "training": {
+        "epochs": 1000,
+        "epochs_by_dataset": {"ham10000": 300},
+        "batch_size": 12,
+        "learning_rate": 0.002,
+        "weight_decay": 0.01,
+        "warmup_epochs": 5,
+        "selection": "best_on_validation",
+        "augmentation": {
+            "horizontal_flip": 0.5,
+            "vertical_flip": 0.5,
+            "rotate_90": 0.5,
+            "color_jitter": 0.2,
+            "shift_scale_rotate": 0.4,
+        },
+    },
+    "evaluation": {"threshold": 0.5, "bootstrap_resamples": 1000},
+}
+
+
+def leaves(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "epochs_by_dataset":
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def sections(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "epochs_by_dataset":
+            yield f"{prefix}{key}"
+            yield from sections(value, f"{prefix}{key}.")
+
+
+def changed(key, value=None, remove=False):
+    values = copy.deepcopy(VALUES)
+    *path, last = key.split(".")
+    part = values
+    for step in path:
+        part = part[step]
+    if remove:
+        del part[last]
+    else:
+        part[last] = value
+    return values
+
+
+def refusal(values):
+    with pytest.raises(InputError) as error:
+        check_params(values)
+    message = str(error.value)
+    assert message.startswith("params.yaml: ") and "\n" not in message
+    return message.removeprefix("params.yaml: ")
+
+
+LEAVES, SECTIONS = list(leaves(VALUES)), list(sections(VALUES))
+
+
+def test_a_complete_file_is_accepted_as_it_stands():
+    assert check_params(VALUES).model_dump() == VALUES
+
+
+@pytest.mark.parametrize("section", ["", *SECTIONS])
+def test_an_unknown_key_is_refused_by_name(section):
+    key = f"{section}.lerning_rate" if section else "lerning_rate"
+    assert refusal(changed(key, 1)).startswith(f"{key} is not a known parameter")
+
+
+@pytest.mark.parametrize("key", [*LEAVES, *SECTIONS])
+def test_a_missing_key_is_refused_by_name(key):
+    assert refusal(changed(key, remove=True)).startswith(f"{key} is missing")
+
+
+@pytest.mark.parametrize("key", [*LEAVES, *SECTIONS])
+@pytest.mark.parametrize("value", [None, [[]], {"a": {"b": 1}}])
+def test_a_wrong_type_is_refused_by_name(key, value):
+    assert refusal(changed(key, value)).startswith(key)
+
+
+NOT_TEXT = {
+    key for key in LEAVES if key not in ("split.folder", "autoencoder.hub", "autoencoder.path")
+}
+
+
+@pytest.mark.parametrize("key", sorted(NOT_TEXT))
+def test_a_word_where_a_number_or_a_choice_belongs_is_refused_by_name(key):
+    assert refusal(changed(key, "much")).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**32),
+        ("seed", 1.5),
+        ("image_size", 0),
+        ("image_size", 8),
+        ("image_size", -64),
+        ("phantom.images", 0),
+        ("phantom.seed", -1),
+        ("split.test_fraction", 1),
+        ("split.test_fraction", -0.1),
+        ("split.validation_fraction", 1.0),
+        ("autoencoder.min_mask_dice", 1.1),
+        ("autoencoder.train.channels", 0),
+        ("autoencoder.train.blocks", 0),
+        ("autoencoder.train.steps", 0),
+        ("autoencoder.train.batch_size", 0),
+        ("autoencoder.train.learning_rate", 0),
+        ("training.epochs", 0),
+        ("training.batch_size", 0),
+        ("training.batch_size", 2.5),
+        ("training.learning_rate", 0),
+        ("training.learning_rate", -0.002),
+        ("training.weight_decay", -0.01),
+        ("training.warmup_epochs", -1),
+        ("evaluation.threshold", 0),
+        ("evaluation.threshold", 1),
+        ("evaluation.bootstrap_resamples", 99),
+        *((f"training.augmentation.{k}", 1.01) for k in VALUES["training"]["augmentation"]),
+        *((f"training.augmentation.{k}", -0.5) for k in VALUES["training"]["augmentation"]),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name_and_shown(key, value):
+    message = refusal(changed(key, value))
+    assert message.startswith(f"{key}: ") and repr(value) in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "split.test_fraction",
+        "split.validation_fraction",
+        "autoencoder.min_mask_dice",
+        "autoencoder.train.learning_rate",
+        "training.learning_rate",
+        "training.weight_decay",
+        "training.augmentation.rotate_90",
+        "evaluation.threshold",
+        "image_size",
+        "seed",
+    ],
+)
+def test_what_is_no_finite_number_is_refused_by_name(key, value):
+    assert refusal(changed(key, value)).startswith(f"{key}: ")
+
+
+@given(st.integers(16, 4096))
+def test_the_image_size_is_divisible_by_8(size):
+    if size % 8 == 0:
+        assert check_params(changed("image_size", size)).image_size == size
+    else:
+        message = refusal(changed("image_size", size))
+        assert message.startswith("image_size: ") and f"{size} is not divisible by 8" in message
+        hint = int(message.rsplit(" ", 1)[1])
+        assert check_params(changed("image_size", hint)).image_size == hint
+
+
+@pytest.mark.parametrize("key", ["datasets", "variants"])
+def test_lists_of_names(key):
+    assert refusal(changed(key, [])).startswith(f"{key}: ")
+    assert "twice" in refusal(changed(key, ["busi", "bus", "busi"]))
+    assert refusal(changed(key, ["busi", "bus", "busi"])).startswith(f"{key}: ")
+    assert refusal(changed(key, "busi")).startswith(f"{key}: ")
+    assert refusal(changed(key, ["busi", 3])).startswith(f"{key}.1: ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "..", "../x", "a/b", "a\\b", "/etc", "~", "a b", "-rf", "_x", "x\n", "a.b", "ä", "*"],
+)
+def test_names_that_cannot_be_folders_are_refused(name):
+    assert refusal(changed("datasets", ["busi", name])).startswith("datasets.1: a name may hold")
+    assert refusal(changed("variants", [name])).startswith("variants.0: a name may hold")
+    if "\n" not in name:  # a key is shown as it stands
+        by_dataset = changed("training.epochs_by_dataset", {name: 3})
+        assert refusal(by_dataset).startswith("training.epochs_by_dataset.")
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True))
+def test_safe_names_are_accepted(name):
+    assert check_params(changed("datasets", [name])).datasets == [name]
+
+
+def test_selecting_on_validation_needs_validation_images():
+    values = changed("split.validation_fraction", 0)
+    message = refusal(values)
+    assert message.startswith("split.validation_fraction is 0")
+    assert "training.selection" in message
+    values["training"]["selection"] = "best_on_test"
+    assert check_params(values).split.validation_fraction == 0
+
+
+def test_epochs_of_a_dataset():
+    training = check_params(VALUES).training
+    assert training.epochs_for("ham10000") == 300
+    assert training.epochs_for("busi") == 1000
+    message = refusal(changed("training.epochs_by_dataset", {"busi": 0}))
+    assert message.startswith("training.epochs_by_dataset.busi: ")
+
+
+@pytest.mark.parametrize("values", [None, [], "datasets", 3])
+def test_what_is_no_mapping_is_refused(values):
+    assert "valid dictionary" in refusal(values)
+
+
+def test_checked_parameters_cannot_be_changed():
+    params = check_params(VALUES)
+    with pytest.raises(ValueError, match="frozen"):
+        params.training.batch_size = 3
+
+
+def test_a_file_is_read(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(VALUES))
+    params = load_params(path)
+    assert isinstance(params, Params) and params == check_params(VALUES)
+    assert load_params(str(path)) == params
+
+
+def test_yaml_reads_2e_3_as_text_and_it_is_taken_as_a_number(tmp_path):
+    path = tmp_path / "params.yaml"
+    text = yaml.safe_dump(VALUES).replace("learning_rate: 0.002", "learning_rate: 2e-3")
+    path.write_text(text)
+    assert yaml.safe_load(text)["training"]["learning_rate"] == "2e-3"
+    assert load_params(path).training.learning_rate == 0.002
+
+
+@pytest.mark.parametrize("content", [b"a: [1, 2", b"a: b: c", b"\xff\xfe\x00a", b"a: !!python/x 1"])
+def test_a_file_that_is_no_yaml_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not valid YAML") as error:
+        load_params(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match="does not exist") as error:
+        load_params(tmp_path / "params.yaml")
+    assert str(tmp_path / "params.yaml") in str(error.value)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("")
+    with pytest.raises(InputError, match=r"^mine\.yaml: "):
+        load_params(path)

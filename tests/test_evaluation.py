@@ -1,0 +1,135 @@
+"""From predictions to tables: against plain formulas and against statistics."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from medpy.metric import binary
+
+from wavegms.evaluation import METRICS, predict_split, score_split, summarize
+
+
+@pytest.fixture
+def probabilities(train_set):
+    """The truth with noise, and one prediction that is empty."""
+    truth = train_set.masks[:, 0].numpy().astype(np.float32)
+    noise = np.random.default_rng(0).random(truth.shape, dtype=np.float32)
+    soft = 0.6 * truth + 0.45 * noise
+    soft[1] = 0.1
+    return soft.clip(0, 1)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_scores_are_the_formulas_image_by_image(train_set, probabilities, threshold):
+    scores = score_split(probabilities, train_set, threshold)
+    fields = [*METRICS, "empty_prediction", "true_area", "predicted_area"]
+    assert list(scores) == ["id", "label", *fields]
+    assert scores["id"].tolist() == train_set.ids
+    assert scores["label"].tolist() == train_set.labels
+    assert scores["empty_prediction"].tolist() == [False, True, False, False]
+    for k, row in scores.iterrows():
+        truth, guess = train_set.masks[k, 0].numpy() > 0, probabilities[k] >= threshold
+        both, total = (truth & guess).sum(), truth.sum() + guess.sum()
+        assert row["dsc"] == pytest.approx(2 * both / total)
+        assert row["iou"] == pytest.approx(both / (total - both))
+        assert row["true_area"] == pytest.approx(truth.sum() / 32**2)
+        assert row["predicted_area"] == pytest.approx(guess.sum() / 32**2)
+        if guess.any():
+            assert row["hd95"] == row["hd95_zero_if_empty"] == binary.hd95(guess, truth)
+        else:
+            assert row["hd95_zero_if_empty"] == 0
+            assert row["hd95"] == pytest.approx(32 * 2**0.5)
+
+
+def test_the_threshold_itself_belongs_to_the_mask(train_set):
+    half = np.full((4, 32, 32), 0.5, np.float32)
+    assert (score_split(half, train_set, 0.5)["predicted_area"] == 1).all()
+    assert (score_split(half - 1e-6, train_set, 0.5)["predicted_area"] == 0).all()
+
+
+def test_the_truth_scores_perfectly(train_set):
+    scores = score_split(train_set.masks[:, 0].numpy().astype(np.float32), train_set)
+    assert (scores[["dsc", "iou"]] == 1).all(axis=None)
+    assert (scores[["hd95", "hd95_zero_if_empty"]] == 0).all(axis=None)
+    assert scores["true_area"].tolist() == pytest.approx(train_set.manifest["mask_area"].tolist())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 12])
+def test_a_split_is_predicted_in_its_order(pipeline, train_set, batch_size):
+    result = predict_split(pipeline, train_set, batch_size)
+    assert result.shape == (4, 32, 32) and result.dtype == np.float32
+    for k in range(4):
+        alone = pipeline.predict(train_set.images[k : k + 1].float() / 255)[0, 0]
+        torch.testing.assert_close(torch.from_numpy(result[k]), alone, rtol=0, atol=2e-3)
+    assert result.min() >= 0 and result.max() <= 1 and np.ptp(result, axis=0).max() > 0.01
+
+
+def scores_of(values):
+    rng = np.random.default_rng(1)
+    return pd.DataFrame({metric: rng.permutation(values) for metric in METRICS})
+
+
+@pytest.fixture
+def scores():
+    return scores_of(np.random.default_rng(5).beta(8, 2, size=40))
+
+
+def test_means_and_deviations_are_pandas(scores):
+    table = summarize(scores, 200, seed=0)
+    assert list(table) == ["metric", "mean", "sd", "ci_low", "ci_high", "images"]
+    assert table["metric"].tolist() == list(METRICS)
+    described = scores.describe()
+    for row in table.itertuples():
+        assert row.mean == pytest.approx(described.loc["mean", row.metric])
+        assert row.sd == pytest.approx(described.loc["std", row.metric])
+        assert row.images == 40
+
+
+def test_only_the_metrics_asked_for(scores):
+    assert summarize(scores, 100, 0, metrics=["iou"])["metric"].tolist() == ["iou"]
+
+
+def test_the_interval_is_that_of_statistics():
+    """For many images a bootstrap of the mean approaches the normal interval."""
+    values = np.random.default_rng(2).beta(8, 2, size=900)
+    row = summarize(scores_of(values), 4000, seed=3, metrics=["dsc"]).iloc[0]
+    error = values.std(ddof=1) / 30
+    assert row["ci_low"] == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert row["ci_high"] == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 100])
+def test_the_interval_contains_the_mean_and_keeps_to_the_range(n):
+    for seed in range(5):
+        values = np.random.default_rng(seed).beta(5, 0.5, size=n)
+        row = summarize(scores_of(values), 300, seed=seed, metrics=["dsc"]).iloc[0]
+        assert values.min() <= row["ci_low"] <= row["mean"] <= row["ci_high"] <= values.max()
+        assert row["ci_low"] < row["ci_high"]
+
+
+def test_the_interval_narrows_with_the_root_of_n():
+    values = np.random.default_rng(7).beta(8, 2, size=25)
+    widths = []
+    for copies in (1, 4, 16):
+        row = summarize(scores_of(np.tile(values, copies)), 3000, 1, metrics=["dsc"]).iloc[0]
+        widths.append(row["ci_high"] - row["ci_low"])
+    assert widths[0] / widths[1] == pytest.approx(2, rel=0.1)
+    assert widths[1] / widths[2] == pytest.approx(2, rel=0.1)
+
+
+def test_the_seed_decides_the_interval_alone(scores):
+    once, again, other = (summarize(scores, 200, seed) for seed in (4, 4, 5))
+    pd.testing.assert_frame_equal(once, again, check_exact=True)
+    assert (once["ci_low"] != other["ci_low"]).any()
+    pd.testing.assert_frame_equal(once[["mean", "sd"]], other[["mean", "sd"]], check_exact=True)
+
+
+def test_one_image_has_a_mean_and_no_spread():
+    table = summarize(pd.DataFrame({metric: [0.7] for metric in METRICS}), 100, 0)
+    assert table["sd"].isna().all() and (table["images"] == 1).all()
+    assert (table[["mean", "ci_low", "ci_high"]] == 0.7).all(axis=None)
+
+
+def test_equal_scores_have_an_interval_without_width():
+    row = summarize(scores_of(np.full(6, 0.25)), 100, 0).iloc[0]
+    assert (row["mean"], row["sd"], row["ci_low"], row["ci_high"]) == (0.25, 0, 0.25, 0.25)

@@ -1,0 +1,119 @@
+"""Overlap and boundary metrics against MedPy and against their definitions."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from medpy.metric import binary
+from scipy.ndimage import binary_erosion
+from scipy.spatial.distance import cdist
+
+from wavegms.metrics import MaskMetrics, mask_metrics
+
+
+@st.composite
+def pairs(draw):
+    shape = draw(array_shapes(min_dims=2, max_dims=2, max_side=9))
+    return draw(arrays(bool, shape)), draw(arrays(bool, shape))
+
+
+def border(mask):
+    """Foreground pixels with a background pixel, or the image's edge, above, below or beside."""
+    return np.argwhere(mask & ~binary_erosion(mask))
+
+
+@given(pairs())
+def test_overlap_is_medpys_and_the_definition(pair):
+    a, b = pair
+    result = mask_metrics(a, b)
+    if a.any() or b.any():
+        assert (result.dsc, result.iou) == (binary.dc(a, b), binary.jc(a, b))
+        assert result.dsc == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+        assert result.iou == pytest.approx((a & b).sum() / (a | b).sum())
+    assert result.iou == pytest.approx(result.dsc / (2 - result.dsc))
+
+
+@given(pairs())
+def test_hd95_is_medpys_and_the_definition(pair):
+    a, b = pair
+    assume(a.any() and b.any())
+    result = mask_metrics(a, b)
+    between = cdist(border(a), border(b))
+    expected = np.percentile(np.concatenate([between.min(0), between.min(1)]), 95)
+    assert result.hd95 == result.hd95_zero_if_empty == binary.hd95(a, b)
+    assert result.hd95 == pytest.approx(expected)
+    assert result.hd95 <= np.hypot(*a.shape)
+
+
+@given(pairs())
+def test_metrics_are_symmetric(pair):
+    a, b = pair
+    forth, back = mask_metrics(a, b).as_dict(), mask_metrics(b, a).as_dict()
+    assert forth.pop("empty_prediction") == (not a.any())
+    assert back.pop("empty_prediction") == (not b.any())
+    assert forth == pytest.approx(back)
+
+
+@given(pairs())
+def test_a_mask_matches_itself(pair):
+    expected = MaskMetrics(1.0, 1.0, 0.0, 0.0, empty_prediction=not pair[0].any())
+    assert mask_metrics(pair[0], pair[0].copy()) == expected
+
+
+@given(pairs())
+def test_better_overlap_ranks_the_same_by_both_measures(pair):
+    a, b = pair
+    worse = mask_metrics(np.zeros_like(b), b)
+    result = mask_metrics(a, b)
+    assert (result.dsc >= worse.dsc) == (result.iou >= worse.iou)
+    assert 0 <= result.iou <= result.dsc <= 1
+
+
+def test_a_shifted_square_by_hand():
+    truth = np.zeros((20, 30), bool)
+    truth[4:14, 5:15] = True
+    result = mask_metrics(np.roll(truth, 3, axis=1), truth)
+    assert result.dsc == pytest.approx(2 * 70 / 200)
+    assert result.iou == pytest.approx(70 / 130)
+    assert result.hd95 == 3.0
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_one_empty_mask(swap):
+    """The reference's 0 rewards it; the diagonal, of a 3-4-5 image here, is the honest worst."""
+    filled = np.zeros((30, 40), bool)
+    filled[3:9, 4:6] = True
+    pair = (filled, np.zeros_like(filled)) if swap else (np.zeros_like(filled), filled)
+    assert mask_metrics(*pair) == MaskMetrics(0.0, 0.0, 50.0, 0.0, empty_prediction=not swap)
+    far = np.zeros_like(filled)
+    far[-1, -1] = True
+    corner = np.zeros_like(filled)
+    corner[0, 0] = True
+    assert mask_metrics(far, corner).hd95 < 50  # no prediction with a pixel is as bad
+
+
+def test_two_empty_masks_agree():
+    empty = np.zeros((6, 8), bool)
+    assert mask_metrics(empty, empty) == MaskMetrics(1.0, 1.0, 0.0, 0.0, empty_prediction=True)
+
+
+def test_integers_count_as_masks():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 9, 9)) > 0.5
+    assert mask_metrics(a.astype(np.uint8) * 255, b.astype(int)) == mask_metrics(a, b)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [((4, 5), (5, 4)), ((4, 4), (1, 4)), ((4,), (4,)), ((1, 4, 4), (1, 4, 4))]
+)
+def test_masks_that_cannot_be_compared_are_refused(first, second):
+    with pytest.raises(ValueError, match="cannot be compared") as error:
+        mask_metrics(np.ones(first, bool), np.ones(second, bool))
+    assert str(first) in str(error.value) and str(second) in str(error.value)
+
+
+def test_a_row_of_a_table_has_plain_values():
+    row = mask_metrics(np.eye(5, dtype=bool), np.ones((5, 5), bool)).as_dict()
+    assert list(row) == ["dsc", "iou", "hd95", "hd95_zero_if_empty", "empty_prediction"]
+    assert {type(value) for value in row.values()} == {float, bool}
