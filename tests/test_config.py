@@ -15,7 +15,7 @@ VALUES = {
     "variants": ["wave_gms"],
     "seed": 2333,
     "image_size": 64,
-    "phantom": {"images": 20, "seed": 0},
+    "phantom": {"datasets": ["phantom_a"], "images": 20, "seed": 0},
     "split": {
         "method": "random",
         "folder": "data/splits",

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     check = commands.add_parser("check", help="check params.yaml and that the raw data is there")
     check.add_argument("--params", type=Path, default=Path("params.yaml"))
     check.add_argument("--raw", type=Path, default=Path("data/raw"))
-    check.add_argument("--out", type=Path, required=True, help="where the findings go (JSON)")
+    check.add_argument("--out", type=Path, required=True, help="where to note that all is well")
 
     run = commands.add_parser("run", help="run a notebook as a stage of the pipeline")
     run.add_argument("notebook", type=Path)

@@ -19,6 +19,8 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 def _check_name(name: str) -> str:
     if not _SAFE_NAME.fullmatch(name):
         raise ValueError("a name may hold letters, digits, _ and - only, as it becomes a folder")
+    if name == "autoencoder":
+        raise ValueError("models/autoencoder is taken, choose another name")
     return name
 
 
@@ -48,8 +50,9 @@ class Section(BaseModel):
 
 
 class PhantomParams(Section):
-    """The embedded sample: how many images each simulated scanner takes."""
+    """The embedded sample: which scanners to simulate, and how many images each takes."""
 
+    datasets: Annotated[list[Name], AfterValidator(_check_unique)]
     images: PositiveInt
     seed: Annotated[int, Field(ge=0)]
 

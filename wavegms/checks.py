@@ -1,0 +1,83 @@
+"""What can be found wrong before anything runs for hours."""
+
+from pathlib import Path
+
+from wavegms.config import Params, load_params
+from wavegms.data.catalog import find_cases, root_of, spec_of
+from wavegms.data.files import write_text
+from wavegms.data.phantom import SCANNERS
+from wavegms.data.splits import assign_splits
+from wavegms.errors import InputError
+from wavegms.models.variants import VARIANTS
+
+
+def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
+    """Checks the parameters and that every dataset can be paired, split and trained on.
+
+    Only names of files are read, so this takes seconds whatever the data's size. `out` gets the
+    same text each time: a pipeline stage that depends on it comes after this check, but does not
+    run again because of it.
+
+    Args:
+        params_file: params.yaml.
+        raw: the folder with one folder a dataset.
+        out: where to note that all is well.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    params = load_params(params_file)
+    for variant in params.variants:
+        if variant not in VARIANTS:
+            raise InputError(
+                f"variants: {variant!r} is unknown, choose among {', '.join(VARIANTS)}"
+            )
+    for name in params.phantom.datasets:
+        if name not in SCANNERS:
+            raise InputError(
+                f"phantom.datasets: {name!r} is no simulated scanner, "
+                f"choose among {', '.join(SCANNERS)}"
+            )
+    if params.autoencoder.source == "path" and not Path(params.autoencoder.path).is_dir():
+        raise InputError(
+            f"autoencoder.path {params.autoencoder.path} is not a folder: put the weights there "
+            "(see data/README.md), or set autoencoder.source to hub or train"
+        )
+    for name in params.datasets:
+        epochs = params.training.epochs_for(name)
+        if params.training.warmup_epochs >= epochs:
+            raise InputError(
+                f"training.warmup_epochs is {params.training.warmup_epochs}, but {name} is trained "
+                f"for {epochs} epochs: the warm-up must be shorter"
+            )
+        if name not in params.phantom.datasets:
+            _check_dataset(name, raw / name, params)
+    write_text(out, "The parameters and the raw data were checked.\n")
+
+
+def _check_dataset(name: str, folder: Path, params: Params) -> None:
+    cases = find_cases(name, folder)
+    split_file = spec_of(name).split_file
+    parts = assign_splits(
+        cases,
+        params.split.method,
+        folder=root_of(name, folder),
+        split_file=Path(params.split.folder) / split_file if split_file else None,
+        test_fraction=params.split.test_fraction,
+        validation_fraction=params.split.validation_fraction,
+        seed=params.seed,
+    )
+    trained_on = ["train"]
+    if params.training.selection == "best_on_test":
+        trained_on.append("val")
+    if "test" not in parts.values():
+        raise InputError(
+            f"{name} has no test images by split.method {params.split.method}: raise "
+            "split.test_fraction, or list some in test.txt"
+        )
+    count = sum(part in trained_on for part in parts.values())
+    if params.training.batch_size > count:
+        raise InputError(
+            f"training.batch_size is {params.training.batch_size}, but {name} has only {count} "
+            f"images to train on: choose at most {count}"
+        )
