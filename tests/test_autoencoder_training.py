@@ -1,5 +1,7 @@
 """The small autoencoder of the embedded default: it learns, repeats itself and is judged."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -115,7 +117,7 @@ def test_quality_is_the_formulas(trained_vae, train_set, batch_size):
 def test_quality_is_of_the_whole_folder(trained_vae, train_set, prepared):
     assert (load_manifest(prepared)["split"] == "train").sum() == 4
     quality = reconstruction_quality(trained_vae, train_set)
-    assert quality.as_dict() == {
+    assert asdict(quality) == {
         "image_psnr": quality.image_psnr,
         "mask_dice": quality.mask_dice,
         "images": 4,

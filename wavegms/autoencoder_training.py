@@ -5,7 +5,10 @@ The embedded default must not download it, so it trains a narrower `AutoencoderT
 training images and masks. Its role is the same: latents that a decoder turns back into masks.
 """
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,15 +16,24 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderTiny
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, Subset
 from tqdm import tqdm
 
-from wavegms.config import AutoencoderTraining
+from wavegms.config import AutoencoderParams, AutoencoderTraining
 from wavegms.data.augment import Augmentation
 from wavegms.data.dataset import PreparedDataset
+from wavegms.data.files import write_text
 from wavegms.errors import InputError
 from wavegms.losses import soft_dice
-from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks, freeze
+from wavegms.models.autoencoder import (
+    decode_masks,
+    encode_images,
+    encode_masks,
+    freeze,
+    load_autoencoder,
+)
+
+QUALITY_NAME = "quality.json"
 
 # Keeps latents well inside +-3, where the decoder's tanh clamp saturates.
 _LATENT_WEIGHT = 1e-3
@@ -42,9 +54,40 @@ class ReconstructionQuality:
     mask_dice: float
     images: int
 
-    def as_dict(self) -> dict[str, float | int]:
-        """The fields, for a JSON file."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class AutoencoderCard:
+    """Where a frozen autoencoder came from, and how well it reconstructs.
+
+    Attributes:
+        source: "train", "hub" or "path".
+        origin: how it was trained, its hub id, or the folder it was loaded from.
+        train: quality on the training split.
+        test: quality on the test split.
+    """
+
+    source: str
+    origin: str | dict[str, Any]
+    train: ReconstructionQuality
+    test: ReconstructionQuality
+
+
+def obtain_autoencoder(
+    settings: AutoencoderParams, train_set: PreparedDataset, *, seed: int
+) -> AutoencoderTiny:
+    """The frozen Tiny-VAE that params.yaml asks for, trained or loaded.
+
+    Args:
+        settings: the section `autoencoder`.
+        train_set: the training split; used by source `train` only.
+        seed: see `train_autoencoder`.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    if settings.source == "train":
+        return train_autoencoder(train_set, settings.train, seed=seed)
+    return load_autoencoder(settings.hub if settings.source == "hub" else Path(settings.path))
 
 
 def build_autoencoder(channels: int, blocks: int) -> AutoencoderTiny:
@@ -124,20 +167,22 @@ def train_autoencoder(
 
 @torch.inference_mode()
 def reconstruction_quality(
-    vae: AutoencoderTiny, dataset: PreparedDataset, batch_size: int = 16
+    vae: AutoencoderTiny, dataset: PreparedDataset, batch_size: int = 16, most: int = 256
 ) -> ReconstructionQuality:
-    """Encodes and decodes a split.
+    """Encodes and decodes a split, or evenly spaced images of a large one.
 
     Args:
         vae: the autoencoder.
         dataset: the split.
         batch_size: how many images go through at once.
+        most: number of images that is enough for a mean.
 
     Returns:
         PSNR of the images and Dice of the masks.
     """
     psnr, dice = [], []
-    for batch in DataLoader(dataset, batch_size=batch_size):
+    chosen = Subset(dataset, range(0, len(dataset), -(-len(dataset) // most)))
+    for batch in DataLoader(chosen, batch_size=batch_size):
         images, masks = (
             PreparedDataset.to_float(batch["image"]),
             PreparedDataset.mask_to_float(batch["mask"]),
@@ -150,8 +195,46 @@ def reconstruction_quality(
     return ReconstructionQuality(
         image_psnr=torch.cat(psnr).mean().item(),
         mask_dice=torch.cat(dice).mean().item(),
-        images=len(dataset),
+        images=len(chosen),
     )
+
+
+def describe_autoencoder(
+    settings: AutoencoderParams, train: ReconstructionQuality, test: ReconstructionQuality
+) -> AutoencoderCard:
+    """The card of an autoencoder that `obtain_autoencoder` gave.
+
+    Args:
+        settings: the section `autoencoder`.
+        train: quality on the training split.
+        test: quality on the test split.
+    """
+    origins = {"train": settings.train.model_dump(), "hub": settings.hub, "path": settings.path}
+    return AutoencoderCard(settings.source, origins[settings.source], train, test)
+
+
+def write_quality(folder: Path, card: AutoencoderCard) -> None:
+    """Writes `quality.json` into an autoencoder's folder."""
+    write_text(Path(folder) / QUALITY_NAME, json.dumps(asdict(card), indent=2) + "\n")
+
+
+def read_quality(folder: Path) -> AutoencoderCard:
+    """Reads `quality.json` from an autoencoder's folder.
+
+    Raises:
+        InputError: the file is missing or is none of ours.
+    """
+    path = Path(folder) / QUALITY_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        train, test = (ReconstructionQuality(**values.pop(name)) for name in ("train", "test"))
+        return AutoencoderCard(**values, train=train, test=test)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: run the autoencoder stage first") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} does not tell the quality of an autoencoder: run the autoencoder stage again"
+        ) from error
 
 
 def require_mask_quality(quality: ReconstructionQuality, bound: float) -> None:

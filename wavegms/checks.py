@@ -67,15 +67,12 @@ def _check_dataset(name: str, folder: Path, params: Params) -> None:
         validation_fraction=params.split.validation_fraction,
         seed=params.seed,
     )
-    trained_on = ["train"]
-    if params.training.selection == "best_on_test":
-        trained_on.append("val")
     if "test" not in parts.values():
         raise InputError(
             f"{name} has no test images by split.method {params.split.method}: raise "
             "split.test_fraction, or list some in test.txt"
         )
-    count = sum(part in trained_on for part in parts.values())
+    count = sum(part in params.training.train_splits for part in parts.values())
     if params.training.batch_size > count:
         raise InputError(
             f"training.batch_size is {params.training.batch_size}, but {name} has only {count} "

@@ -6,7 +6,7 @@ params.yaml itself says what each knob means; here stands what it may be. Notebo
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -47,6 +47,21 @@ class Section(BaseModel):
     """A part of params.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def check(cls, values: object) -> Self:
+        """Checks values handed over one section at a time, as a notebook's parameters are.
+
+        Args:
+            values: a mapping, as it stands in params.yaml.
+
+        Raises:
+            InputError: an unknown key or an impossible value; the sentence names it.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError(f"{cls.__name__}: {_first_problem(error)}") from error
 
 
 class PhantomParams(Section):
@@ -120,6 +135,16 @@ class TrainingParams(Section):
     warmup_epochs: Annotated[int, Field(ge=0)]
     selection: Literal["best_on_validation", "best_on_test"]
     augmentation: AugmentationParams
+
+    @property
+    def train_splits(self) -> tuple[str, ...]:
+        """The splits that are learned from: the reference's way has no use for validation."""
+        return ("train", "val") if self.selection == "best_on_test" else ("train",)
+
+    @property
+    def selection_split(self) -> str:
+        """The split that chooses the epoch."""
+        return "test" if self.selection == "best_on_test" else "val"
 
     def epochs_for(self, dataset: str) -> int:
         """The number of epochs for one dataset."""

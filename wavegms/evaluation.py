@@ -1,6 +1,8 @@
 """From a trained pipeline and a prepared split to per-image metrics and their summary."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,9 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
+from wavegms.cards import ModelCard
 from wavegms.data.dataset import PreparedDataset
+from wavegms.data.files import write_text
 from wavegms.metrics import mask_metrics
 from wavegms.models.pipeline import WaveGMSPipeline
 
@@ -108,3 +112,37 @@ def summarize(
             }
         )
     return pd.DataFrame(rows)
+
+
+def write_scores(
+    path: Path, scores: pd.DataFrame, summary: pd.DataFrame, card: ModelCard, test_set: str
+) -> None:
+    """Writes the per-image metrics as tidy CSV, and their summary beside it as JSON for DVC.
+
+    Every row says what it was trained on and tested on, so files can be stacked.
+
+    Args:
+        path: the CSV file.
+        scores: of `score_split`.
+        summary: of `summarize`.
+        card: of the evaluated model.
+        test_set: name of the dataset it was tested on.
+    """
+    origin = {
+        "train_set": card.dataset,
+        "test_set": test_set,
+        "variant": card.variant,
+        "seed": card.seed,
+        "image_size": card.image_size,
+        "epochs": card.epochs,
+        "selection": card.selection,
+    }
+    table = scores.assign(**origin)[[*origin, *scores.columns]]
+    write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    # pandas writes the missing standard deviation of a single image as null, json as NaN
+    metrics = json.loads(summary.set_index("metric").drop(columns="images").to_json(orient="index"))
+    metrics |= {
+        "images": len(scores),
+        "empty_predictions": int(scores["empty_prediction"].sum()),
+    }
+    write_text(path.with_suffix(".json"), json.dumps(metrics, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Running the notebooks: as pipeline stages by papermill, and anew for the copies in git."""
 
 import ast
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,13 @@ from papermill.exceptions import PapermillExecutionError
 from wavegms.config import load_params
 from wavegms.data.files import write_text
 from wavegms.errors import InputError
+
+# A kernel warns that its channels are not encrypted; they do not leave this machine.
+_QUIET_KERNEL = ["--log-level=ERROR"]
+# glibc gives large blocks back to the system at once and asks for them anew in every step, whose
+# pages the kernel must then clear. Keeping them made a training step on a CPU 1.5 to 3.5 times as
+# fast (batch 12 at 128x128, 2 cores). Other C libraries ignore these names.
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -46,8 +54,10 @@ def run_notebook(
         raise InputError(f"{notebook} has no parameter {unknown[0]}: it has {', '.join(declared)}")
     values = {name: value for name, value in params.items() if name in declared}
     values |= {name: type(declared[name])(value) for name, value in arguments.items()}
+    for name, value in _KEEP_MEMORY.items():
+        os.environ.setdefault(name, value)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
+    partial = output.with_name(f".{output.stem}.partial.ipynb")
     try:
         executed = papermill.execute_notebook(
             notebook,
@@ -56,6 +66,7 @@ def run_notebook(
             cwd=notebook.parent,
             progress_bar=False,
             stderr_file=sys.stderr,
+            extra_arguments=_QUIET_KERNEL,
         )
         for cell in executed.cells:
             _keep_last_state_of_progress_bars(cell)
@@ -81,7 +92,12 @@ def refresh_notebook(notebook: Path) -> None:
         notebook: the notebook; it stays as it is if a cell fails.
     """
     node = nbformat.read(notebook, as_version=4)
-    NotebookClient(node, timeout=None, resources={"metadata": {"path": notebook.parent}}).execute()
+    NotebookClient(
+        node,
+        timeout=None,
+        resources={"metadata": {"path": notebook.parent}},
+        extra_arguments=_QUIET_KERNEL,
+    ).execute()
     for cell in node.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":

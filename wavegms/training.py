@@ -35,12 +35,14 @@ class TrainingResult:
             images that select the checkpoint.
         best_epoch: the epoch whose weights were kept.
         best_dice: its selection_dice.
+        trainable_parameters: their number.
         folder: holds `best` and `last`, each a folder for `WaveGMSPipeline.from_pretrained`.
     """
 
     history: pd.DataFrame
     best_epoch: int
     best_dice: float
+    trainable_parameters: int
     folder: Path
 
 
@@ -183,7 +185,8 @@ def train(
                 _log(live, row)
             if row["selection_dice"] > best_dice:
                 best_dice, best_epoch = row["selection_dice"], epoch
-    return TrainingResult(pd.DataFrame(rows), best_epoch, best_dice, folder)
+    trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    return TrainingResult(pd.DataFrame(rows), best_epoch, best_dice, trainable, folder)
 
 
 def _diverged(what: str, value: float, rows: list[dict], folder: Path) -> InputError:

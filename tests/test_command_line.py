@@ -1,0 +1,153 @@
+"""`python -m wavegms`: bad input ends with one sentence, an exit status, and nothing half-written."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from wavegms.__main__ import main
+from wavegms.data.phantom import write_phantoms
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with a dozen simulated images as a dataset of one's own."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    write_phantoms("phantom_a", tmp_path / "sim", count=12, seed=1)
+    raw = tmp_path / "data/raw/mine"
+    raw.mkdir(parents=True)
+    (tmp_path / "sim/original").rename(raw / "images")
+    (tmp_path / "sim/GT").rename(raw / "masks")
+    monkeypatch.chdir(tmp_path)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["datasets"] = ["mine"]
+    params["phantom"]["datasets"] = []
+    params["training"]["batch_size"] = 4
+    params["split"]["validation_fraction"] = 0.2
+    params["image_size"] = 32
+    write(params)
+    return tmp_path
+
+
+def write(params):
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
+def change(key, value):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    *parents, last = key.split(".")
+    section = params
+    for name in parents:
+        section = section[name]
+    section[last] = value
+    write(params)
+
+
+def refused(capfd, *arguments):
+    """Runs a command that must fail, and gives back its one sentence."""
+    assert main(list(arguments)) == 1
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def check(capfd):
+    message = refused(capfd, "check", "--out", "reports/check.txt")
+    assert not Path("reports").exists()
+    return message
+
+
+def test_sound_input_passes(project):
+    assert main(["check", "--out", "reports/check.txt"]) == 0
+    assert Path("reports/check.txt").read_text()
+
+
+def test_a_missing_dataset_says_where_to_get_it(project, capfd):
+    change("datasets", ["busi"])
+    change("split.method", "random")
+    message = check(capfd)
+    assert "data/raw/busi" in message and "cu.edu.eg" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("training.epoch", 5, ["training.epoch", "not a known parameter"]),
+        ("image_size", 100, ["image_size", "divisible by 8", "96"]),
+        ("training.batch_size", 50, ["training.batch_size", "50", "mine", "choose at most"]),
+        ("split.test_fraction", 0.0, ["test"]),
+        ("variants", ["wave_gmz"], ["wave_gmz", "wave_gms"]),
+        ("training.warmup_epochs", 500, ["training.warmup_epochs", "mine"]),
+        ("phantom.datasets", ["phantom_z"], ["phantom_z", "phantom_a"]),
+        ("split.method", "official", ["train.txt"]),
+    ],
+)
+def test_a_wrong_parameter_is_refused_by_name(project, capfd, key, value, said):
+    change(key, value)
+    message = check(capfd)
+    assert [word for word in said if word not in message] == []
+
+
+def test_a_folder_for_the_autoencoder_that_is_missing(project, capfd):
+    change("autoencoder.source", "path")
+    assert "autoencoder.path models/taesd" in check(capfd)
+
+
+def test_a_mask_without_image_and_an_image_without_mask(project, capfd):
+    masks = Path("data/raw/mine/masks")
+    (masks / "000003.png").rename(masks / "other.png")
+    assert re.search("000003|other", check(capfd))
+
+
+def prepare(capfd):
+    message = refused(
+        capfd,
+        *("run", "notebooks/01_prepare.ipynb", "reports/01_prepare_mine.ipynb"),
+        *("-p", "dataset", "mine"),
+    )
+    left = [path for path in Path().rglob("*") if "prepared" in path.parts or path.suffix == ".new"]
+    assert [path for path in left if path.is_file()] == []
+    assert list(Path("reports").glob("*")) == []
+    return message
+
+
+def truncated(folder):
+    path = folder / "images/000005.png"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def other_size(folder):
+    path = folder / "masks/000005.png"
+    Image.open(path).resize((50, 40)).save(path)
+
+
+def without_foreground(folder):
+    path = folder / "masks/000005.png"
+    Image.new("L", Image.open(path).size).save(path)
+
+
+@pytest.mark.parametrize("damage", [truncated, other_size, without_foreground])
+def test_a_damaged_file_stops_preparation_by_its_name(project, capfd, damage):
+    damage(Path("data/raw/mine"))
+    message = prepare(capfd)
+    assert "000005.png" in message and "Traceback" not in message
+
+
+def test_an_argument_that_the_notebook_does_not_know(project, capfd):
+    message = refused(
+        capfd, "run", "notebooks/01_prepare.ipynb", "out.ipynb", "-p", "datset", "mine"
+    )
+    assert "datset" in message and "dataset" in message and not Path("out.ipynb").exists()
+
+
+def test_a_defect_of_the_code_shows_its_traceback(project, capfd):
+    notebook = Path("notebooks/01_prepare.ipynb")
+    notebook.write_text(notebook.read_text().replace("enter_project()\\n", "1 / 0\\n", 1))
+    assert main(["run", str(notebook), "out.ipynb", "-p", "dataset", "mine"]) == 1
+    said = capfd.readouterr().err
+    assert "ZeroDivisionError" in said and "error: " in said and not Path("out.ipynb").exists()

@@ -1,0 +1,144 @@
+"""The whole pipeline in a fresh copy of the project, as a newcomer runs it; about 15 minutes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from wavegms import WaveGMSPipeline
+from wavegms.cards import read_card
+from wavegms.data.prepare import data_hash
+
+ROOT = Path(__file__).parents[1]
+DATASETS = ["phantom_a", "phantom_b"]
+pytestmark = pytest.mark.slow
+
+
+def environment(project):
+    """Commands find this Python first, and the copy's package instead of the installed one."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return os.environ | {"PATH": path, "PYTHONPATH": str(project)}
+
+
+def run(project, *command):
+    done = subprocess.run(
+        command, cwd=project, env=environment(project), capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of what git holds, as a repository of its own, with the pipeline run once."""
+    root = tmp_path_factory.mktemp("clone") / "wave-gms"
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    run(root, "git", "init", "-q")
+    run(root, "git", "add", "-A")
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    run(root, "git", *author, "commit", "-qm", "copy")
+    run(root, "dvc", "repro")
+    return root
+
+
+def scores(project, dataset):
+    return project / f"results/scores/{dataset}/wave_gms/seed_2333/{dataset}.csv"
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_default_segments_its_own_scanner(project, dataset):
+    table = pd.read_csv(scores(project, dataset), dtype={"id": str})
+    manifest = pd.read_csv(project / f"data/prepared/{dataset}/manifest.csv", dtype={"id": str})
+    assert set(table["id"]) == set(manifest.loc[manifest["split"] == "test", "id"])
+    assert table["dsc"].mean() >= 0.85
+    metrics = json.loads(scores(project, dataset).with_suffix(".json").read_text())
+    assert metrics["dsc"]["mean"] == pytest.approx(table["dsc"].mean(), abs=1e-5)
+    assert metrics["dsc"]["ci_low"] < metrics["dsc"]["mean"] < metrics["dsc"]["ci_high"]
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_model_opens_and_its_card_says_what_made_it(project, dataset):
+    folder = project / "models" / dataset / "wave_gms"
+    card = read_card(folder)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert card.trainable_parameters == 2_600_668
+    assert card.data_hash == data_hash(project / "data/prepared" / dataset)
+    assert (card.epochs, card.seed) == (params["training"]["epochs"], params["seed"])
+    assert card.parameters["training"] == params["training"]
+    for weights in (folder, folder / "last"):
+        assert WaveGMSPipeline.from_pretrained(weights).config.image_size == params["image_size"]
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+def test_a_second_run_changes_nothing(project):
+    before = (project / "dvc.lock").read_text()
+    output = run(project, "dvc", "repro")
+    started = [line for line in output.splitlines() if line.startswith("Running stage")]
+    assert started == ["Running stage 'check':"]
+    assert (project / "dvc.lock").read_text() == before
+
+
+def test_an_edited_notebook_text_runs_its_own_stage_again(project):
+    notebook = project / "notebooks/08_results.ipynb"
+    original = notebook.read_text()
+    notebook.write_text(original.replace("# ", "#  ", 1))
+    try:
+        output = run(project, "dvc", "status")
+    finally:
+        notebook.write_text(original)
+    assert "results:" in output and "train@" not in output and "evaluate@" not in output
+
+
+def test_every_stage_left_its_executed_notebook(project):
+    reports = {path.stem for path in (project / "reports").glob("*.ipynb")}
+    per_dataset = ["00b_phantom", "01_prepare", "01b_autoencoder"]
+    expected = {"00_tour", "08_results"}
+    expected |= {f"{name}_{dataset}" for name in per_dataset for dataset in DATASETS}
+    expected |= {
+        f"{name}_{dataset}_wave_gms" for name in ("02_train", "03_evaluate") for dataset in DATASETS
+    }
+    assert reports == expected
+
+
+def test_the_stored_outputs_of_the_notebooks_are_what_they_give(project):
+    """In the order of the pipeline, since each reads what the one before wrote."""
+    order = ["00b", "01_", "01b", "02_", "03_", "00_", "08_"]
+    notebooks = sorted(
+        (project / "notebooks").glob("*.ipynb"),
+        key=lambda path: next(n for n, start in enumerate(order) if path.name.startswith(start)),
+    )
+    assert len(notebooks) == len(order)
+    files = [str(path.relative_to(project)) for path in notebooks]
+    output = run(project, sys.executable, "-m", "pytest", "-q", "--nbval", *files)
+    assert "passed" in output and "failed" not in output
+
+
+def test_a_profile_is_composed_and_queued_by_one_command(project):
+    """Hydra composes the paper's setting; nothing runs, as its datasets are not here."""
+    failed = subprocess.run(
+        ["dvc", "exp", "run", "-S", "profile=paper", "--temp"],
+        cwd=project,
+        env=environment(project),
+        capture_output=True,
+        text=True,
+    )
+    said = failed.stdout + failed.stderr
+    assert failed.returncode != 0
+    assert "There is no dataset bus in data/raw/bus" in said

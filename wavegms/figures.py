@@ -1,0 +1,333 @@
+"""The pictures of the notebooks; each function returns a matplotlib figure.
+
+Truth is drawn as a solid cyan contour and a prediction as a dashed orange one: told apart by line
+as well as by colour, and both visible on dark and bright tissue.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from diffusers import AutoencoderTiny
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from wavegms.config import AugmentationParams
+from wavegms.data.augment import Augmentation
+from wavegms.data.dataset import PreparedDataset
+from wavegms.data.phantom import Phantom
+from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks
+from wavegms.models.wavelet import SUB_BANDS, multi_level_bands
+
+TRUTH_STYLE = {"colors": "#00d5ff", "linestyles": "solid", "linewidths": 1.4}
+PREDICTION_STYLE = {"colors": "#ff8c1a", "linestyles": "dashed", "linewidths": 1.4}
+_CELL = 1.9  # inches
+
+
+def new_grid(rows: int, columns: int, cell: float = _CELL) -> tuple[Figure, np.ndarray]:
+    """An empty grid of pictures without axes.
+
+    Args:
+        rows: number of rows.
+        columns: number of columns.
+        cell: side of one picture, inches.
+
+    Returns:
+        The figure and its axes, an array (rows, columns).
+    """
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(columns * cell, rows * (cell + 0.25)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    # the notebook shows what the cell returns; left open, pyplot would show it a second time
+    plt.close(figure)
+    return figure, axes
+
+
+def draw_case(
+    axis: Axes, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None = None
+) -> None:
+    """One image with the contours of its masks.
+
+    Args:
+        axis: where to draw.
+        image: uint8, or float in [0, 1], (H, W, 3).
+        truth: bool (H, W), or None.
+        prediction: bool (H, W), or None.
+    """
+    axis.imshow(image)
+    for mask, style in ((truth, TRUTH_STYLE), (prediction, PREDICTION_STYLE)):
+        # a mask without a border has no contour, and matplotlib warns about it
+        if mask is not None and mask.any() and not mask.all():
+            axis.contour(mask, levels=[0.5], **style)
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """A uint8 tensor (3, H, W) as an array (H, W, 3)."""
+    return image.movedim(0, -1).numpy()
+
+
+def show_cases(dataset: PreparedDataset, indices: Sequence[int], columns: int = 6) -> Figure:
+    """Images with the contour of their mask.
+
+    Args:
+        dataset: a split.
+        indices: which of its images.
+        columns: pictures a row.
+    """
+    columns = min(columns, len(indices))
+    figure, axes = new_grid(-(-len(indices) // columns), columns)
+    for axis, index in zip(axes.flat, indices, strict=False):
+        case = dataset[index]
+        draw_case(axis, as_picture(case["image"]), case["mask"][0].numpy().astype(bool))
+        label = f"\n{dataset.labels[index]}" if dataset.labels[index] else ""
+        axis.set_title(f"{dataset.ids[index]}{label}", fontsize=7)
+    return figure
+
+
+def show_phantoms(phantoms: Sequence[Phantom], columns: int = 4) -> Figure:
+    """Simulated images with the contours of their lesions.
+
+    Args:
+        phantoms: what `simulate` gave.
+        columns: pictures a row.
+    """
+    columns = min(columns, len(phantoms))
+    figure, axes = new_grid(-(-len(phantoms) // columns), columns, cell=2.4)
+    for axis, phantom in zip(axes.flat, phantoms, strict=False):
+        axis.imshow(phantom.image, cmap="gray", vmin=0, vmax=255)
+        for mask in phantom.masks:
+            axis.contour(mask, levels=[0.5], **TRUTH_STYLE)
+        height, width = phantom.image.shape
+        axis.set_title(f"{phantom.label}, {width}×{height}", fontsize=8)
+    return figure
+
+
+def show_augmented(
+    dataset: PreparedDataset, settings: AugmentationParams, seed: int, count: int = 6
+) -> Figure:
+    """Images as they are, and below them three of the many ways in which training sees them.
+
+    Args:
+        dataset: the training split.
+        settings: probability of each augmentation.
+        seed: of what is drawn.
+        count: number of images.
+    """
+    cases = [dataset[index] for index in range(min(count, len(dataset)))]
+    images = PreparedDataset.to_float(torch.stack([case["image"] for case in cases]))
+    masks = PreparedDataset.mask_to_float(torch.stack([case["mask"] for case in cases]))
+    augment = Augmentation(**settings.model_dump())
+    figure, axes = new_grid(4, len(cases), cell=1.4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        versions = [(images, masks)] + [augment(images, masks) for _ in range(3)]
+    for row, (pictures, truths) in zip(axes, versions, strict=True):
+        for axis, picture, truth in zip(row, pictures, truths, strict=True):
+            draw_case(axis, picture.movedim(0, -1).numpy(), truth[0].numpy() > 0.5)
+    return figure
+
+
+def show_split(manifest: pd.DataFrame) -> Figure:
+    """How much of the image the lesions cover, and how many images of each class, by split.
+
+    Args:
+        manifest: of a prepared folder.
+    """
+    parts = [part for part in ("train", "val", "test") if (manifest["split"] == part).any()]
+    table = manifest.assign(
+        label=manifest["label"].replace("", "no class"), cover=100 * manifest["mask_area"]
+    )
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+    sns.stripplot(table, x="cover", y="split", order=parts, ax=left, size=3, alpha=0.6)
+    left.set(xlabel="image covered by the lesion (%)", ylabel="", xlim=(0, None))
+    sns.countplot(table, x="split", order=parts, hue="label", ax=right, palette="colorblind")
+    right.set(xlabel="", ylabel="images")
+    right.legend(title="", fontsize=8)
+    sns.despine(figure)
+    plt.close(figure)
+    return figure
+
+
+def show_bands(image: Tensor) -> Figure:
+    """The Haar sub-bands that the encoder sees, level by level.
+
+    Details are shown around mid-grey, each stretched to its own largest value, which the title
+    gives: they would be invisible otherwise.
+
+    Args:
+        image: float (3, H, W) in [0, 1].
+    """
+    figure, axes = new_grid(3, len(SUB_BANDS))
+    for level, (row, bands) in enumerate(zip(axes, multi_level_bands(image[None]), strict=True), 1):
+        for axis, name, band in zip(row, SUB_BANDS, bands[0].split(3), strict=True):
+            height, width = band.shape[1:]
+            if name == "LL":
+                axis.imshow(band.movedim(0, -1).clamp(0, 1))
+                axis.set_title(f"level {level}: {name}, {height}×{width}", fontsize=8)
+            else:
+                grey = band.mean(0)
+                peak = max(grey.abs().max().item(), 1e-6)
+                axis.imshow(grey, cmap="gray", vmin=-peak, vmax=peak)
+                axis.set_title(f"{name} (±{peak:.2f})", fontsize=8)
+    return figure
+
+
+def show_latents(latents: dict[str, Tensor]) -> Figure:
+    """Latents channel by channel, on one scale for each row.
+
+    Args:
+        latents: by name, each (4, h, w).
+    """
+    figure, axes = new_grid(len(latents), 4, cell=1.6)
+    for row, (name, latent) in zip(axes, latents.items(), strict=True):
+        peak = max(latent.abs().max().item(), 1e-6)
+        for channel, axis in enumerate(row):
+            axis.imshow(latent[channel], cmap="RdBu_r", vmin=-peak, vmax=peak)
+            axis.set_title(f"{name}, channel {channel + 1}", fontsize=8)
+    return figure
+
+
+def show_masks(masks: dict[str, Tensor]) -> Figure:
+    """Masks side by side.
+
+    Args:
+        masks: by name, each (1, 1, H, W) in [0, 1].
+    """
+    figure, axes = new_grid(1, len(masks), cell=1.7)
+    for axis, (name, mask) in zip(axes.flat, masks.items(), strict=True):
+        axis.imshow(mask[0, 0], cmap="gray", vmin=0, vmax=1)
+        axis.set_title(name, fontsize=8)
+    return figure
+
+
+@torch.inference_mode()
+def show_reconstructions(
+    vae: AutoencoderTiny, dataset: PreparedDataset, indices: Sequence[int]
+) -> Figure:
+    """Images and masks beside what the autoencoder gives back.
+
+    Args:
+        vae: the autoencoder.
+        dataset: a split.
+        indices: which of its images.
+    """
+    cases = [dataset[index] for index in indices]
+    images = PreparedDataset.to_float(torch.stack([case["image"] for case in cases]))
+    masks = PreparedDataset.mask_to_float(torch.stack([case["mask"] for case in cases]))
+    decoded = ((vae.decode(encode_images(vae, images)).sample + 1) / 2).clamp(0, 1)
+    soft_masks = decode_masks(vae, encode_masks(vae, masks))
+    rows = {
+        "image": images,
+        "image, decoded": decoded,
+        "mask": masks,
+        "mask, decoded": soft_masks,
+    }
+    figure, axes = new_grid(len(rows), len(cases), cell=1.5)
+    for row, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, picture, index in zip(row, pictures, indices, strict=True):
+            axis.imshow(picture.movedim(0, -1).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(f"{name}\n{dataset.ids[index]}", fontsize=7)
+    return figure
+
+
+def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
+    """Losses and selection Dice over the epochs.
+
+    Args:
+        history: of a `TrainingResult`.
+        best_epoch: the epoch whose weights were kept.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    names = {"seg": "mask (Dice)", "lm": "latent mapping (MSE)", "align": "alignment"}
+    for (column, name), colour in zip(names.items(), sns.color_palette("colorblind"), strict=False):
+        left.plot(history["epoch"], history[column], label=name, color=colour)
+    left.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    left.legend(fontsize=8)
+    right.plot(history["epoch"], history["selection_dice"], color="black")
+    best = history.loc[history["epoch"] == best_epoch, "selection_dice"].item()
+    right.plot(best_epoch, best, "o", color="#d55e00")
+    right.annotate(
+        f"kept: epoch {best_epoch}, {best:.3f}",
+        (best_epoch, best),
+        xytext=(0, -16),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )
+    right.set(xlabel="epoch", ylabel="soft Dice on the selecting images", ylim=(0, 1))
+    sns.despine(figure)
+    plt.close(figure)
+    return figure
+
+
+def show_scores(scores: pd.DataFrame) -> Figure:
+    """How the metrics are distributed over the images, by class.
+
+    Args:
+        scores: of `score_split`.
+    """
+    table = scores.assign(label=scores["label"].replace("", "no class"))
+    names = {"dsc": "Dice", "iou": "IoU", "hd95": "HD95 (pixels)"}
+    figure, axes = plt.subplots(1, len(names), figsize=(10, 2.8), layout="constrained")
+    for axis, (column, name) in zip(axes, names.items(), strict=True):
+        sns.boxplot(table, x=column, y="label", ax=axis, color="white", showfliers=False)
+        sns.stripplot(table, x=column, y="label", ax=axis, size=3, alpha=0.6, color="#0072b2")
+        axis.set(xlabel=name, ylabel="", xlim=(0, 1.02) if column != "hd95" else (0, None))
+    sns.despine(figure)
+    plt.close(figure)
+    return figure
+
+
+def show_extremes(
+    dataset: PreparedDataset,
+    probabilities: np.ndarray,
+    scores: pd.DataFrame,
+    threshold: float,
+    count: int = 3,
+) -> Figure:
+    """The best, the median and the worst cases by Dice, with both contours.
+
+    Args:
+        dataset: the evaluated split.
+        probabilities: float (N, H, W), in the order of the split.
+        scores: of `score_split`, in the same order.
+        threshold: probability from which a pixel belongs to the mask.
+        count: cases of each kind; fewer where the split is small.
+    """
+    order = scores["dsc"].to_numpy().argsort(kind="stable")[::-1]
+    count = min(count, len(order))
+    middle = (len(order) - count) // 2
+    rows = {
+        "best": order[:count],
+        "median": order[middle : middle + count],
+        "worst": order[-count:],
+    }
+    figure, axes = new_grid(3, count, cell=2.3)
+    for row, (name, indices) in zip(axes, rows.items(), strict=True):
+        for axis, index in zip(row, indices, strict=True):
+            case = dataset[int(index)]
+            draw_case(
+                axis,
+                as_picture(case["image"]),
+                case["mask"][0].numpy().astype(bool),
+                probabilities[index] >= threshold,
+            )
+            dice = scores["dsc"].iloc[index]
+            axis.set_title(f"{name}: {dataset.ids[int(index)]}\nDice {dice:.3f}", fontsize=8)
+    handles = [
+        Line2D([], [], color=style["colors"], linestyle=style["linestyles"], label=label)
+        for style, label in ((TRUTH_STYLE, "truth"), (PREDICTION_STYLE, "prediction"))
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
+    return figure

@@ -1,0 +1,27 @@
+"""Where the project lies: notebooks name files as seen from its folder, wherever they run."""
+
+import os
+from pathlib import Path
+
+from wavegms.errors import InputError
+
+
+def enter_project() -> Path:
+    """Makes the project's folder the working directory.
+
+    JupyterLab, papermill and nbval start a notebook in its own folder, `notebooks/`. After this
+    call, paths are the same as on the command line and in params.yaml. Calling it again does no
+    harm.
+
+    Returns:
+        The project's folder.
+
+    Raises:
+        InputError: neither the working directory nor a folder above it holds params.yaml.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "params.yaml").is_file():
+            os.chdir(folder)
+            return folder
+    raise InputError(f"no params.yaml in {here} or above: run this inside the project's folder")

@@ -1,0 +1,70 @@
+"""From checkpoints to the folder that others open."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from wavegms.autoencoder_training import read_quality
+from wavegms.cards import ModelCard, library_versions, write_card
+from wavegms.config import TrainingParams
+from wavegms.data.dataset import PreparedDataset
+from wavegms.data.files import replace_folder
+from wavegms.training import TrainingResult
+
+
+def publish_model(
+    result: TrainingResult,
+    folder: Path,
+    *,
+    dataset: str,
+    variant: str,
+    seed: int,
+    train_set: PreparedDataset,
+    selection_set: PreparedDataset,
+    autoencoder_folder: Path,
+    training: TrainingParams,
+    other: dict[str, BaseModel],
+) -> ModelCard:
+    """Puts the best weights in place, the last ones in `last/`, and the card beside them.
+
+    Args:
+        result: of `wavegms.training.train`.
+        folder: where the model goes; an earlier one there is replaced whole or not at all.
+        dataset: name of the training set.
+        variant: name of the network.
+        seed: of the training.
+        train_set: what it learned from.
+        selection_set: what chose the epoch.
+        autoencoder_folder: the frozen autoencoder's folder, with its quality.json.
+        training: the section `training`.
+        other: further sections of params.yaml that training used, by name.
+
+    Returns:
+        The card.
+    """
+    card = ModelCard(
+        variant=variant,
+        dataset=dataset,
+        train_images=len(train_set),
+        selection_images=len(selection_set),
+        data_hash=train_set.data_hash,
+        image_size=train_set.image_size,
+        seed=seed,
+        epochs=len(result.history),
+        best_epoch=result.best_epoch,
+        selection=training.selection,
+        selection_dice=result.best_dice,
+        trainable_parameters=result.trainable_parameters,
+        autoencoder=asdict(read_quality(autoencoder_folder)),
+        parameters={
+            name: section.model_dump() for name, section in {"training": training, **other}.items()
+        },
+        versions=library_versions(),
+    )
+    with replace_folder(folder) as target:
+        shutil.copytree(result.folder / "best", target, dirs_exist_ok=True)
+        shutil.copytree(result.folder / "last", target / "last")
+        write_card(target, card)
+    return card
