@@ -254,17 +254,13 @@ def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
         left.plot(history["epoch"], history[column], label=name, color=colour)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     left.legend(fontsize=8)
+    for which in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        which("{x:g}")
+    left.tick_params(axis="y", which="minor", labelsize=7)
     right.plot(history["epoch"], history["selection_dice"], color="black")
     best = history.loc[history["epoch"] == best_epoch, "selection_dice"].item()
     right.plot(best_epoch, best, "o", color="#d55e00")
-    right.annotate(
-        f"kept: epoch {best_epoch}, {best:.3f}",
-        (best_epoch, best),
-        xytext=(0, -16),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-    )
+    right.set_title(f"kept: epoch {best_epoch}, {best:.3f}", fontsize=9, loc="right")
     right.set(xlabel="epoch", ylabel="soft Dice on the selecting images", ylim=(0, 1))
     sns.despine(figure)
     plt.close(figure)
