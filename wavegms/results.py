@@ -4,6 +4,7 @@ Scores lie in `<folder>/<train_set>/<variant>/seed_<seed>/<test_set>.csv`, one r
 table is made from these files and from the paper's tables as data, and from nothing else.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +35,17 @@ SCORE_COLUMNS = {
 # What a mean over seeds belongs to. The last three are the setting.
 SYSTEM = ["train_set", "test_set", "variant", "image_size", "epochs", "selection"]
 
-# As the paper's tables name them, without the remark that they are the authors'.
+# As the paper's tables name them, without the remark that they are the authors', in their order.
 VARIANT_TITLES = {
     "unet": "UNet",
     "gms": "GMS",
-    "wave_gms": "Wave-GMS",
+    "tinyvae_mismatch": "Tiny-VAE (model mismatch)",
+    "tinyvae": "Tiny-VAE (trained)",
+    "tinyvae_multires_sft": "Tiny-VAE + MultiRes SFT",
     "wave_gms_no_alignment": "Wave-GMS (w/o alignment)",
     "wave_gms_batch_2": "Wave-GMS (batch size 2)",
     "wave_gms_batch_4": "Wave-GMS (batch size 4)",
-    "tinyvae": "Tiny-VAE (trained)",
-    "tinyvae_mismatch": "Tiny-VAE (model mismatch)",
-    "tinyvae_multires_sft": "Tiny-VAE + MultiRes SFT",
+    "wave_gms": "Wave-GMS",
 }
 # fmt: off
 PUBLISHED_COLUMNS = [
@@ -77,8 +78,8 @@ def read_scores(folder: Path) -> pd.DataFrame:
         folder: the folder that holds `<train_set>/<variant>/seed_<seed>/<test_set>.csv`.
 
     Returns:
-        One row for each image of each run, with the columns of `SCORE_COLUMNS`; runs in the order
-        of their paths.
+        One row for each image of each run, with the columns of `SCORE_COLUMNS`; runs by train set,
+        test set, variant in the order of `VARIANT_TITLES`, and seed.
 
     Raises:
         InputError: there is no file; one lacks a column, has no row, names an image twice, holds an
@@ -106,7 +107,12 @@ def read_scores(folder: Path) -> pd.DataFrame:
                 f"{path} and {first} score different images: a mean over seeds needs the same "
                 "ones, so run both again or delete the older file."
             )
-    return pd.concat(runs.values(), ignore_index=True)
+    scores = pd.concat(runs.values(), ignore_index=True)
+    places = scores[["train_set", "test_set", "seed"]].assign(
+        variant=_rank(scores["variant"], VARIANT_TITLES)
+    )
+    order = places.sort_values(["train_set", "test_set", "variant", "seed"], kind="stable").index
+    return scores.loc[order].reset_index(drop=True)
 
 
 def mean_over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
@@ -392,7 +398,7 @@ def _beside_published(systems: pd.DataFrame, published: pd.DataFrame) -> pd.Data
     return table.reset_index(drop=True)
 
 
-def _rank(values: pd.Series, known: pd.Series | list[str]) -> pd.Series:
+def _rank(values: pd.Series, known: Iterable[str]) -> pd.Series:
     """The place of each value: the known ones in their order, then the others by name."""
     order = list(dict.fromkeys(known))
     order += sorted(set(values) - set(order))

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from wavegms.data.catalog import spec_of
 from wavegms.data.files import write_text
+from wavegms.results import title_of
 
 # Metric, its short title, and the heading of what was measured.
 _SHOWN = (
@@ -78,27 +80,27 @@ def readable_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:
         One row for each comparison; differences of shares in percentage points, of distances in
         pixels.
     """
-    titles = {metric: heading for metric, _, heading in _SHOWN}
-    rows = []
-    for row in comparisons.itertuples():
-        scale = 1 if row.metric.startswith("hd95") else 100
-        low, high = _number(scale * row.ci_low, True), _number(scale * row.ci_high, True)
-        rows.append(
-            {
-                "Trained on": spec_of(row.train_set).title,
-                "Tested on": spec_of(row.test_set).title,
-                "Metric": titles.get(row.metric, _HONEST),
-                "Variant": row.variant,
-                "Reference": row.reference,
-                "Images": str(row.images),
-                "Difference": _number(scale * row.mean_difference, True),
-                "95 % interval": f"{low} to {high}",
-                "p": _p_value(row.p),
-                "p (Holm)": _p_value(row.p_holm),
-                "Significant": "*" if row.significant else "",
-            }
-        )
-    return pd.DataFrame(rows)
+    headings = {metric: heading for metric, _, heading in _SHOWN} | {"hd95": _HONEST}
+    scale = np.where(comparisons["metric"].str.startswith("hd95"), 1, 100)
+    mean, low, high = (
+        [_number(value, signed=True) for value in scale * comparisons[column]]
+        for column in ("mean_difference", "ci_low", "ci_high")
+    )
+    return pd.DataFrame(
+        {
+            "Trained on": [spec_of(name).title for name in comparisons["train_set"]],
+            "Tested on": [spec_of(name).title for name in comparisons["test_set"]],
+            "Metric": comparisons["metric"].map(headings),
+            "System": comparisons["variant"].map(title_of),
+            "Reference": comparisons["reference"].map(title_of),
+            "Images": comparisons["images"].astype(str),
+            "Difference": mean,
+            "95 % interval": [f"{ends[0]} to {ends[1]}" for ends in zip(low, high, strict=True)],
+            "p": comparisons["p"].map(_p_value),
+            "p (Holm)": comparisons["p_holm"].map(_p_value),
+            "Significant": np.where(comparisons["significant"], "*", ""),
+        }
+    )
 
 
 def write_table(table: pd.DataFrame, shown: pd.DataFrame, target: Path, caption: str) -> list[Path]:
