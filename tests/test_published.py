@@ -1,0 +1,175 @@
+"""The paper's tables as data: complete, possible, consistent, and what is said of them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wavegms.errors import InputError
+from wavegms.models.mapping import LatentMappingModel
+from wavegms.models.variants import build_variant
+from wavegms.results import PUBLISHED_COLUMNS, VARIANT_TITLES, read_published
+
+FOLDER = Path(__file__).parent.parent / "results" / "published"
+DATASETS = {2: ["bus", "busi", "ham10000", "kvasir_instrument"], 4: ["bus", "busi"]}
+DATASETS[4] += ["kvasir_instrument"]
+
+
+@pytest.fixture(scope="module")
+def published():
+    return read_published(FOLDER)
+
+
+def column(published, table, test_set, metric):
+    rows = published[
+        (published["table"] == table)
+        & (published["test_set"] == test_set)
+        & (published["metric"] == metric)
+    ]
+    return rows.set_index("system")["value"]
+
+
+def test_table_1_is_complete():
+    table = pd.read_csv(FOLDER / "table1.csv", keep_default_na=False)
+    assert list(table) == ["table", "system", "gpu", "vram_gb", "batch_size", "note"]
+    assert len(table) == table["system"].nunique() == 13
+    assert table["vram_gb"].between(11, 48).all() and table["batch_size"].between(1, 32).all()
+
+
+@pytest.mark.parametrize(("number", "systems"), [(2, 13), (4, 7)])
+def test_tables_2_and_4_have_every_cell_once(published, number, systems):
+    table = published[published["table"] == number]
+    assert list(table) == PUBLISHED_COLUMNS
+    assert (table["train_set"] == table["test_set"]).all()
+    names = table["system"].unique()
+    assert len(names) == systems
+    expected = pd.MultiIndex.from_product([names, DATASETS[number], ["dsc", "iou", "hd95"]])
+    assert list(table.set_index(["system", "test_set", "metric"]).index) == list(expected)
+
+
+def test_table_3_has_every_cell_once_for_the_systems_of_table_2(published):
+    table = published[published["table"] == 3]
+    names = published.loc[published["table"] == 2, "system"].unique()
+    cells = table.set_index(["system", "train_set", "test_set", "metric"]).index
+    expected = [
+        (name, *pair, metric)
+        for name in names
+        for pair in (("busi", "bus"), ("bus", "busi"))
+        for metric in ("dsc", "hd95")
+    ]
+    assert list(cells) == expected
+
+
+def test_numbers_have_the_decimals_of_the_paper():
+    for number in (2, 3, 4):
+        printed = pd.read_csv(FOLDER / f"table{number}.csv", dtype=str)["value"]
+        assert printed.str.fullmatch(r"\d{1,3}\.\d\d").all()
+
+
+def test_numbers_are_possible(published):
+    shares = published["metric"] != "hd95"
+    assert published.loc[shares, "value"].between(0, 100).all()
+    assert published.loc[~shares, "value"].between(0, np.hypot(224, 224)).all()
+
+
+def test_means_of_iou_and_dice_can_be_of_the_same_images(published):
+    """IoU = D / (2 - D) is convex and at most D, and so are their means, but for rounding."""
+    cells = published[published["table"] != 3].pivot_table(
+        index=["table", "system", "test_set"], columns="metric", values="value"
+    )
+    lowest_dice = (cells["dsc"] - 0.005) / 100
+    assert (cells["iou"] + 0.005 >= 100 * lowest_dice / (2 - lowest_dice)).all()
+    assert (cells["iou"] < cells["dsc"]).all()
+
+
+def test_wave_gms_has_the_same_numbers_in_tables_2_and_4(published):
+    ours = published[published["variant"] == "wave_gms"].set_index(["test_set", "metric"])["value"]
+    table_2 = ours[(published.loc[published["variant"] == "wave_gms", "table"] == 2).to_numpy()]
+    table_4 = ours[(published.loc[published["variant"] == "wave_gms", "table"] == 4).to_numpy()]
+    assert len(table_4) == 9
+    pd.testing.assert_series_equal(table_2[table_4.index], table_4)
+
+
+def test_each_variant_is_one_row_of_a_table(published):
+    rows = published.drop_duplicates(["table", "system"])
+    named = rows[rows["variant"] != ""]
+    assert not named.duplicated(["table", "variant"]).any()
+    assert set(named["variant"]) == set(VARIANT_TITLES)
+    assert set(named.loc[named["table"] == 2, "variant"]) == {"unet", "gms", "wave_gms"}
+    assert (rows.loc[rows["table"] == 4, "variant"] != "").all()
+    # a system keeps its variant from table to table
+    assert (rows.groupby("system")["variant"].nunique() == 1).all()
+
+
+def test_trainable_parameters_are_those_of_the_networks(published):
+    table = published[published["table"] == 2]
+    assert (table.groupby("system")["trainable_parameters_millions"].nunique() == 1).all()
+    printed = table[table["variant"] != ""].groupby("variant")["trainable_parameters_millions"]
+    for variant, network in (
+        ("wave_gms", build_variant("wave_gms")),
+        ("gms", LatentMappingModel()),
+    ):
+        count = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+        assert printed.first()[variant] == pytest.approx(count / 1e6, abs=0.005)
+
+
+def test_where_wave_gms_is_best_by_the_tables(published):
+    best = {
+        (test_set, metric): values.idxmin() if metric == "hd95" else values.idxmax()
+        for test_set in DATASETS[2]
+        for metric in ("dsc", "iou", "hd95")
+        for values in [column(published, 2, test_set, metric)]
+    }
+    others = {cell: name for cell, name in best.items() if name != "Wave-GMS (ours)"}
+    assert others == {
+        ("ham10000", "dsc"): "GMS",
+        ("ham10000", "iou"): "GMS",
+        ("kvasir_instrument", "dsc"): "GMS",
+        ("kvasir_instrument", "iou"): "nnUNet",
+        ("kvasir_instrument", "hd95"): "GMS",
+    }
+
+
+def test_ranks_that_the_readme_states(published):
+    distances = column(published, 2, "kvasir_instrument", "hd95")
+    assert (distances < distances["Wave-GMS (ours)"]).sum() == 10
+    mismatch = "Tiny-VAE (model mismatch)"
+    assert column(published, 4, "kvasir_instrument", "dsc").rank(ascending=False)[mismatch] == 3
+    assert column(published, 4, "kvasir_instrument", "iou").rank(ascending=False)[mismatch] == 3
+    assert column(published, 4, "kvasir_instrument", "hd95").rank()[mismatch] == 2
+    assert [column(published, 4, "busi", metric).idxmin() for metric in ("dsc", "iou")] == [
+        mismatch,
+        mismatch,
+    ]
+    assert column(published, 4, "busi", "hd95").rank()[mismatch] == 5
+    across = published[published["table"] == 3]
+    for (_, metric), rows in across.groupby(["test_set", "metric"]):
+        values = rows.set_index("system")["value"]
+        assert (values.idxmin() if metric == "hd95" else values.idxmax()) == "Wave-GMS (ours)"
+
+
+def test_every_number_of_the_readme_is_in_the_tables(published):
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    stated = set(re.findall(r"(?<![\d.:,])\d+\.\d\d(?!\d)", text))
+    known = {f"{value:.2f}" for value in published["value"]}
+    known |= {f"{value:.2f}" for value in published["trainable_parameters_millions"].dropna()}
+    known |= {"1.03", "1.04", "2.59"}  # section 2.1, what 1,035,692 rounds to, and the sum
+    assert len(stated) > 40
+    assert stated - known == set()
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"table2\.csv cannot be read"):
+        read_published(tmp_path)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    for number in (2, 3, 4):
+        table = pd.read_csv(FOLDER / f"table{number}.csv", dtype=str)
+        if number == 3:
+            table = table.drop(columns="variant")
+        table.to_csv(tmp_path / f"table{number}.csv", index=False)
+    with pytest.raises(InputError, match=r"table3\.csv lacks the column variant"):
+        read_published(tmp_path)
