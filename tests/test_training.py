@@ -69,19 +69,22 @@ def states(monkeypatch):
     seen, scores = [], []
     measure = training._mean_soft_dice
 
-    def remember(accelerator, model, vae, batches):
-        score = measure(accelerator, model, vae, batches)
-        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+    def remember(accelerator, pipeline, batches):
+        score = measure(accelerator, pipeline, batches)
+        seen.append({key: value.clone() for key, value in trained_weights(pipeline).items()})
         return scores[len(seen) - 1] if scores else score
 
     monkeypatch.setattr(training, "_mean_soft_dice", remember)
     return seen, scores
 
 
-def weights(folder):
-    pipe = WaveGMSPipeline.from_pretrained(folder)
+def trained_weights(pipe):
     parts = {"encoder": pipe.encoder, "mapping": pipe.mapping}
     return {f"{n}.{key}": v for n, part in parts.items() for key, v in part.state_dict().items()}
+
+
+def weights(folder):
+    return trained_weights(WaveGMSPipeline.from_pretrained(folder))
 
 
 def equal(first, second):
