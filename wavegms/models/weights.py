@@ -4,6 +4,7 @@ Nothing that comes from outside is unpickled freely, and nothing is loaded half:
 weights, diffusers only warns and leaves random ones in their place.
 """
 
+import inspect
 import json
 import re
 from importlib import import_module
@@ -136,8 +137,9 @@ def _expected_shapes(part: Path, library: str, class_name: str) -> dict[str, lis
             "install the version of wavegms that wrote it"
         ) from error
     try:
+        known = inspect.signature(network.__init__).parameters
         with torch.device("meta"):  # shapes only, no memory
-            state = network.from_config(config).state_dict()
+            state = network(**{k: v for k, v in config.items() if k in known}).state_dict()
     except Exception as error:
         raise InputError(
             f"{part / 'config.json'} does not describe a network ({first_line(error)}): "
