@@ -1,4 +1,4 @@
-"""`python -m wavegms`: bad input ends with one sentence, an exit status, and nothing half-written."""
+"""`python -m wavegms`: bad input ends with one sentence and a status, and nothing half-written."""
 
 import re
 import shutil

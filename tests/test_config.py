@@ -1,6 +1,7 @@
 """The schema of the parameters: a wrong value is refused by its name, in one sentence."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -26,6 +27,7 @@ VALUES = {
         "source": "train",
         "hub": "madebyollin/taesd",
         "path": "models/taesd",
+        "sd_vae": "models/sd_vae",
         "min_mask_dice": 0.9,
         "train": {
             "channels": 16,
@@ -35,7 +37,7 @@ VALUES = {
             "learning_rate": 0.005,
         },
     },
-    "model": {"sample_at_inference": False},
+    "model": {"sample_at_inference": False, "gms_checkpoint": "models/gms/{dataset}.pth"},
     "loss": {"supervision": "all_levels", "alignment_distance": "l1"},
     "training": {
         "epochs": 1000,
@@ -117,9 +119,14 @@ def test_a_wrong_type_is_refused_by_name(key, value):
     assert refusal(changed(key, value)).startswith(key)
 
 
-NOT_TEXT = {
-    key for key in LEAVES if key not in ("split.folder", "autoencoder.hub", "autoencoder.path")
+TEXT = {
+    "split.folder",
+    "autoencoder.hub",
+    "autoencoder.path",
+    "autoencoder.sd_vae",
+    "model.gms_checkpoint",
 }
+NOT_TEXT = set(LEAVES) - TEXT
 
 
 @pytest.mark.parametrize("key", sorted(NOT_TEXT))
@@ -238,6 +245,13 @@ def test_epochs_of_a_dataset():
     assert training.epochs_for("busi") == 1000
     message = refusal(changed("training.epochs_by_dataset", {"busi": 0}))
     assert message.startswith("training.epochs_by_dataset.busi: ")
+
+
+def test_the_gms_checkpoint_of_a_dataset():
+    model = check_params(VALUES).model
+    assert model.gms_checkpoint_for("busi") == Path("models/gms/busi.pth")
+    one_for_all = check_params(changed("model.gms_checkpoint", "a/b.pth")).model
+    assert one_for_all.gms_checkpoint_for("busi") == Path("a/b.pth")
 
 
 @pytest.mark.parametrize("values", [None, [], "datasets", 3])

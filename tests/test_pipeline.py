@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
 
 from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
 from wavegms.imaging import as_rgb, resize_image
+from wavegms.models.mask_network import MaskNetwork
 
 # Batches are summed in another order than single images, and untrained networks amplify that.
 CLOSE = {"rtol": 0, "atol": 2e-3}
@@ -287,6 +290,10 @@ def with_value(value, shape=(8, 9), dtype=np.float64):
         (torch.zeros(3, 0, 9), "pixels"),
         (Image.new("RGB", (0, 4)), r"\(0, 4\)"),
         (["image.png"], "str"),
+        ("image.png", "str"),
+        (None, "NoneType"),
+        (5, "int"),
+        (np.array(0.5), "single number"),
         ([None], "NoneType"),
     ],
 )
@@ -396,6 +403,109 @@ def test_a_fresh_process_predicts_the_same_from_the_folder_alone(pipeline, saved
     expected = pipeline(rgb)
     assert_same(out["soft"], expected.probabilities[0], rtol=0, atol=1e-5)
     assert np.array_equal(out["mask"], out["soft"] >= 0.5)
+
+
+def test_the_vae_is_frozen_and_the_rest_counted(pipeline, saved):
+    frozen = sum(parameter.numel() for parameter in pipeline.vae.parameters())
+    for pipe in (pipeline, WaveGMSPipeline.from_pretrained(saved)):
+        assert pipe.parameter_counts == (2_600_668 + frozen, 2_600_668)
+        assert not any(parameter.requires_grad for parameter in pipe.vae.parameters())
+
+
+@pytest.mark.parametrize(
+    "parts", [(), ("encoder",), ("encoder", "mapping"), ("vae",), ("mapping", "vae", "network")]
+)
+def test_parts_that_make_no_pipeline_are_refused(pipeline, parts):
+    available = {**pipeline.components, "network": MaskNetwork("unet")}
+    with pytest.raises(ValueError, match="a pipeline"):
+        WaveGMSPipeline(**{name: available[name] for name in parts})
+
+
+def refused(where):
+    with pytest.raises(InputError) as error:
+        WaveGMSPipeline.from_pretrained(where)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def broken(saved, tmp_path):
+    """A copy of the saved folder, to be damaged."""
+    shutil.copytree(saved, tmp_path / "broken")
+    return tmp_path / "broken"
+
+
+def rewrite(path, change):
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize("part", ["encoder", "mapping", "vae"])
+def test_a_missing_weight_is_refused_by_name(broken, part):
+    key = sorted(load_file(broken / part / WEIGHTS))[3]
+    rewrite(broken / part / WEIGHTS, lambda state: state.pop(key))
+    message = refused(broken)
+    assert str(broken / part) in message and f"{key} is missing" in message
+
+
+def test_an_unknown_weight_is_refused_by_name(broken):
+    rewrite(broken / "mapping" / WEIGHTS, lambda state: state.update(extra=torch.zeros(1)))
+    assert "extra is unknown" in refused(broken)
+
+
+def test_a_weight_of_another_shape_is_refused_by_name(broken):
+    wrong = {"conv_in.bias": torch.zeros(5)}
+    rewrite(broken / "mapping" / WEIGHTS, lambda state: state.update(wrong))
+    assert "conv_in.bias has shape [5], not [32]" in refused(broken)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
+def test_a_truncated_file_is_refused_by_name(broken, keep):
+    path = broken / "encoder" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:keep])
+    assert str(path) in refused(broken)
+
+
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "mapping/config.json", f"vae/{WEIGHTS}", "encoder"]
+)
+def test_a_missing_file_is_refused_by_name(broken, name):
+    path = broken / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert str(path.parent) in refused(broken)
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "mapping/config.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "5"])
+def test_a_broken_json_is_refused_by_name(broken, name, text):
+    (broken / name).write_text(text)
+    assert str(broken / name) in refused(broken)
+
+
+@pytest.mark.parametrize("channels", [8, 0, "four"])
+def test_a_config_of_something_else_is_refused_by_name(broken, channels):
+    path = broken / "mapping" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_channels": channels}))
+    assert str(broken / "mapping") in refused(broken)
+
+
+@pytest.mark.parametrize("entry", [["os", "system"], ["wavegms", "Nothing"], ["wavegms.no", "A"]])
+def test_an_index_may_not_name_just_anything(broken, entry):
+    index = json.loads((broken / "model_index.json").read_text())
+    index["mapping"] = entry
+    (broken / "model_index.json").write_text(json.dumps(index))
+    assert ".".join(entry) in refused(broken)
+
+
+@pytest.mark.parametrize("where", ["models/busi/wave_gms", "nowhere", Path("models/wave_gms")])
+def test_a_missing_folder_is_refused_by_name(where, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"{where} does not exist" in refused(where)
 
 
 def test_half_precision_predicts_nearly_the_same(pipeline, saved, grey):

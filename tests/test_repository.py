@@ -101,7 +101,9 @@ def test_notebook_keeps_the_house_style(path):
     for cell in cells:
         if cell.cell_type == "code":
             functions = [
-                node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.FunctionDef)
+                node
+                for node in ast.walk(ast.parse(cell.source))
+                if isinstance(node, ast.FunctionDef)
             ]
             assert functions == []
             assert not {"injected-parameters", "skip"} & set(cell.metadata.get("tags", []))

@@ -1,7 +1,7 @@
 """The training loop: it can learn, it repeats itself, and it keeps what it says it keeps."""
 
 import json
-import os
+import subprocess
 
 import pandas as pd
 import pytest
@@ -18,15 +18,6 @@ from wavegms.config import AugmentationParams
 from wavegms.losses import WaveGMSLoss, soft_dice
 from wavegms.models.variants import build_variant
 from wavegms.training import learning_rate_factor, train
-
-
-@pytest.fixture(scope="module", autouse=True)
-def elsewhere(tmp_path_factory):
-    """dvclive looks for a Git repository around the current folder, and would write to it."""
-    before = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("elsewhere"))
-    yield
-    os.chdir(before)
 
 
 class Repeated(Dataset):
@@ -69,19 +60,22 @@ def states(monkeypatch):
     seen, scores = [], []
     measure = training._mean_soft_dice
 
-    def remember(accelerator, model, vae, batches):
-        score = measure(accelerator, model, vae, batches)
-        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+    def remember(accelerator, pipeline, batches):
+        score = measure(accelerator, pipeline, batches)
+        seen.append({key: value.clone() for key, value in trained_weights(pipeline).items()})
         return scores[len(seen) - 1] if scores else score
 
     monkeypatch.setattr(training, "_mean_soft_dice", remember)
     return seen, scores
 
 
-def weights(folder):
-    pipe = WaveGMSPipeline.from_pretrained(folder)
+def trained_weights(pipe):
     parts = {"encoder": pipe.encoder, "mapping": pipe.mapping}
     return {f"{n}.{key}": v for n, part in parts.items() for key, v in part.state_dict().items()}
+
+
+def weights(folder):
+    return trained_weights(WaveGMSPipeline.from_pretrained(folder))
 
 
 def equal(first, second):
@@ -311,6 +305,26 @@ def test_a_failed_run_leaves_an_earlier_one_alone(run, tmp_path):
     before = tree(tmp_path / "run" / "model")
     refused(lambda: run(loss=Counting(break_at=1)))
     assert tree(tmp_path / "run" / "model") == before
+
+
+@pytest.mark.parametrize("commits", [0, 1])
+def test_git_is_left_alone(run, tmp_path, monkeypatch, commits):
+    """dvclive would make a DVC project of a Git repository that is none, and stage its files."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+
+    def git(*arguments):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        subprocess.run(command, cwd=repository, check=True, capture_output=True)
+
+    git("init")
+    for _ in range(commits):
+        git("commit", "--allow-empty", "-m", "first")
+    before = tree(repository)
+    monkeypatch.chdir(repository)
+    run(epochs=1)
+    assert tree(repository) == before
+    assert (tmp_path / "run" / "live" / "metrics.json").is_file()
 
 
 def test_a_second_run_replaces_the_first(run):

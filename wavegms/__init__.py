@@ -15,6 +15,7 @@ _PUBLIC = {
     "MultiResolutionEncoder": "wavegms.models.encoder",
     "WaveGMSPipeline": "wavegms.models.pipeline",
     "load_autoencoder": "wavegms.models.autoencoder",
+    "load_sd_vae": "wavegms.models.autoencoder",
     # diffusers looks up the base class of a pipeline's components in the package that defines them
     "ModelMixin": "diffusers",
 }
@@ -24,6 +25,7 @@ __all__ = [
     "MultiResolutionEncoder",
     "WaveGMSPipeline",
     "load_autoencoder",
+    "load_sd_vae",
 ]
 
 

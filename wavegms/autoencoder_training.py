@@ -26,12 +26,15 @@ from wavegms.data.files import write_text
 from wavegms.errors import InputError
 from wavegms.losses import soft_dice
 from wavegms.models.autoencoder import (
+    Autoencoder,
     decode_masks,
     encode_images,
     encode_masks,
     freeze,
     load_autoencoder,
+    load_sd_vae,
 )
+from wavegms.models.variants import variant_spec
 
 QUALITY_NAME = "quality.json"
 
@@ -60,16 +63,16 @@ class AutoencoderCard:
     """Where a frozen autoencoder came from, and how well it reconstructs.
 
     Attributes:
-        source: "train", "hub" or "path".
+        source: "train", "hub", "path", or "sd_vae" for the large one of GMS.
         origin: how it was trained, its hub id, or the folder it was loaded from.
-        train: quality on the training split.
-        test: quality on the test split.
+        train: quality on the training split; None where it was not measured.
+        test: quality on the test split; None where it was not measured.
     """
 
     source: str
     origin: str | dict[str, Any]
-    train: ReconstructionQuality
-    test: ReconstructionQuality
+    train: ReconstructionQuality | None
+    test: ReconstructionQuality | None
 
 
 def obtain_autoencoder(
@@ -235,6 +238,33 @@ def read_quality(folder: Path) -> AutoencoderCard:
         raise InputError(
             f"{path} does not tell the quality of an autoencoder: run the autoencoder stage again"
         ) from error
+
+
+def frozen_autoencoder(
+    variant: str, folder: Path, settings: AutoencoderParams
+) -> tuple[Autoencoder | None, AutoencoderCard | None]:
+    """The autoencoder that a variant is trained with, and its card.
+
+    Args:
+        variant: name in `VARIANTS`.
+        folder: of the dataset's Tiny-VAE, which the stage `autoencoder` wrote.
+        settings: the section `autoencoder`.
+
+    Returns:
+        The frozen autoencoder and its card; None for both where the variant has none.
+
+    Raises:
+        InputError: it is missing or broken, or gives masks back too badly to train on.
+    """
+    kind = variant_spec(variant).autoencoder
+    if kind is None:
+        return None, None
+    if kind == "kl":
+        card = AutoencoderCard("sd_vae", settings.sd_vae, train=None, test=None)
+        return load_sd_vae(settings.sd_vae), card
+    card = read_quality(folder)
+    require_mask_quality(card.train, settings.min_mask_dice)
+    return load_autoencoder(folder), card
 
 
 def require_mask_quality(quality: ReconstructionQuality, bound: float) -> None:

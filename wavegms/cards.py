@@ -35,7 +35,8 @@ class ModelCard:
         selection: "best_on_validation" or "best_on_test".
         selection_dice: mean soft Dice in [0, 1] of the kept weights on the selecting images.
         trainable_parameters: their number.
-        autoencoder: where the frozen autoencoder came from, and its reconstruction quality.
+        autoencoder: where the frozen autoencoder came from, and its reconstruction quality; None
+            where the network has none.
         parameters: the sections of params.yaml that training used.
         versions: of the libraries that computed it.
     """
@@ -52,15 +53,14 @@ class ModelCard:
     selection: str
     selection_dice: float
     trainable_parameters: int
-    autoencoder: Mapping[str, Any]
+    autoencoder: Mapping[str, Any] | None
     parameters: Mapping[str, Any]
     versions: Mapping[str, str]
 
     def summary(self) -> dict[str, Any]:
         """What fits one line each: everything but the nested parameters."""
-        return {
-            name: value for name, value in asdict(self).items() if not isinstance(value, Mapping)
-        }
+        nested = ("autoencoder", "parameters", "versions")
+        return {name: value for name, value in asdict(self).items() if name not in nested}
 
 
 def library_versions() -> dict[str, str]:

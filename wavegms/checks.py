@@ -9,6 +9,7 @@ from wavegms.data.phantom import SCANNERS
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
 from wavegms.models.variants import VARIANTS
+from wavegms.models.weights import is_hub_id
 
 
 def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
@@ -28,10 +29,7 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
     """
     params = load_params(params_file)
     for variant in params.variants:
-        if variant not in VARIANTS:
-            raise InputError(
-                f"variants: {variant!r} is unknown, choose among {', '.join(VARIANTS)}"
-            )
+        _check_variant(variant, params)
     for name in params.phantom.datasets:
         if name not in SCANNERS:
             raise InputError(
@@ -55,6 +53,31 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
     write_text(out, "The parameters and the raw data were checked.\n")
 
 
+def _check_variant(name: str, params: Params) -> None:
+    if name not in VARIANTS:
+        raise InputError(f"variants: {name!r} is unknown, choose among {', '.join(VARIANTS)}")
+    spec = VARIANTS[name]
+    if params.image_size % spec.side_divisor:
+        raise InputError(
+            f"image_size is {params.image_size}, but variant {name} needs a multiple of "
+            f"{spec.side_divisor}"
+        )
+    sd_vae = params.autoencoder.sd_vae
+    if spec.autoencoder == "kl" and not (Path(sd_vae).is_dir() or is_hub_id(sd_vae)):
+        raise InputError(
+            f"autoencoder.sd_vae {sd_vae!r} is neither a folder nor a hub id, but variant {name} "
+            "needs an SD-VAE: correct it, or leave the variant out"
+        )
+    if not spec.trained:
+        for dataset in params.datasets:
+            checkpoint = params.model.gms_checkpoint_for(dataset)
+            if not checkpoint.is_file():
+                raise InputError(
+                    f"{checkpoint} does not exist, but variant {name} needs GMS's checkpoint for "
+                    f"{dataset}: put it there, set model.gms_checkpoint, or leave the variant out"
+                )
+
+
 def _check_dataset(name: str, folder: Path, params: Params) -> None:
     cases = find_cases(name, folder)
     split_file = spec_of(name).split_file
@@ -73,8 +96,10 @@ def _check_dataset(name: str, folder: Path, params: Params) -> None:
             "split.test_fraction, or list some in test.txt"
         )
     count = sum(part in params.training.train_splits for part in parts.values())
-    if params.training.batch_size > count:
-        raise InputError(
-            f"training.batch_size is {params.training.batch_size}, but {name} has only {count} "
-            f"images to train on: choose at most {count}"
-        )
+    for variant in params.variants:
+        batch_size = VARIANTS[variant].batch_size_or(params.training.batch_size)
+        if VARIANTS[variant].trained and batch_size > count:
+            raise InputError(
+                f"training.batch_size is {batch_size} for {variant}, but {name} has only {count} "
+                f"images to train on: choose at most {count}, or leave the variant out"
+            )

@@ -92,11 +92,12 @@ class AutoencoderTraining(Section):
 
 
 class AutoencoderParams(Section):
-    """Where the frozen Tiny-VAE comes from."""
+    """Where the frozen autoencoders come from."""
 
     source: Literal["train", "hub", "path"]
     hub: str
     path: str
+    sd_vae: str
     min_mask_dice: Probability
     train: AutoencoderTraining
 
@@ -105,6 +106,11 @@ class ModelParams(Section):
     """Choices of the network."""
 
     sample_at_inference: bool
+    gms_checkpoint: str
+
+    def gms_checkpoint_for(self, dataset: str) -> Path:
+        """The file for one dataset."""
+        return Path(self.gms_checkpoint.replace("{dataset}", dataset))
 
 
 class LossParams(Section):

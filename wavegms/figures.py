@@ -251,6 +251,8 @@ def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     names = {"seg": "mask (Dice)", "lm": "latent mapping (MSE)", "align": "alignment"}
     for (column, name), colour in zip(names.items(), sns.color_palette("colorblind"), strict=False):
+        if column not in history:  # not every network has every term
+            continue
         left.plot(history["epoch"], history[column], label=name, color=colour)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     left.legend(fontsize=8)

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional
 
-from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks
+from wavegms.models.autoencoder import Autoencoder, decode_masks, encode_images, encode_masks
 
 Supervision = Literal["all_levels", "last_three_levels"]
 AlignmentDistance = Literal["l1", "smooth_l1"]
@@ -29,6 +28,20 @@ def soft_dice(probabilities: Tensor, masks: Tensor) -> Tensor:
     overlap = (probabilities * masks).flatten(1).sum(1)
     total = probabilities.flatten(1).sum(1) + masks.flatten(1).sum(1)
     return (2 * overlap + _SMOOTHING) / (total + _SMOOTHING)
+
+
+def mask_loss(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """The loss of a network without latents: soft Dice, averaged over the batch.
+
+    Args:
+        probabilities: (B, 1, H, W) in [0, 1].
+        masks: (B, 1, H, W), 0 or 1.
+
+    Returns:
+        Scalars `loss` and `seg`, which are the same here.
+    """
+    seg = (1 - soft_dice(probabilities, masks)).mean()
+    return {"loss": seg, "seg": seg}
 
 
 def alignment_loss(latents: Tensor, targets: Tensor, distance: AlignmentDistance = "l1") -> Tensor:
@@ -52,7 +65,7 @@ def alignment_loss(latents: Tensor, targets: Tensor, distance: AlignmentDistance
 
 @dataclass(frozen=True)
 class WaveGMSLoss:
-    """L_total = L_seg + L_lm + L_align, each with weight 1.
+    """L_total = L_seg + L_lm + L_align, each with weight 1; L_align only where there is z_MR.
 
     L_seg (soft Dice loss of the decoded mask) and L_lm (mean squared error of the latent to z_M)
     are summed over the supervised decoder levels of the latent mapping model.
@@ -68,29 +81,32 @@ class WaveGMSLoss:
 
     def __call__(
         self,
-        latents: Tensor,
+        latents: Tensor | None,
         levels: list[Tensor],
-        vae: AutoencoderTiny,
+        vae: Autoencoder,
         images: Tensor,
         masks: Tensor,
     ) -> dict[str, Tensor]:
         """The loss of one batch.
 
         Args:
-            latents: z_MR, (B, 4, H/8, W/8).
+            latents: z_MR, (B, 4, H/8, W/8); None in a variant without alignment.
             levels: the mapped latents, deepest first, each (B, 4, H/8, W/8).
             vae: the frozen autoencoder; gradients pass through its decoder to the latents.
             images: (B, 3, H, W) in [0, 1].
             masks: (B, 1, H, W), 0 or 1.
 
         Returns:
-            Scalars `loss` (the sum), `seg`, `lm` and `align`.
+            Scalars `loss` (the sum), `seg`, `lm` and, where there is alignment, `align`.
         """
         with torch.no_grad():
-            image_latents = encode_images(vae, images)
             mask_latents = encode_masks(vae, masks)
         supervised = levels if self.supervision == "all_levels" else levels[1:]
         seg = sum((1 - soft_dice(decode_masks(vae, level), masks)).mean() for level in supervised)
         lm = sum(functional.mse_loss(level, mask_latents) for level in supervised)
+        if latents is None:
+            return {"loss": seg + lm, "seg": seg, "lm": lm}
+        with torch.no_grad():
+            image_latents = encode_images(vae, images)
         align = alignment_loss(latents, image_latents, self.alignment_distance)
         return {"loss": seg + lm + align, "seg": seg, "lm": lm, "align": align}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from wavegms.autoencoder_training import read_quality
+from wavegms.autoencoder_training import AutoencoderCard
 from wavegms.cards import ModelCard, library_versions, write_card
 from wavegms.config import TrainingParams
 from wavegms.data.dataset import PreparedDataset
@@ -23,7 +23,7 @@ def publish_model(
     seed: int,
     train_set: PreparedDataset,
     selection_set: PreparedDataset,
-    autoencoder_folder: Path,
+    autoencoder: AutoencoderCard | None,
     training: TrainingParams,
     other: dict[str, BaseModel],
 ) -> ModelCard:
@@ -37,7 +37,7 @@ def publish_model(
         seed: of the training.
         train_set: what it learned from.
         selection_set: what chose the epoch.
-        autoencoder_folder: the frozen autoencoder's folder, with its quality.json.
+        autoencoder: card of the frozen autoencoder; None where the network has none.
         training: the section `training`.
         other: further sections of params.yaml that training used, by name.
 
@@ -57,7 +57,7 @@ def publish_model(
         selection=training.selection,
         selection_dice=result.best_dice,
         trainable_parameters=result.trainable_parameters,
-        autoencoder=asdict(read_quality(autoencoder_folder)),
+        autoencoder=asdict(autoencoder) if autoencoder else None,
         parameters={
             name: section.model_dump() for name, section in {"training": training, **other}.items()
         },

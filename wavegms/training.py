@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import AutoencoderTiny
 from dvclive import Live
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,9 +19,17 @@ from wavegms.data.augment import Augmentation
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.files import replace_folder
 from wavegms.errors import InputError
-from wavegms.losses import WaveGMSLoss, soft_dice
-from wavegms.models.autoencoder import decode_masks
-from wavegms.models.variants import as_pipeline, build_variant
+from wavegms.losses import WaveGMSLoss, mask_loss, soft_dice
+from wavegms.models.autoencoder import Autoencoder
+from wavegms.models.gms_checkpoint import load_gms_mapping
+from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.models.variants import (
+    VariantSpec,
+    as_pipeline,
+    build_variant,
+    require_autoencoder,
+    variant_spec,
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,10 @@ class TrainingResult:
     """What a training run leaves behind.
 
     Attributes:
-        history: one row an epoch: epoch (from 1), learning_rate, the mean losses loss, seg, lm and
-            align over the epoch's batches, and selection_dice, the mean soft Dice in [0, 1] on the
-            images that select the checkpoint.
+        history: one row an epoch: epoch (from 1), learning_rate, the mean over the epoch's batches
+            of the losses that the variant has (loss, seg, lm, align), and selection_dice, the mean
+            soft Dice in [0, 1] on the images that select the checkpoint. Of a variant that is not
+            trained, one row: epoch 0 and selection_dice.
         best_epoch: the epoch whose weights were kept.
         best_dice: its selection_dice.
         trainable_parameters: their number.
@@ -64,9 +72,19 @@ def learning_rate_factor(epoch: int, epochs: int, warmup_epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+class _Metrics(Live):
+    """dvclive's files without its Git: `Live` runs `dvc init` in a repository that lacks one.
+
+    Which run belongs to which commit is DVC's business, around this process.
+    """
+
+    def _init_dvc(self) -> None:
+        self._dvc_file = "dvc.yaml"
+
+
 def train(
     variant: str,
-    vae: AutoencoderTiny,
+    vae: Autoencoder | None,
     loss: WaveGMSLoss,
     train_set: PreparedDataset,
     selection_set: PreparedDataset,
@@ -77,8 +95,12 @@ def train(
     folder: Path,
     live_folder: Path,
     sample_at_inference: bool = False,
+    gms_checkpoint: Path | None = None,
 ) -> TrainingResult:
     """Trains a network and keeps its best and its last weights.
+
+    A variant that is not trained (tinyvae_mismatch) gets GMS's weights instead, is measured once on
+    the selection images, and is kept as both.
 
     Every random choice (initial weights, order, augmentation, sampled latents) follows from
     `seed`. After each epoch the last checkpoint, and the best when it improves, are written whole
@@ -86,37 +108,49 @@ def train(
 
     Args:
         variant: name in `wavegms.models.variants.VARIANTS`.
-        vae: the frozen autoencoder.
-        loss: the loss.
+        vae: the frozen autoencoder, of the kind that the variant needs; None if it needs none.
+        loss: the loss of variants in latent space; a network without latents has `mask_loss`.
         train_set: images to learn from; the last short batch of each epoch is dropped.
         selection_set: images on which the best epoch is chosen by soft Dice.
-        settings: batch size, learning rate and the rest of the recipe.
+        settings: batch size (a variant may have its own), learning rate and the rest of the recipe.
         epochs: number of epochs.
         seed: of everything random.
         folder: where `best` and `last` go.
         live_folder: where the metrics of each epoch go.
         sample_at_inference: see `MultiResolutionEncoder`.
+        gms_checkpoint: see `load_gms_mapping`; read only by a variant that is not trained.
 
     Returns:
         The history and the best epoch.
 
     Raises:
-        InputError: the batch is larger than the training set, the warm-up does not end, or the
-            loss or the selection Dice is no longer finite.
+        InputError: the variant is unknown, or lacks its autoencoder or checkpoint; the image size
+            does not suit it; the batch is larger than the training set; the warm-up does not end;
+            or the loss or the selection Dice is no longer finite.
     """
-    if settings.batch_size > len(train_set):
+    spec = variant_spec(variant)
+    batch_size = spec.batch_size_or(settings.batch_size)
+    require_autoencoder(variant, vae)
+    if train_set.image_size % spec.side_divisor:
         raise InputError(
-            f"training.batch_size is {settings.batch_size}, but only {len(train_set)} images are "
-            f"in the training split: choose at most {len(train_set)}"
+            f"variant {variant} needs an image_size divisible by {spec.side_divisor}, not "
+            f"{train_set.image_size}: prepare the images anew"
         )
-    if settings.warmup_epochs >= epochs:
-        raise InputError(
-            f"training.warmup_epochs ({settings.warmup_epochs}) must be below the number of epochs "
-            f"({epochs})"
-        )
+    if not spec.trained and gms_checkpoint is None:
+        raise InputError(f"variant {variant} needs a checkpoint of GMS: set model.gms_checkpoint")
+    if spec.trained:
+        _check_recipe(variant, batch_size, settings, len(train_set), epochs)
     accelerator = Accelerator()
     set_seed(seed)
     model = build_variant(variant, sample_at_inference=sample_at_inference)
+    if vae is not None:
+        vae.to(accelerator.device)
+    selection_batches = DataLoader(selection_set, batch_size=batch_size)
+    if not spec.trained:
+        model.mapping = load_gms_mapping(gms_checkpoint)
+        pipeline = as_pipeline(model.to(accelerator.device), vae, train_set.image_size)
+        selection_batches = accelerator.prepare(selection_batches)
+        return _keep_untrained(accelerator, pipeline, selection_batches, folder, live_folder)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -125,18 +159,17 @@ def train(
     )
     batches = DataLoader(
         train_set,
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         shuffle=True,
         drop_last=True,
         generator=torch.Generator().manual_seed(seed),
     )
-    selection_batches = DataLoader(selection_set, batch_size=settings.batch_size)
     augment = Augmentation(**settings.augmentation.model_dump())
     # the schedule stays ours: accelerate would step it once a process
     model, optimizer, batches, selection_batches = accelerator.prepare(
         model, optimizer, batches, selection_batches
     )
-    vae.to(accelerator.device)
+    pipeline = as_pipeline(accelerator.unwrap_model(model), vae, train_set.image_size)
 
     rows, best_dice, best_epoch = [], -math.inf, 0
     bar = tqdm(
@@ -146,7 +179,7 @@ def train(
         mininterval=1,
         disable=not accelerator.is_main_process,
     )
-    with bar, Live(str(live_folder), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+    with bar, _open_metrics(live_folder) as live:
         for epoch in range(1, epochs + 1):
             model.train()
             sums: dict[str, torch.Tensor] = {}
@@ -155,7 +188,7 @@ def train(
                     PreparedDataset.to_float(batch["image"]),
                     PreparedDataset.mask_to_float(batch["mask"]),
                 )
-                terms = loss(*model(images), vae, images, masks)
+                terms = _loss_terms(spec, model, loss, vae, images, masks)
                 if not torch.isfinite(terms["loss"]):
                     raise _diverged("loss", terms["loss"].item(), rows, folder)
                 optimizer.zero_grad()
@@ -164,11 +197,12 @@ def train(
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0) + value.detach()
                 bar.update()
+            model.eval()
             row = {
                 "epoch": epoch,
                 "learning_rate": schedule.get_last_lr()[0],
                 **{name: (value / len(batches)).item() for name, value in sums.items()},
-                "selection_dice": _mean_soft_dice(accelerator, model, vae, selection_batches),
+                "selection_dice": _mean_soft_dice(accelerator, pipeline, selection_batches),
             }
             if not math.isfinite(row["selection_dice"]):
                 # the epoch's last step broke the weights: they must not become `last`
@@ -177,16 +211,63 @@ def train(
             rows.append(row)
             bar.set_postfix(loss=f"{row['loss']:.3f}", dice=f"{row['selection_dice']:.3f}")
             if accelerator.is_main_process:
-                pipeline = as_pipeline(accelerator.unwrap_model(model), vae, train_set.image_size)
                 improved = row["selection_dice"] > best_dice
-                for name in ("best", "last") if improved else ("last",):
-                    with replace_folder(folder / name) as target:
-                        pipeline.save_pretrained(target)
+                _save(pipeline, folder, ("best", "last") if improved else ("last",))
                 _log(live, row)
             if row["selection_dice"] > best_dice:
                 best_dice, best_epoch = row["selection_dice"], epoch
-    trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    trainable = pipeline.parameter_counts.trainable
     return TrainingResult(pd.DataFrame(rows), best_epoch, best_dice, trainable, folder)
+
+
+def _check_recipe(
+    variant: str, batch_size: int, settings: TrainingParams, images: int, epochs: int
+) -> None:
+    if batch_size > images:
+        way_out = (
+            f"choose at most {images}"
+            if batch_size == settings.batch_size
+            else f"leave {variant} out"
+        )
+        raise InputError(
+            f"training.batch_size is {batch_size}, but only {images} images are in the training "
+            f"split: {way_out}"
+        )
+    if settings.warmup_epochs >= epochs:
+        raise InputError(
+            f"training.warmup_epochs ({settings.warmup_epochs}) must be below the number of epochs "
+            f"({epochs})"
+        )
+
+
+def _loss_terms(
+    spec: VariantSpec,
+    model: nn.Module,
+    loss: WaveGMSLoss,
+    vae: Autoencoder | None,
+    images: torch.Tensor,
+    masks: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    if spec.autoencoder is None:
+        return mask_loss(model(images), masks)
+    latents, levels = model(images, vae)
+    return loss(latents if spec.aligned else None, levels, vae, images, masks)
+
+
+def _keep_untrained(
+    accelerator: Accelerator,
+    pipeline: WaveGMSPipeline,
+    batches: DataLoader,
+    folder: Path,
+    live_folder: Path,
+) -> TrainingResult:
+    row = {"epoch": 0, "selection_dice": _mean_soft_dice(accelerator, pipeline, batches)}
+    if accelerator.is_main_process:
+        _save(pipeline, folder, ("best", "last"))
+        with _open_metrics(live_folder) as live:
+            _log(live, row)
+    trainable = pipeline.parameter_counts.trainable
+    return TrainingResult(pd.DataFrame([row]), 0, row["selection_dice"], trainable, folder)
 
 
 def _diverged(what: str, value: float, rows: list[dict], folder: Path) -> InputError:
@@ -196,19 +277,26 @@ def _diverged(what: str, value: float, rows: list[dict], folder: Path) -> InputE
     )
 
 
-@torch.no_grad()
 def _mean_soft_dice(
-    accelerator: Accelerator, model: nn.Module, vae: AutoencoderTiny, batches: DataLoader
+    accelerator: Accelerator, pipeline: WaveGMSPipeline, batches: DataLoader
 ) -> float:
-    model.eval()
+    """Of what the pipeline predicts, which is what will be saved."""
     scores = []
     for batch in batches:
-        _, levels = model(PreparedDataset.to_float(batch["image"]))
-        dice = soft_dice(
-            decode_masks(vae, levels[-1]), PreparedDataset.mask_to_float(batch["mask"])
-        )
+        soft_masks = pipeline.predict(PreparedDataset.to_float(batch["image"]))
+        dice = soft_dice(soft_masks, PreparedDataset.mask_to_float(batch["mask"]))
         scores.append(accelerator.gather_for_metrics(dice))
     return torch.cat(scores).mean().item()
+
+
+def _save(pipeline: WaveGMSPipeline, folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        with replace_folder(folder / name) as target:
+            pipeline.save_pretrained(target)
+
+
+def _open_metrics(folder: Path) -> Live:
+    return _Metrics(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
 
 
 def _log(live: Live, row: dict[str, float]) -> None:

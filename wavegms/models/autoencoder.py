@@ -1,23 +1,28 @@
-"""The frozen Tiny-VAE: loading it, and what encoding and decoding mean for images and masks.
+"""The frozen autoencoder: loading it, and what encoding and decoding mean for images and masks.
 
-The Tiny-VAE of the paper is TAESD, diffusers' `AutoencoderTiny`, which takes and gives images in
-[-1, 1]. Everything else in this package keeps images and masks in [0, 1]; the change of range
-happens here and nowhere else.
+The Tiny-VAE of the paper is TAESD, diffusers' `AutoencoderTiny`; the SD-VAE of GMS is diffusers'
+`AutoencoderKL`. Both take and give images in [-1, 1]. Everything else in this package keeps images
+and masks in [0, 1]; the change of range happens here and nowhere else, and so does the scale of the
+SD-VAE's latents.
 """
 
-import re
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderTiny
-from safetensors.torch import load_file
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from wavegms.errors import InputError
+from wavegms.models.weights import first_line, is_hub_id, read_tensors
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+Autoencoder = AutoencoderTiny | AutoencoderKL
+
 _ORIGINAL_FAMILIES = ("taesd", "taesdxl")
 _SUFFIXES = (".safetensors", ".pth")
+_TINY_WAY_OUT = "check the name and the connection, or set autoencoder.source to path or train"
+_SD_WAY_OUT = (
+    "set autoencoder.sd_vae to a diffusers folder with an AutoencoderKL, or to its hub id where "
+    "there is a connection"
+)
 
 
 def load_autoencoder(where: str | Path) -> AutoencoderTiny:
@@ -42,8 +47,8 @@ def load_autoencoder(where: str | Path) -> AutoencoderTiny:
     folder = Path(where)
     if folder.is_dir():
         vae = _load_folder(folder)
-    elif isinstance(where, str) and _HUB_ID.fullmatch(where):
-        vae = _load_pretrained(where)
+    elif is_hub_id(where):
+        vae = _load_pretrained(AutoencoderTiny, where, _TINY_WAY_OUT)
     else:
         raise InputError(
             f"the autoencoder folder {where} does not exist: put the weights there, "
@@ -52,14 +57,40 @@ def load_autoencoder(where: str | Path) -> AutoencoderTiny:
     return freeze(vae.float())
 
 
-def freeze(vae: AutoencoderTiny) -> AutoencoderTiny:
+def load_sd_vae(where: str | Path) -> AutoencoderKL:
+    """Loads an SD-VAE, the autoencoder of GMS, frozen, in float32 and evaluation mode.
+
+    Args:
+        where: a diffusers folder; or, given as a string that names no folder here, a hub id such as
+            "stabilityai/sd-vae-ft-mse".
+
+    Returns:
+        The autoencoder; none of its parameters requires a gradient.
+
+    Raises:
+        InputError: nothing usable is found there, or its latents are not 4 channels at 1/8 of the
+            image's sides.
+    """
+    if not Path(where).is_dir() and not is_hub_id(where):
+        raise InputError(f"the SD-VAE folder {where} does not exist: {_SD_WAY_OUT}")
+    vae = _load_pretrained(AutoencoderKL, where, _SD_WAY_OUT)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if vae.config.latent_channels != 4 or factor != 8:
+        raise InputError(
+            f"the SD-VAE {where} gives {vae.config.latent_channels} channels at 1/{factor} of the "
+            "sides, but the latent mapping model takes 4 at 1/8: choose another autoencoder.sd_vae"
+        )
+    return freeze(vae.float())
+
+
+def freeze(vae: Autoencoder) -> Autoencoder:
     """Switches to evaluation mode and takes all parameters out of training."""
     return vae.eval().requires_grad_(False)
 
 
 def _load_folder(folder: Path) -> AutoencoderTiny:
     if (folder / "config.json").is_file():
-        return _load_pretrained(folder)
+        return _load_pretrained(AutoencoderTiny, folder, _TINY_WAY_OUT)
     for family in _ORIGINAL_FAMILIES:
         for suffix in _SUFFIXES:
             encoder = folder / f"{family}_encoder{suffix}"
@@ -72,18 +103,14 @@ def _load_folder(folder: Path) -> AutoencoderTiny:
     )
 
 
-def _load_pretrained(where: str | Path) -> AutoencoderTiny:
+def _load_pretrained(kind: type[Autoencoder], where: str | Path, way_out: str) -> Autoencoder:
     try:
-        vae, info = AutoencoderTiny.from_pretrained(
-            where, use_safetensors=True, output_loading_info=True
-        )
+        vae, info = kind.from_pretrained(where, use_safetensors=True, output_loading_info=True)
     except Exception as error:
         # diffusers, the hub client and safetensors each have their own exceptions for "missing",
         # "offline" and "broken"; to the user they are one thing
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(
-            f"the autoencoder {where} cannot be loaded ({first_line}): check the name and the "
-            "connection, or set autoencoder.source to path or train"
+            f"the autoencoder {where} cannot be loaded ({first_line(error)}): {way_out}"
         ) from error
     # diffusers only warns where weights are missing, and leaves random ones in their place
     for problem in ("missing", "unexpected", "mismatched"):
@@ -102,7 +129,7 @@ def _convert_original(encoder: Path, decoder: Path) -> AutoencoderTiny:
     """
     state = {}
     for part, path, offset in (("encoder", encoder, 0), ("decoder", decoder, -1)):
-        for key, value in _read_tensors(path).items():
+        for key, value in read_tensors(path).items():
             layer, _, rest = str(key).partition(".")
             if not layer.isdigit() or not rest:
                 raise InputError(f"{path} is not an original TAESD file: unexpected key {key}")
@@ -120,35 +147,27 @@ def _convert_original(encoder: Path, decoder: Path) -> AutoencoderTiny:
     return vae
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("it holds more than tensors")
-    except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise InputError(
-            f"{path} cannot be read as weights ({first_line}): download it again"
-        ) from error
-    return state
-
-
-def encode_images(vae: AutoencoderTiny, images: Tensor) -> Tensor:
-    """z_I, the Tiny-VAE's latents of images.
+def encode_images(vae: Autoencoder, images: Tensor, *, sample_posterior: bool = False) -> Tensor:
+    """z_I, the frozen autoencoder's latents of images.
 
     Args:
         vae: the autoencoder.
         images: (B, 3, H, W) in [0, 1].
+        sample_posterior: draw from the posterior of a KL autoencoder instead of taking its mean;
+            a Tiny-VAE has none.
 
     Returns:
-        (B, 4, H/8, W/8).
+        (B, 4, H/8, W/8); of a KL autoencoder, times its scaling factor (SD-VAE: 0.18215).
     """
-    return vae.encode(images * 2 - 1).latents
+    encoded = vae.encode(images * 2 - 1)
+    if not isinstance(vae, AutoencoderKL):
+        return encoded.latents
+    posterior = encoded.latent_dist
+    latents = posterior.sample() if sample_posterior else posterior.mode()
+    return latents * vae.config.scaling_factor
 
 
-def encode_masks(vae: AutoencoderTiny, masks: Tensor) -> Tensor:
+def encode_masks(vae: Autoencoder, masks: Tensor) -> Tensor:
     """z_M, the latents of masks, each repeated to three channels.
 
     Args:
@@ -156,20 +175,22 @@ def encode_masks(vae: AutoencoderTiny, masks: Tensor) -> Tensor:
         masks: (B, 1, H, W) in [0, 1].
 
     Returns:
-        (B, 4, H/8, W/8).
+        (B, 4, H/8, W/8), scaled as in :func:`encode_images`.
     """
     return encode_images(vae, masks.expand(-1, 3, -1, -1))
 
 
-def decode_masks(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
+def decode_masks(vae: Autoencoder, latents: Tensor) -> Tensor:
     """Soft masks from latents: the mean of the three decoded channels, clamped.
 
     Args:
         vae: the autoencoder.
-        latents: (B, 4, H/8, W/8).
+        latents: (B, 4, H/8, W/8), scaled as in :func:`encode_images`.
 
     Returns:
         (B, 1, H, W) in [0, 1]; a pixel belongs to the mask from 0.5.
     """
+    if isinstance(vae, AutoencoderKL):
+        latents = latents / vae.config.scaling_factor
     decoded = vae.decode(latents).sample.mean(dim=1, keepdim=True)
     return ((decoded + 1) / 2).clamp(0, 1)

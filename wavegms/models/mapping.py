@@ -83,6 +83,8 @@ class LatentMappingModel(ModelMixin, ConfigMixin):
         latent_channels: channels of the latents on both sides; 4 for the Tiny-VAE.
     """
 
+    block: type[ResAttnBlock] = ResAttnBlock
+
     @register_to_config
     def __init__(self, latent_channels: int = 4):
         super().__init__()
@@ -93,11 +95,11 @@ class LatentMappingModel(ModelMixin, ConfigMixin):
         skip_channels = []
         for channels in encoder_channels:
             skip_channels.append(width)
-            self.encoder.append(ResAttnBlock(width, channels))
+            self.encoder.append(self.block(width, channels))
             width = channels
         self.decoder, self.heads = nn.ModuleList(), nn.ModuleList()
         for channels, skip in zip(decoder_channels, reversed(skip_channels), strict=True):
-            self.decoder.append(ResAttnBlock(width + skip, channels))
+            self.decoder.append(self.block(width + skip, channels))
             self.heads.append(
                 nn.Sequential(
                     _norm(channels),
@@ -106,7 +108,7 @@ class LatentMappingModel(ModelMixin, ConfigMixin):
                 )
             )
             width = channels
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
         """Mask latents of the four decoder levels, the deepest (first decoded) first.
@@ -119,19 +121,24 @@ class LatentMappingModel(ModelMixin, ConfigMixin):
         Returns:
             Four tensors (B, 4, H/8, W/8).
         """
+        return self.map(latents)
+
+    def map(self, latents: Tensor, *guide: Tensor) -> list[Tensor]:
+        """What `forward` does; `guide` is handed to every block."""
         x = self.conv_in(latents)
         skips = []
         for block in self.encoder:
             skips.append(x)
-            x = block(x)
+            x = block(x, *guide)
         levels = []
         for block, head in zip(self.decoder, self.heads, strict=True):
-            x = block(torch.cat([x, skips.pop()], dim=1))
+            x = block(torch.cat([x, skips.pop()], dim=1), *guide)
             levels.append(head(x))
         return levels
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
+    """Kaiming normal by fan-out for a convolution, with biases of 0; for `Module.apply`."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
         if module.bias is not None:

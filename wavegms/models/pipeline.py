@@ -1,21 +1,26 @@
 """`WaveGMSPipeline`: the door for users. It saves, loads and predicts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from wavegms.errors import InputError
 from wavegms.imaging import as_rgb, resize_image
-from wavegms.models.autoencoder import decode_masks
+from wavegms.models.autoencoder import decode_masks, freeze
 from wavegms.models.encoder import MultiResolutionEncoder
+from wavegms.models.latent import map_latents
 from wavegms.models.mapping import LatentMappingModel
+from wavegms.models.mask_network import MaskNetwork
+from wavegms.models.weights import first_line, is_hub_id, require_complete
 
 ImageInput = Image.Image | np.ndarray | Tensor
 
@@ -33,44 +38,118 @@ class WaveGMSOutput(BaseOutput):
     probabilities: list[np.ndarray]
 
 
+class ParameterCounts(NamedTuple):
+    """Sizes of a pipeline.
+
+    Attributes:
+        total: all parameters, those of both halves of the autoencoder included.
+        trainable: those outside the frozen autoencoder.
+    """
+
+    total: int
+    trainable: int
+
+
 class WaveGMSPipeline(DiffusionPipeline):
-    """Segments images: encoder -> latent mapping model -> frozen Tiny-VAE decoder.
+    """Segments images; the one door for every variant.
+
+    In latent space: encoder -> latent mapping model -> decoder of the frozen autoencoder. Without
+    an encoder the frozen autoencoder encodes the image as well. A network without latents is the
+    only part of its pipeline.
 
     Args:
         encoder: gives z_MR.
-        mapping: maps z_MR to the mask's latent.
-        vae: the frozen Tiny-VAE; only its decoder is used here.
+        mapping: maps the image's latent to the mask's latent.
+        vae: the frozen autoencoder. It is switched out of training.
+        network: gives the mask straight from the image; excludes the other three.
         image_size: side in pixels at which the network was trained, divisible by 8. Inputs of
             another size are resized to it and the predictions back.
     """
 
+    _optional_components = ["encoder", "mapping", "vae", "network"]  # noqa: RUF012
+
     def __init__(
         self,
-        encoder: MultiResolutionEncoder,
-        mapping: LatentMappingModel,
-        vae: AutoencoderTiny,
+        encoder: MultiResolutionEncoder | None = None,
+        mapping: LatentMappingModel | None = None,
+        vae: AutoencoderTiny | AutoencoderKL | None = None,
+        network: MaskNetwork | None = None,
         image_size: int = 224,
     ):
         super().__init__()
-        self.register_modules(encoder=encoder, mapping=mapping, vae=vae)
+        if network is None and (mapping is None or vae is None):
+            raise ValueError("a pipeline needs mapping and vae, or network")
+        if network is not None and any(part is not None for part in (encoder, mapping, vae)):
+            raise ValueError("a pipeline with a network takes no other part")
+        self.register_modules(encoder=encoder, mapping=mapping, vae=vae, network=network)
         self.register_to_config(image_size=image_size)
-        for component in (encoder, mapping, vae):
-            component.eval()
+        for part in self._parts():
+            part.eval()
+        if vae is not None:
+            freeze(vae)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Opens a saved pipeline, whichever variant it holds, whole or not at all.
+
+        Args:
+            pretrained_model_name_or_path: a folder that `save_pretrained` wrote; or, given as a
+                string that names no folder here, a hub id. A `Path` is never looked up on the hub.
+            **options: of `diffusers.DiffusionPipeline.from_pretrained`, such as `torch_dtype`.
+
+        Returns:
+            The pipeline in evaluation mode.
+
+        Raises:
+            InputError: there is no such folder, or a weight is missing, broken or of another shape.
+        """
+        where = pretrained_model_name_or_path
+        try:
+            if Path(where).is_dir():
+                folder = Path(where)
+            elif is_hub_id(where):
+                folder = Path(cls.download(where, **options))
+            else:
+                raise InputError(
+                    f"the folder {where} does not exist: train the model first, or correct the path"
+                )
+            require_complete(folder)
+            return super().from_pretrained(folder, **options)
+        except InputError:
+            raise
+        except Exception as error:  # of diffusers, the hub client or safetensors
+            raise InputError(
+                f"the pipeline {where} cannot be loaded ({first_line(error)}): check the path, or "
+                "train the model again"
+            ) from error
+
+    @property
+    def parameter_counts(self) -> ParameterCounts:
+        """How many parameters it has, and how many of them are not frozen."""
+        sizes = {id(part): part.num_parameters() for part in self._parts()}
+        total = sum(sizes.values())
+        return ParameterCounts(total, total - sizes.get(id(self.vae), 0))
+
+    def _parts(self) -> list[nn.Module]:
+        parts = (self.encoder, self.mapping, self.vae, self.network)
+        return [part for part in parts if part is not None]
 
     @torch.inference_mode()
     def predict(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         """Soft masks of a batch that already has a size the network takes.
 
         Args:
-            images: (B, 3, H, W) in [0, 1], H and W divisible by 8.
+            images: (B, 3, H, W) in [0, 1], H and W divisible by 8 (or what the network asks for).
             generator: random state, used only by an encoder that samples at inference.
 
         Returns:
             (B, 1, H, W) in [0, 1], float32.
         """
-        images = images.to(device=self.device, dtype=self.encoder.dtype)
-        latents = self.encoder(images, generator=generator)
-        return decode_masks(self.vae, self.mapping(latents)[-1]).float()
+        images = images.to(device=self.device, dtype=self.dtype)
+        if self.network is not None:
+            return self.network(images).float()
+        _, levels = map_latents(self.encoder, self.mapping, self.vae, images, generator=generator)
+        return decode_masks(self.vae, levels[-1]).float()
 
     def __call__(
         self,
@@ -121,7 +200,11 @@ def _as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, np.ndarray):
         channels_last = images.ndim == 3 and images.shape[-1] in (1, 3, 4)
+        if images.ndim == 0:
+            raise InputError("an image array must be (H, W[, 1, 3 or 4]), not a single number")
         return [images] if images.ndim == 2 or channels_last else list(images)
+    if not isinstance(images, Iterable):
+        raise InputError(f"expected an image, or a sequence of images, not {type(images).__name__}")
     return list(images)
 
 

@@ -1,46 +1,105 @@
-"""The trainable networks by name: what stands between the image and the mask's latent."""
+"""The trainable networks by name: the rows of Table 4, and the baselines of Table 2 we train."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
-from diffusers import AutoencoderTiny
-from torch import Tensor, nn
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from wavegms.errors import InputError
+from wavegms.models.autoencoder import Autoencoder
 from wavegms.models.encoder import MultiResolutionEncoder
+from wavegms.models.guided import GuidedLatentMappingModel
+from wavegms.models.latent import LatentSegmenter
 from wavegms.models.mapping import LatentMappingModel
+from wavegms.models.mask_network import MASK_NETWORKS, MaskNetwork
 from wavegms.models.pipeline import WaveGMSPipeline
 
+Network = LatentSegmenter | MaskNetwork
 
-class WaveGMS(nn.Module):
-    """All that is trained in Wave-GMS: encoder and latent mapping model, 2,600,668 parameters.
 
-    Args:
-        sample_at_inference: see :class:`MultiResolutionEncoder`.
+@dataclass(frozen=True)
+class VariantSpec:
+    """What makes a variant; everything else it shares with the others.
+
+    Attributes:
+        title: its name in the paper's table.
+        build: makes what is trained. Called with `sample_at_inference`, see
+            :class:`MultiResolutionEncoder`; variants without that encoder ignore it.
+        autoencoder: the frozen autoencoder it needs: "tiny" (`load_autoencoder`), "kl"
+            (`load_sd_vae`), or None.
+        aligned: whether L_align is part of its loss.
+        trained: whether it is trained at all; if not, its weights are imported from GMS.
+        batch_size: its batch size, where the name says one.
+        side_divisor: what the sides of its images must be divisible by.
     """
 
-    def __init__(self, sample_at_inference: bool = False):
-        super().__init__()
-        self.encoder = MultiResolutionEncoder(sample_at_inference=sample_at_inference)
-        self.mapping = LatentMappingModel()
+    title: str
+    build: Callable[[bool], Network]
+    autoencoder: Literal["tiny", "kl"] | None
+    aligned: bool = False
+    trained: bool = True
+    batch_size: int | None = None
+    side_divisor: int = 8
 
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """From images to latents.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1], H and W divisible by 8.
-
-        Returns:
-            z_MR (B, 4, H/8, W/8) and the four mapped latents of the same shape, deepest first.
-        """
-        latents = self.encoder(images)
-        return latents, self.mapping(latents)
+    def batch_size_or(self, default: int) -> int:
+        """Its own batch size, or the run's."""
+        return self.batch_size or default
 
 
-VARIANTS: dict[str, Callable[..., nn.Module]] = {"wave_gms": WaveGMS}
+def _wave_gms(sample_at_inference: bool) -> LatentSegmenter:
+    encoder = MultiResolutionEncoder(sample_at_inference=sample_at_inference)
+    return LatentSegmenter(encoder, LatentMappingModel())
 
 
-def build_variant(name: str, *, sample_at_inference: bool = False) -> nn.Module:
-    """A freshly initialised network.
+def _without_encoder(mapping: type[LatentMappingModel], _: bool) -> LatentSegmenter:
+    return LatentSegmenter(None, mapping())
+
+
+def _mask_network(name: str, _: bool) -> MaskNetwork:
+    return MaskNetwork(name)
+
+
+_WAVE_GMS = VariantSpec("Wave-GMS (with alignment)", _wave_gms, "tiny", aligned=True)
+_TINY_VAE = VariantSpec("Tiny-VAE (trained)", partial(_without_encoder, LatentMappingModel), "tiny")
+
+VARIANTS: dict[str, VariantSpec] = {
+    "wave_gms": _WAVE_GMS,
+    "wave_gms_no_alignment": replace(_WAVE_GMS, title="Wave-GMS (w/o alignment)", aligned=False),
+    "wave_gms_batch_2": replace(_WAVE_GMS, title="Wave-GMS (batch_size = 2)", batch_size=2),
+    "wave_gms_batch_4": replace(_WAVE_GMS, title="Wave-GMS (batch_size = 4)", batch_size=4),
+    "tinyvae": _TINY_VAE,
+    "tinyvae_mismatch": replace(_TINY_VAE, title="Tiny-VAE (model mismatch)", trained=False),
+    "tinyvae_multires_sft": VariantSpec(
+        "Tiny-VAE + MultiRes SFT", partial(_without_encoder, GuidedLatentMappingModel), "tiny"
+    ),
+    "gms": replace(_TINY_VAE, title="GMS", autoencoder="kl"),
+    **{
+        name: VariantSpec(
+            network.title,
+            partial(_mask_network, name),
+            autoencoder=None,
+            side_divisor=network.side_divisor,
+        )
+        for name, network in MASK_NETWORKS.items()
+    },
+}
+
+
+def variant_spec(name: str) -> VariantSpec:
+    """The entry of `VARIANTS`.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name not in VARIANTS:
+        raise InputError(f"variant {name!r} is unknown: choose among {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def build_variant(name: str, *, sample_at_inference: bool = False) -> Network:
+    """A freshly initialised network: all that is trained of the variant.
 
     Args:
         name: a key of `VARIANTS`.
@@ -49,17 +108,37 @@ def build_variant(name: str, *, sample_at_inference: bool = False) -> nn.Module:
     Raises:
         InputError: the name is unknown.
     """
-    if name not in VARIANTS:
-        raise InputError(f"variant {name!r} is unknown: choose among {', '.join(VARIANTS)}")
-    return VARIANTS[name](sample_at_inference=sample_at_inference)
+    return variant_spec(name).build(sample_at_inference)
 
 
-def as_pipeline(model: nn.Module, vae: AutoencoderTiny, image_size: int) -> WaveGMSPipeline:
+def require_autoencoder(name: str, vae: Autoencoder | None) -> None:
+    """Checks that a variant is given the kind of autoencoder it needs.
+
+    Args:
+        name: a key of `VARIANTS`.
+        vae: what it is given. A variant that needs none may be given any.
+
+    Raises:
+        InputError: it is another kind, or none.
+    """
+    kind = variant_spec(name).autoencoder
+    if kind == "tiny" and not isinstance(vae, AutoencoderTiny):
+        raise InputError(f"variant {name} needs a Tiny-VAE: set autoencoder.source")
+    if kind == "kl" and not isinstance(vae, AutoencoderKL):
+        raise InputError(
+            f"variant {name} needs an SD-VAE, which cannot be trained here: set autoencoder.sd_vae "
+            "to a diffusers folder or a hub id, or leave the variant out"
+        )
+
+
+def as_pipeline(model: Network, vae: Autoencoder | None, image_size: int) -> WaveGMSPipeline:
     """The pipeline around a trained network; it shares the network's weights.
 
     Args:
         model: what `build_variant` gave.
-        vae: the frozen autoencoder it was trained with.
+        vae: the frozen autoencoder it was trained with; a network without latents leaves it out.
         image_size: side in pixels at which it was trained.
     """
+    if isinstance(model, MaskNetwork):
+        return WaveGMSPipeline(network=model, image_size=image_size)
     return WaveGMSPipeline(model.encoder, model.mapping, vae, image_size=image_size)
