@@ -78,9 +78,17 @@ def test_the_interval_is_scipys_on_the_differences():
     assert result["images"] == 80
 
 
-def test_equal_scores_differ_by_chance_alone():
-    result = paired_test(pd.Series(np.zeros(9)), 100, 0)
-    assert result == {"images": 9, "mean_difference": 0, "ci_low": 0, "ci_high": 0, "p": 1}
+@pytest.mark.parametrize("images", [1, 9, 80])
+def test_equal_scores_differ_by_chance_alone(images):
+    result = paired_test(pd.Series(np.zeros(images)), 100, 0)
+    assert result == {"images": images, "mean_difference": 0, "ci_low": 0, "ci_high": 0, "p": 1}
+
+
+def test_rounding_in_the_mean_over_seeds_is_no_difference():
+    seeds = [invent_scores(seed=k).assign(dsc=k / 10) for k in (1, 2, 3)]
+    assert np.mean([0.1, 0.2, 0.3]) != 0.2
+    scores = pd.concat([*seeds, invent_scores(variant="unet").assign(dsc=0.2)])
+    assert (paired_differences(scores, "wave_gms", "unet", "dsc") == 0).all()
 
 
 def test_one_image_proves_nothing():

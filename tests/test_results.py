@@ -436,7 +436,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path, scores, published):
     assert contents[0] == contents[1]
 
 
-def test_comparisons_for_a_reader(scores):
+def test_comparisons_for_a_reader(tmp_path, scores):
     inside = scores[scores["train_set"] == scores["test_set"]]
     comparisons = compare_variants(inside, "wave_gms", resamples=100, seed=0)
     shown = readable_comparisons(comparisons)
@@ -447,6 +447,9 @@ def test_comparisons_for_a_reader(scores):
         assert number == pytest.approx(scale * row.mean_difference, abs=0.005)
         assert (text["Significant"] == "*") == row.significant
         assert text["p"] == ("< 0.001" if row.p < 0.001 else f"{row.p:.3f}")
+    # in LaTeX's text a bare < prints as another character
+    latex = write_table(comparisons, shown, tmp_path / "comparisons", "C.")[2].read_text("utf-8")
+    assert "< 0.001" in set(shown["p"]) and "$<$ 0.001" in latex and "& <" not in latex
     nothing = readable_comparisons(comparisons.head(0))
     assert list(nothing) == list(shown) and nothing.empty
 
