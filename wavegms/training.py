@@ -151,8 +151,12 @@ def train(
         pipeline = as_pipeline(model.to(accelerator.device), vae, train_set.image_size)
         selection_batches = accelerator.prepare(selection_batches)
         return _keep_untrained(accelerator, pipeline, selection_batches, folder, live_folder)
+    # fused: one call for all weights; 37 ms a step without it on 2 cores, a tenth of a small step
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        model.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     schedule = LambdaLR(
         optimizer, lambda epoch: learning_rate_factor(epoch, epochs, settings.warmup_epochs)
