@@ -75,7 +75,7 @@ class PhantomParams(Section):
 class SplitParams(Section):
     """How a dataset is divided into train, val and test."""
 
-    method: Literal["published", "official", "random"]
+    method: Literal["published", "official", "random", "grouped"]
     folder: str
     test_fraction: Fraction
     validation_fraction: Fraction
