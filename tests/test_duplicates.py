@@ -1,11 +1,13 @@
 """Duplicates, against copies that are known because the test made them."""
 
+import io
+
 import networkx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from wavegms.data import duplicates
@@ -52,7 +54,14 @@ def marked(image):
     return image
 
 
+def recompressed(image):
+    content = io.BytesIO()
+    image.save(content, "jpeg", quality=25)
+    return Image.open(content)
+
+
 COPIES = {
+    "recompressed": recompressed,
     "smaller": lambda image: image.resize((90, 70), Image.Resampling.LANCZOS),
     "larger": lambda image: image.resize((400, 320), Image.Resampling.BICUBIC),
     "stretched": lambda image: image.resize((160, 160)),
@@ -72,6 +81,19 @@ def test_a_copy_is_found_and_nothing_else(name):
     pairs = found([*images, COPIES[name](images[4])])
     assert list(pairs) == [(4, 6)]
     assert pairs[4, 6].kind == "near" and duplicates.NEAR <= pairs[4, 6].similarity <= 1
+
+
+def test_a_mirrored_copy_is_found_as_such():
+    images = [tissue(seed) for seed in range(6)]
+    mirrored = ImageOps.mirror(images[4]).resize((90, 70))
+    pairs = found([*images, recompressed(mirrored)])
+    assert [(pair, each.kind) for pair, each in pairs.items()] == [((4, 6), "mirrored")]
+
+
+def test_an_image_like_its_own_mirror_image_is_no_pair():
+    half = np.asarray(tissue(1))
+    both = Image.fromarray(np.concatenate([half, half[:, ::-1]], axis=1))
+    assert not found([both, tissue(2), tissue(3)])
 
 
 def test_images_that_only_look_alike_are_told_apart():

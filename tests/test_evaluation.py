@@ -1,12 +1,16 @@
 """From predictions to tables: against plain formulas and against statistics."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from medpy.metric import binary
 
-from wavegms.evaluation import METRICS, predict_split, score_split, summarize
+from wavegms.cards import ModelCard
+from wavegms.evaluation import METRICS, predict_split, score_split, summarize, write_scores
+from wavegms.results import read_scores
 
 
 @pytest.fixture
@@ -133,3 +137,38 @@ def test_one_image_has_a_mean_and_no_spread():
 def test_equal_scores_have_an_interval_without_width():
     row = summarize(scores_of(np.full(6, 0.25)), 100, 0).iloc[0]
     assert (row["mean"], row["sd"], row["ci_low"], row["ci_high"]) == (0.25, 0, 0.25, 0.25)
+
+
+def test_written_scores_are_what_the_results_read(train_set, probabilities, tmp_path):
+    card = ModelCard(
+        variant="wave_gms",
+        dataset="here",
+        train_images=4,
+        selection_images=2,
+        data_hash="0",
+        image_size=32,
+        seed=7,
+        epochs=3,
+        best_epoch=2,
+        selection="best_on_validation",
+        selection_dice=0.5,
+        trainable_parameters=1,
+        autoencoder=None,
+        parameters={},
+        versions={},
+    )
+    scores = score_split(probabilities, train_set)
+    summary = summarize(scores, 100, 0)
+    path = tmp_path / "here/wave_gms/seed_7/there.csv"
+    write_scores(path, scores, summary, card, test_set="there")
+    again = read_scores(tmp_path)
+    assert again["id"].tolist() == scores["id"].tolist()
+    assert set(again["train_set"]) == {"here"} and set(again["test_set"]) == {"there"}
+    assert again[list(METRICS)].to_numpy() == pytest.approx(
+        scores[list(METRICS)].to_numpy(), abs=1e-6
+    )
+    metrics = json.loads(path.with_suffix(".json").read_text())
+    assert metrics["images"] == 4 and metrics["empty_predictions"] == 1
+    assert metrics["dsc"]["mean"] == pytest.approx(scores["dsc"].mean())
+    write_scores(path, scores[:1], summarize(scores[:1], 100, 0), card, test_set="there")
+    assert json.loads(path.with_suffix(".json").read_text())["dsc"]["sd"] is None

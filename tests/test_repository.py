@@ -87,6 +87,7 @@ def test_notebook_parameters_are_those_of_params_yaml(path):
     choices = {
         "dataset": params["datasets"],
         "variant": params["variants"],
+        "test_set": [params["generalization"][0]["test"]],
     }
     assert own == {name: choices[name][0] for name in own}
 

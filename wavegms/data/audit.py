@@ -19,6 +19,7 @@ from wavegms.data.duplicates import (
 )
 from wavegms.data.files import open_image, write_text
 from wavegms.data.prepare import load_manifest
+from wavegms.errors import InputError
 from wavegms.imaging import as_rgb
 
 # What each column of the pairs holds.
@@ -29,24 +30,27 @@ PAIR_COLUMNS = {
     "split_b": "train, val or test",
     "label_a": "class, empty where the dataset has none",
     "label_b": "class of the other",
-    "kind": "exact (same file or pixels), near (same picture) or same group (in the manifest only)",
+    "kind": "exact (same file or pixels), near (same picture), mirrored (left for right) or same "
+    "group (in the manifest only)",
     "similarity": "correlation of the detail, 1 for exact",
     "crosses_split": "whether one is for testing and the other for training or validation",
     "labels_differ": "whether the two have different classes",
 }
-KINDS = ("exact", "near", "same group")
+KINDS = ("exact", "near", "mirrored", "same group")
 
 
 @dataclass(frozen=True)
 class AuditSummary:
     """Counts of an audit.
 
-    Duplicates are the pairs of the kinds exact and near; pairs of the same group come on top.
+    Duplicates are the pairs of the kinds exact, near and mirrored; those of the same group come on
+    top.
 
     Attributes:
         images: Images of the dataset.
         exact_pairs: Pairs of the same file or pixels.
         near_pairs: Pairs of the same picture.
+        mirrored_pairs: Pairs of a picture and its mirror image.
         same_group_pairs: Pairs that share a group and are no duplicates of each other.
         duplicate_images: Images that have a duplicate.
         duplicate_groups: Sets of images connected by duplicates, of two and more.
@@ -62,6 +66,7 @@ class AuditSummary:
     images: int
     exact_pairs: int
     near_pairs: int
+    mirrored_pairs: int
     same_group_pairs: int
     duplicate_images: int
     duplicate_groups: int
@@ -164,6 +169,32 @@ def write_audit(pairs: pd.DataFrame, target: Path) -> None:
     write_text(target, pairs.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
 
 
+def read_audit(path: Path) -> pd.DataFrame:
+    """Read the pairs that `write_audit` wrote.
+
+    Args:
+        path: The CSV file.
+
+    Returns:
+        The pairs, as `audit_prepared` gives them.
+
+    Raises:
+        InputError: The file is missing or is none of ours.
+    """
+    texts = ["id_a", "id_b", "split_a", "split_b", "label_a", "label_b", "kind"]
+    try:
+        pairs = pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False)
+        return pairs[list(PAIR_COLUMNS)].astype(
+            {"similarity": float, "crosses_split": bool, "labels_differ": bool}
+        )
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: run the prepare stage first") from error
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is not the list of pairs of an audit: run the prepare stage again"
+        ) from error
+
+
 def _pairs_within(values: pd.Series) -> list[tuple[int, int]]:
     """Pairs of places that hold the same value."""
     places: dict[str, list[int]] = {}
@@ -197,6 +228,7 @@ def _summarise(manifest: pd.DataFrame, pairs: pd.DataFrame) -> AuditSummary:
         images=len(manifest),
         exact_pairs=int(kinds.get("exact", 0)),
         near_pairs=int(kinds.get("near", 0)),
+        mirrored_pairs=int(kinds.get("mirrored", 0)),
         same_group_pairs=int(kinds.get("same group", 0)),
         duplicate_images=len({*duplicates["id_a"], *duplicates["id_b"]}),
         duplicate_groups=int((by_duplicates["size"] > 1).sum()),

@@ -50,7 +50,8 @@ class Duplicate(NamedTuple):
     Attributes:
         first: Index of the one image.
         second: Index of the other, larger than `first`.
-        kind: "exact" where all pixels are equal, otherwise "near".
+        kind: "exact" where all pixels are equal, "mirrored" where one is the other's mirror image,
+            left for right, otherwise "near".
         similarity: Correlation of their detail where they overlap, up to 1.
     """
 
@@ -93,8 +94,8 @@ def find_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list[Dupl
     """Find the pairs of images that show the same picture.
 
     Every pair is compared as it is. Pairs that fall short are compared once more with one of the
-    two cropped, as far as a coarse search proposes them. Mirrored copies are not looked for: BUSI
-    has none.
+    two cropped, as far as a coarse search proposes them. Mirrored copies (left for right, as a
+    scan is stored the wrong way round) are found where they are not cropped as well.
 
     Args:
         thumbnails: uint8 array (N, `THUMBNAIL`, `THUMBNAIL`), see `read_thumbnails`.
@@ -103,8 +104,13 @@ def find_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list[Dupl
     Returns:
         The pairs, ordered by their indices.
     """
-    similarity = _near_pairs(thumbnails)
-    near = {pair: Duplicate(*pair, "near", value) for pair, value in similarity.items()}
+    mirrored = {
+        pair: Duplicate(*pair, "mirrored", value)
+        for pair, value in _mirrored_pairs(thumbnails).items()
+    }
+    near = {
+        pair: Duplicate(*pair, "near", value) for pair, value in _near_pairs(thumbnails).items()
+    }
     members: dict[str, list[int]] = {}
     for index, digest in enumerate(digests):
         members.setdefault(digest, []).append(index)
@@ -114,7 +120,7 @@ def find_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list[Dupl
         for place, i in enumerate(indices)
         for j in indices[place + 1 :]
     }
-    return [pair for _, pair in sorted((near | exact).items())]
+    return [pair for _, pair in sorted((mirrored | near | exact).items())]
 
 
 def component_of(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
@@ -169,6 +175,18 @@ def detail_similarity(thumbnails: np.ndarray, pairs: Sequence[tuple[int, int]]) 
     """
     fine = _vectors(thumbnails, SIDE)
     return [float(np.clip(fine[i] @ fine[j], -1, 1)) for i, j in pairs]
+
+
+def _mirrored_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
+    vectors, flipped = _vectors(thumbnails, SIDE), _vectors(thumbnails[:, :, ::-1], SIDE)
+    pairs: dict[tuple[int, int], float] = {}
+    for start in range(0, len(vectors), _CHUNK):
+        similarity = vectors[start : start + _CHUNK] @ flipped.T
+        for row, j in np.argwhere(similarity >= NEAR).tolist():
+            # an image may be like its own mirror image
+            if start + row < j:
+                pairs[start + row, j] = float(min(similarity[row, j], 1))
+    return pairs
 
 
 def _near_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
@@ -231,7 +249,7 @@ def _vectors(
     """Detail of each thumbnail, or of a box of it, as float32 (N, side²) of mean 0 and norm 1."""
     small = np.empty((len(thumbnails), side, side), dtype=np.float32)
     for index, thumbnail in enumerate(thumbnails):
-        grey = Image.fromarray(thumbnail)
+        grey = Image.fromarray(np.ascontiguousarray(thumbnail))
         small[index] = grey.resize((side, side), Image.Resampling.BILINEAR, box=box)
     vectors = _detail(small).reshape(len(small), -1)
     vectors -= vectors.mean(axis=1, keepdims=True)
