@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -259,7 +260,9 @@ def _panels(rows: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, tuple]]]:
         for line in range(lines)
     ]
     size = (_PANEL_WIDTH * columns + 1, sum(ratios) + (0.4 if columns > 1 else 0.8))
-    figure = Figure(figsize=size, layout="constrained")
+    # made by pyplot, whose backend teaches a notebook to show it; closed, so that it shows it once
+    figure = plt.figure(figsize=size, layout="constrained")
+    plt.close(figure)
     figure.get_layout_engine().set(wspace=0.06, hspace=0.04)
     grid = figure.subplots(lines, columns, squeeze=False, height_ratios=ratios)
     for axes in grid.flat[len(pairs) :]:
