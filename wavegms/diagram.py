@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from matplotlib.text import Text
 from torch import Tensor
 
 from wavegms.errors import InputError
@@ -32,8 +31,9 @@ def draw_method(pipeline: WaveGMSPipeline, image: Tensor, mask: Tensor) -> Figur
     """The whole method as blocks and arrows, for one image (paper, Figure 1).
 
     Blocks show what they output and how many parameters they have; frozen ones are blue and carry
-    a snowflake. Losses are red and dashed, between what they compare. Pictures are the pipeline's
-    own: the image, its sub-bands, and the mask decoded at each supervised depth.
+    a snowflake. Losses are red and dashed, between what they compare; they are drawn as the paper
+    has them, with all four depths supervised. Pictures are the pipeline's own: the image, its
+    sub-bands, and the mask decoded at each depth.
 
     Texts can be found by their `gid`: an output's shape by the module's path in the pipeline, such
     as `mapping.heads.0`, or by the name of the data (image, mask, z_MR, z_I, z_M, prediction); what
@@ -94,9 +94,9 @@ class _Board:
         self.axes.set_axis_off()
         self.axes.set(xlim=(0, _WIDTH), ylim=(0, _HEIGHT), autoscale_on=False)
 
-    def text(self, x: float, y: float, words: str, size: float = _TINY, **style) -> Text:
+    def text(self, x: float, y: float, words: str, size: float = _TINY, **style) -> None:
         style = {"ha": "center", "va": "center", "zorder": 4} | style
-        return self.axes.text(x, y, words, fontsize=size, **style)
+        self.axes.text(x, y, words, fontsize=size, **style)
 
     def shape(self, x: float, y: float, name: str, **style) -> None:
         words = " × ".join(map(str, self.shapes[name][1:]))  # without the batch
