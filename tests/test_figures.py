@@ -1,10 +1,12 @@
 """The pictures show what they are given: the right images, contours, numbers and names."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
+from matplotlib import MatplotlibDeprecationWarning, pyplot
 from matplotlib.colors import to_hex
 from matplotlib.contour import QuadContourSet
 
@@ -223,8 +225,10 @@ def test_reconstructions_stand_below_what_they_are_of(small_vae, train_set):
         image = train_set.images[index][None].float() / 255
         mask = train_set.masks[index][None].float()
         with torch.inference_mode():
-            back = small_vae(image * 2 - 1).sample / 2 + 0.5
-            mask_back = small_vae(mask.expand(-1, 3, -1, -1) * 2 - 1).sample.mean(1) / 2 + 0.5
+            latent = small_vae.encode(image * 2 - 1).latents
+            mask_latent = small_vae.encode(mask.repeat(1, 3, 1, 1) * 2 - 1).latents
+            back = small_vae.decode(latent).sample / 2 + 0.5
+            mask_back = small_vae.decode(mask_latent).sample.mean(1) / 2 + 0.5
         colours = image[0].movedim(0, -1), back[0].clamp(0, 1).movedim(0, -1)
         masks = mask[0, 0], mask_back[0].clamp(0, 1)
         for axis, expected in zip(column, (*colours, *masks), strict=True):
@@ -251,8 +255,6 @@ def test_history_marks_the_kept_epoch():
     assert dice.get_title(loc="right") == "kept: epoch 2, 0.800"
 
 
-# seaborn's way of calling matplotlib
-@pytest.mark.filterwarnings("ignore:vert. bool was deprecated")
 def test_every_score_is_a_dot():
     scores = pd.DataFrame(
         {
@@ -262,7 +264,10 @@ def test_every_score_is_a_dot():
             "hd95": [12.0, 5.0, 1.0, 0.0],
         }
     )
-    figure = show_scores(scores)
+    with warnings.catch_warnings():
+        # seaborn calls matplotlib in a way that goes out of use
+        warnings.simplefilter("ignore", MatplotlibDeprecationWarning)
+        figure = show_scores(scores)
     for axis, column in zip(figure.axes, ("dsc", "iou", "hd95"), strict=True):
         offsets = [part.get_offsets() for part in axis.collections]
         shown = np.concatenate(offsets)[:, 0]
