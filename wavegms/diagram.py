@@ -269,7 +269,7 @@ def _draw_legend(board: _Board) -> None:
     board.arrow((1.5, 0.27), (1.75, 0.27), **_COMPARED, arrowstyle="<|-|>")
     board.text(1.82, 0.27, "loss, between what it compares", ha="left")
     trained = board.counts["encoder"] + board.counts["mapping"]
-    note = f"× between channels, height, width; other numbers: parameters, {trained:,} trained"
+    note = f"channels × height × width; other numbers: parameters, {trained:,} of them trained"
     board.text(0.12, 0.12, note, ha="left", gid="parameters trained")
 
 
