@@ -10,11 +10,16 @@ from wavegms import InputError
 from wavegms.autoencoder_training import (
     ReconstructionQuality,
     build_autoencoder,
+    describe_autoencoder,
+    frozen_autoencoder,
+    obtain_autoencoder,
+    read_quality,
     reconstruction_quality,
     require_mask_quality,
     train_autoencoder,
+    write_quality,
 )
-from wavegms.config import AutoencoderTraining
+from wavegms.config import AutoencoderParams, AutoencoderTraining
 from wavegms.data.prepare import load_manifest
 from wavegms.models.autoencoder import freeze
 
@@ -143,3 +148,64 @@ def test_an_untrained_autoencoder_is_refused(train_set):
     quality = reconstruction_quality(freeze(build_autoencoder(16, 1)), train_set)
     with pytest.raises(InputError, match="min_mask_dice"):
         require_mask_quality(quality, 0.5)
+
+
+def params(**changes):
+    values = {
+        "source": "train",
+        "hub": "nobody/nothing",
+        "path": "nowhere",
+        "sd_vae": "nobody/nothing",
+        "min_mask_dice": 0.9,
+        "train": tiny(),
+    }
+    return AutoencoderParams(**values | changes)
+
+
+def test_each_source_gives_the_autoencoder_it_names(train_set, tmp_path, monkeypatch):
+    made = obtain_autoencoder(params(), train_set, seed=0)
+    assert torch.equal(weights(made), weights(train_autoencoder(train_set, tiny(), seed=0)))
+    made.save_pretrained(tmp_path / "vae")
+    loaded = obtain_autoencoder(params(source="path", path=str(tmp_path / "vae")), None, seed=0)
+    assert torch.equal(weights(loaded), weights(made))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="nobody/nothing"):
+        obtain_autoencoder(params(source="hub"), None, seed=0)
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        obtain_autoencoder(params(source="path"), None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "origin"),
+    [("train", tiny().model_dump()), ("hub", "nobody/nothing"), ("path", "nowhere")],
+)
+def test_the_quality_is_read_as_written(tmp_path, source, origin):
+    train = ReconstructionQuality(image_psnr=20.0, mask_dice=0.95, images=4)
+    test = ReconstructionQuality(image_psnr=19.0, mask_dice=0.94, images=2)
+    card = describe_autoencoder(params(source=source), train, test)
+    assert card.origin == origin
+    write_quality(tmp_path, card)
+    assert read_quality(tmp_path) == card
+
+
+def test_a_missing_or_broken_quality_names_the_stage(tmp_path):
+    with pytest.raises(InputError, match="run the autoencoder stage first"):
+        read_quality(tmp_path)
+    for text in ("{", "[]", '{"train": {}}', '{"train": {"mask_dice": 1}, "test": {}}'):
+        (tmp_path / "quality.json").write_text(text)
+        with pytest.raises(InputError, match="run the autoencoder stage again"):
+            read_quality(tmp_path)
+
+
+def test_a_variant_gets_the_autoencoder_of_its_kind(tmp_path):
+    build_autoencoder(16, 1).save_pretrained(tmp_path)
+    good = ReconstructionQuality(image_psnr=20.0, mask_dice=0.95, images=4)
+    write_quality(tmp_path, describe_autoencoder(params(), good, good))
+    vae, card = frozen_autoencoder("wave_gms", tmp_path, params())
+    assert not any(value.requires_grad for value in vae.parameters())
+    assert card.train == good
+    assert frozen_autoencoder("unet", tmp_path, params()) == (None, None)
+    with pytest.raises(
+        InputError, match=r"Dice 0\.950 only, below autoencoder\.min_mask_dice 0\.96"
+    ):
+        frozen_autoencoder("wave_gms", tmp_path, params(min_mask_dice=0.96))

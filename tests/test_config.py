@@ -56,6 +56,7 @@ VALUES = {
         },
     },
     "evaluation": {"threshold": 0.5, "bootstrap_resamples": 1000},
+    "generalization": [],
 }
 
 
@@ -301,3 +302,18 @@ def test_an_empty_file_is_refused(tmp_path):
     path.write_text("")
     with pytest.raises(InputError, match=r"^mine\.yaml: "):
         load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ({"train": "phantom_a", "test": "busi"}, "generalization names busi"),
+        ({"train": "bus", "test": "phantom_b"}, "generalization names bus"),
+        ({"train": "phantom_a", "test": "phantom_a"}, "generalization has phantom_a on both"),
+        ({"train": "phantom_a"}, r"generalization\.0\.test is missing"),
+    ],
+)
+def test_generalization_is_between_two_of_the_datasets(pair, said):
+    with pytest.raises(InputError, match=said):
+        check_params(VALUES | {"generalization": [pair]})
+    assert check_params(VALUES | {"generalization": []}).generalization == []

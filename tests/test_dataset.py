@@ -100,7 +100,13 @@ def test_float_ranges():
 def test_empty_split_names_the_way_out(tmp_path):
     prepare(write_plain, tmp_path, "mine", validation_fraction=0.0)
     with pytest.raises(InputError, match="no image in the split val: set validation_fraction"):
-        PreparedDataset(tmp_path / "prepared", ["train", "val"])
+        PreparedDataset(tmp_path / "prepared", "val")
+
+
+def test_of_several_splits_some_may_be_empty(tmp_path):
+    prepare(write_plain, tmp_path, "mine", validation_fraction=0.0)
+    both = PreparedDataset(tmp_path / "prepared", ["train", "val"])
+    assert both.ids == PreparedDataset(tmp_path / "prepared", "train").ids
 
 
 @pytest.mark.parametrize("split", ["dev", [], ["train", "dev"]])

@@ -14,7 +14,6 @@ from wavegms.diagram import draw_method
 from wavegms.errors import InputError
 from wavegms.figures_results import save_figure
 from wavegms.models.wavelet import multi_level_bands
-from wavegms.tour import parameter_table, shapes_along_path, trace_prediction
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -171,34 +170,3 @@ def test_a_pipeline_without_wavelets_is_refused(untrained):
     other = WaveGMSPipeline(None, untrained.mapping, untrained.vae, image_size=32)
     with pytest.raises(InputError, match="no wavelet encoder: draw it from the variant wave_gms"):
         draw_method(other, torch.rand(1, 3, 32, 32), torch.rand(1, 1, 32, 32))
-
-
-def test_the_trace_leaves_no_hook_behind(untrained):
-    image = torch.rand(1, 3, 32, 32)
-    before = untrained.predict(image)
-    steps = trace_prediction(untrained, image)
-    assert not any(m._forward_hooks for m in untrained.encoder.modules())
-    torch.testing.assert_close(untrained.predict(image), before)
-    assert torch.equal(steps["encoder"].output, steps["mapping"].input)
-    assert "vae.encoder" not in steps
-
-
-def test_the_table_of_shapes_follows_the_path(untrained):
-    table = shapes_along_path(untrained, torch.rand(2, 3, 64, 32)).set_index("step")["output"]
-    assert table["image"] == "2 × 3 × 64 × 32"
-    for level in (1, 2, 3):
-        shape = f"2 × 12 × {64 // 2**level} × {32 // 2**level}"
-        assert table[f"level {level}: four sub-bands of RGB"] == shape
-        assert table[f"level {level}: features, by a U-Net"] == shape
-        assert table[f"level {level}: pooled"] == "2 × 12 × 8 × 4"
-    assert table["the three levels, concatenated"] == "2 × 36 × 8 × 4"
-    latents = table.drop(table.filter(like="level").index).iloc[1:-1]
-    assert set(latents) == {"2 × 4 × 8 × 4"} and len(latents) == 6
-    assert table.iloc[-1] == "2 × 1 × 64 × 32"
-
-
-def test_the_table_of_parameters_adds_up(untrained):
-    table = parameter_table(untrained).set_index("part")["parameters"]
-    unet, aggregation = table.iloc[:2]
-    assert (3 * unet + aggregation) == table["multi-resolution encoder"] == 1_035_692
-    assert table["all that is trained"] == 2_600_668

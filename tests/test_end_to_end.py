@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
@@ -106,6 +107,15 @@ def test_an_edited_notebook_text_runs_its_own_stage_again(project):
     assert "results:" in output and "train@" not in output and "evaluate@" not in output
 
 
+def test_the_other_scanner_is_harder(project):
+    for train, test in permutations(DATASETS):
+        inside = pd.read_csv(scores(project, test))["dsc"].mean()
+        path = scores(project, train).with_name(f"{test}.csv")
+        across = pd.read_csv(path)
+        assert len(across) == len(pd.read_csv(scores(project, test)))
+        assert 0.3 < across["dsc"].mean() < inside
+
+
 def test_every_stage_left_its_executed_notebook(project):
     reports = {path.stem for path in (project / "reports").glob("*.ipynb")}
     per_dataset = ["00b_phantom", "01_prepare", "01b_autoencoder"]
@@ -114,12 +124,16 @@ def test_every_stage_left_its_executed_notebook(project):
     expected |= {
         f"{name}_{dataset}_wave_gms" for name in ("02_train", "03_evaluate") for dataset in DATASETS
     }
+    expected |= {
+        f"05_domain_generalization_{train}_{test}_wave_gms"
+        for train, test in permutations(DATASETS)
+    }
     assert reports == expected
 
 
 def test_the_stored_outputs_of_the_notebooks_are_what_they_give(project):
     """In the order of the pipeline, since each reads what the one before wrote."""
-    order = ["00b", "01_", "01b", "02_", "03_", "00_", "08_"]
+    order = ["00b", "01_", "01b", "02_", "03_", "05_", "00_", "08_"]
     notebooks = sorted(
         (project / "notebooks").glob("*.ipynb"),
         key=lambda path: next(n for n, start in enumerate(order) if path.name.startswith(start)),

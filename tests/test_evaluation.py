@@ -1,5 +1,7 @@
 """From predictions to tables: against plain formulas and against statistics."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from medpy.metric import binary
 
+from wavegms.cards import ModelCard
 from wavegms.errors import InputError
-from wavegms.evaluation import METRICS, choose_cases, predict_split, score_split, summarize
+from wavegms.evaluation import (
+    METRICS,
+    choose_cases,
+    predict_split,
+    score_split,
+    summarize,
+    write_scores,
+)
+from wavegms.results import read_scores
 
 
 @pytest.fixture
@@ -144,9 +155,12 @@ def dice_of(*values):
 
 
 def test_cases_are_chosen_by_the_mean_over_systems():
-    """Neither system alone ranks d first, c in the middle and a last."""
-    scores = {"one": dice_of(0.5, 0.2, 0.6, 0.8, 0.9), "other": dice_of(0.0, 0.8, 0.5, 0.9, 0.1)}
-    assert choose_cases(scores) == {"d": "best", "b": "median", "a": "worst"}
+    """Each system alone would choose others."""
+    one, other = dice_of(0.5, 0.2, 0.6, 0.8, 0.9), dice_of(0.0, 0.95, 0.2, 0.85, 0.1)
+    assert choose_cases({"one": one}) == {"e": "best", "c": "median", "b": "worst"}
+    assert choose_cases({"other": other}) == {"b": "best", "c": "median", "a": "worst"}
+    both = choose_cases({"one": one, "other": other})
+    assert both == {"d": "best", "e": "median", "a": "worst"}
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=10))
@@ -176,3 +190,38 @@ def test_wanted_cases_are_taken_as_they_are():
     assert list(choose_cases(scores, ["c", "a", "c"]).items()) == [("c", ""), ("a", "")]
     with pytest.raises(InputError, match="cases names x, which is no image of the test split"):
         choose_cases(scores, ["a", "x"])
+
+
+def test_written_scores_are_what_the_results_read(train_set, probabilities, tmp_path):
+    card = ModelCard(
+        variant="wave_gms",
+        dataset="here",
+        train_images=4,
+        selection_images=2,
+        data_hash="0",
+        image_size=32,
+        seed=7,
+        epochs=3,
+        best_epoch=2,
+        selection="best_on_validation",
+        selection_dice=0.5,
+        trainable_parameters=1,
+        autoencoder=None,
+        parameters={},
+        versions={},
+    )
+    scores = score_split(probabilities, train_set)
+    summary = summarize(scores, 100, 0)
+    path = tmp_path / "here/wave_gms/seed_7/there.csv"
+    write_scores(path, scores, summary, card, test_set="there")
+    again = read_scores(tmp_path)
+    assert again["id"].tolist() == scores["id"].tolist()
+    assert set(again["train_set"]) == {"here"} and set(again["test_set"]) == {"there"}
+    assert again[list(METRICS)].to_numpy() == pytest.approx(
+        scores[list(METRICS)].to_numpy(), abs=1e-6
+    )
+    metrics = json.loads(path.with_suffix(".json").read_text())
+    assert metrics["images"] == 4 and metrics["empty_predictions"] == 1
+    assert metrics["dsc"]["mean"] == pytest.approx(scores["dsc"].mean())
+    write_scores(path, scores[:1], summarize(scores[:1], 100, 0), card, test_set="there")
+    assert json.loads(path.with_suffix(".json").read_text())["dsc"]["sd"] is None

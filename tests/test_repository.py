@@ -88,6 +88,7 @@ def test_notebook_parameters_are_those_of_params_yaml(path):
     defaults = {
         "dataset": params["datasets"][0],
         "variant": params["variants"][0],
+        "test_set": params["generalization"][0]["test"],
         "cases": [],
     }
     assert own == {name: defaults[name] for name in own}

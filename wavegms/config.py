@@ -75,7 +75,7 @@ class PhantomParams(Section):
 class SplitParams(Section):
     """How a dataset is divided into train, val and test."""
 
-    method: Literal["published", "official", "random"]
+    method: Literal["published", "official", "random", "grouped"]
     folder: str
     test_fraction: Fraction
     validation_fraction: Fraction
@@ -164,6 +164,13 @@ class EvaluationParams(Section):
     bootstrap_resamples: Annotated[int, Field(ge=100)]
 
 
+class GeneralizationPair(Section):
+    """A model trained on one dataset and tested on another."""
+
+    train: Name
+    test: Name
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -178,6 +185,19 @@ class Params(Section):
     loss: LossParams
     training: TrainingParams
     evaluation: EvaluationParams
+    generalization: list[GeneralizationPair]
+
+    @model_validator(mode="after")
+    def _pairs_are_of_datasets(self) -> "Params":
+        for pair in self.generalization:
+            for name in (pair.train, pair.test):
+                if name not in self.datasets:
+                    raise ValueError(
+                        f"generalization names {name}, which is not among datasets: add it there"
+                    )
+            if pair.train == pair.test:
+                raise ValueError(f"generalization has {pair.train} on both sides: name another")
+        return self
 
     @model_validator(mode="after")
     def _selection_has_images(self) -> "Params":

@@ -11,6 +11,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from wavegms.cards import ModelCard
+from wavegms.data.audit import leaking_ids
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.files import write_text
 from wavegms.errors import InputError
@@ -180,3 +181,33 @@ def write_scores(
         "empty_predictions": int(scores["empty_prediction"].sum()),
     }
     write_text(path.with_suffix(".json"), json.dumps(metrics, indent=2) + "\n")
+
+
+def summarize_audited(
+    scores: pd.DataFrame,
+    pairs: pd.DataFrame,
+    resamples: int,
+    seed: int,
+    metrics: Sequence[str] = METRICS,
+) -> pd.DataFrame:
+    """The summary of a test split with and without the images that leak from training.
+
+    Args:
+        scores: what `score_split` gives for the test split.
+        pairs: what `audit_prepared` gives; drop the kind "same group" to count duplicates only.
+        resamples: number of bootstrap resamples.
+        seed: of the resampling.
+        metrics: columns to summarise.
+
+    Returns:
+        What `summarize` gives, after a first column images_used: "all", "clean" (without a twin in
+        train or val) and "leaking" (with one). The latter two are absent where they hold no image.
+    """
+    leaks = scores["id"].isin(leaking_ids(scores, pairs))
+    tables = []
+    for name, chosen in (("all", scores), ("clean", scores[~leaks]), ("leaking", scores[leaks])):
+        if len(chosen):
+            table = summarize(chosen, resamples, seed, metrics)
+            table.insert(0, "images_used", name)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)

@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from wavegms.config import AugmentationParams
@@ -204,9 +205,9 @@ def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
         left.plot(history["epoch"], history[column], label=name, color=colour)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     left.legend(fontsize=8)
-    for which in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
-        which("{x:g}")
-    left.tick_params(axis="y", which="minor", labelsize=7)
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter(NullFormatter())
     right.plot(history["epoch"], history["selection_dice"], color="black")
     best = history.loc[history["epoch"] == best_epoch, "selection_dice"].item()
     right.plot(best_epoch, best, "o", color="#d55e00")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wavegms.cards import ModelCard
 from wavegms.errors import InputError
 from wavegms.evaluation import METRICS, summarize
 
@@ -286,6 +287,40 @@ def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.D
     rest = [column for column in table if column not in added]
     at = rest.index("published") + 1
     return table[rest[:at] + added + rest[at:]]
+
+
+def beside_in_domain(
+    scores: pd.DataFrame, card: ModelCard, test_set: str, folder: Path
+) -> pd.DataFrame:
+    """A model's scores on another source beside the in-domain ones, as far as these were run.
+
+    Args:
+        scores: of `score_split`, on the other source.
+        card: of the model.
+        test_set: name of the other source.
+        folder: where score files lie, see `read_scores`.
+
+    Returns:
+        One row each for the model across, the model at home, and the same variant with the same
+        seed trained on the other source: trained_on, tested_on, images, and the mean dsc, iou and
+        hd95.
+    """
+    rows = [(card.dataset, test_set, scores)]
+    for name in (card.dataset, test_set):
+        path = Path(folder) / name / card.variant / f"seed_{card.seed}" / f"{name}.csv"
+        if path.is_file():
+            rows.append((name, name, _read_run(path, Path(folder))))
+    return pd.DataFrame(
+        [
+            {
+                "trained_on": trained_on,
+                "tested_on": tested_on,
+                "images": len(table),
+                **{metric: table[metric].mean() for metric in ("dsc", "iou", "hd95")},
+            }
+            for trained_on, tested_on, table in rows
+        ]
+    )
 
 
 def mark_significant(table: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:

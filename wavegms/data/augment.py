@@ -43,9 +43,8 @@ class Augmentation(torch.nn.Module):
                 padding_mode="reflection",
                 p=shift_scale_rotate,
             ),
+            # the key also says that a mask keeps its values: it is resampled by the nearest pixel
             data_keys=[DataKey.INPUT, DataKey.MASK],
-            # without this, a mask would be interpolated and get values between 0 and 1
-            extra_args={DataKey.MASK: {"resample": "nearest", "align_corners": None}},
         )
 
     @torch.no_grad()

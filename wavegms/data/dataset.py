@@ -36,7 +36,8 @@ class PreparedDataset(Dataset):
 
         Args:
             folder: A prepared folder.
-            split: "train", "val", "test", or several of them.
+            split: "train", "val", "test", or several of them; of several, some may be empty, as
+                val is where nothing was set aside.
             in_memory: Decode once and hold the pixels (True) or decode at each access (False).
                 None holds them where they take less than a quarter of the free memory.
 
@@ -49,15 +50,12 @@ class PreparedDataset(Dataset):
         if not wanted or not set(wanted) <= set(SPLITS):
             raise InputError(f"split is {split!r}: choose one or more of {', '.join(SPLITS)}.")
         manifest = load_manifest(self._folder)
-        for part in wanted:
-            if not (manifest["split"] == part).any():
-                remedy = (
-                    "set validation_fraction above 0" if part == "val" else "choose another split"
-                )
-                raise InputError(
-                    f"{self._folder} has no image in the split {part}: {remedy} and run the "
-                    "prepare stage again."
-                )
+        if not manifest["split"].isin(wanted).any():
+            remedy = "set validation_fraction above 0" if wanted == ["val"] else "choose another"
+            raise InputError(
+                f"{self._folder} has no image in the split {' or '.join(wanted)}: {remedy} and run "
+                "the prepare stage again."
+            )
         self.manifest = manifest[manifest["split"].isin(wanted)].reset_index(drop=True)
         self.ids: list[str] = self.manifest["id"].tolist()
         self.labels: list[str] = self.manifest["label"].tolist()

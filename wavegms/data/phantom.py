@@ -282,7 +282,7 @@ def simulate(scanner: Scanner, seed: int, index: int) -> Phantom:
             image k is the same however many are made.
 
     Returns:
-        The case; each mask covers about 2 to 25 % of the image.
+        The case; each mask covers about 3 to 25 % of the image.
     """
     stream = SeedSequence(seed, spawn_key=(zlib.crc32(scanner.name.encode()), index))
     rng = Generator(PCG64(stream))

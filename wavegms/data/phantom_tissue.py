@@ -128,9 +128,11 @@ def draw_lesions(
     depth = field[0] * beams.step_mm
     field_mm2 = field[0] * field[1] * beams.step_mm**2
     lesions: list[Lesion] = []
-    for largest in (0.2, 0.06)[: 2 if rng.random() < 0.15 else 1]:
+    # Share of the field that a lesion covers. At the 64 pixels of the embedded default a latent has
+    # 8 x 8 cells: the border of a smaller lesion cannot be learnt in the minutes that it may take.
+    for least, largest in ((0.06, 0.22), (0.04, 0.08))[: 2 if rng.random() < 0.15 else 1]:
         kind = label if label == "malignant" else str(rng.choice(["solid", "solid", "cyst"]))
-        area = field_mm2 * np.exp(rng.uniform(np.log(0.026), np.log(largest)))
+        area = field_mm2 * np.exp(rng.uniform(np.log(least), np.log(largest)))
         shape = _malignant_contour(rng) if kind == "malignant" else _benign_contour(rng)
         radius = shape * np.sqrt(area / (0.5 * np.trapezoid(shape**2, ANGLES)))
         reach = np.abs(radius * np.cos(ANGLES)).max(), np.abs(radius * np.sin(ANGLES)).max()

@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from wavegms.data.catalog import Case, DatasetSpec, find_cases, root_of, spec_of
+from wavegms.data.duplicates import find_duplicates, merge_groups, read_thumbnails
 from wavegms.data.files import open_image, replace_folder, sha256_of
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
@@ -115,9 +116,10 @@ def prepare_dataset(
         out: The prepared folder to write; an earlier one there is replaced.
         image_size: Side of the square that images and masks are resized to, pixels; divisible by
             8, at least 16.
-        split: "published", "official" or "random", see `assign_splits`.
+        split: "published", "official", "random" or "grouped", see `assign_splits`. For the last,
+            all images are read once before, and duplicates become one group.
         split_folder: Folder of the published splits.
-        test_fraction: Share of the images for testing, for "random" only.
+        test_fraction: Share of the images for testing, for "random" and "grouped" only.
         validation_fraction: Share of the training images for validation.
         seed: For what is drawn at random.
 
@@ -138,6 +140,8 @@ def prepare_dataset(
     _check_target(raw, out)
     spec = spec_of(name)
     cases = find_cases(name, raw)
+    if split == "grouped":
+        cases = _group_duplicates(cases)
     split_of = assign_splits(
         cases,
         split,
@@ -289,6 +293,12 @@ def _check_target(raw: Path, out: Path) -> None:
             f"{out} holds files but no manifest.csv, so it is not prepared data to be replaced: "
             "move it away or choose another folder."
         )
+
+
+def _group_duplicates(cases: Sequence[Case]) -> list[Case]:
+    paths = [case.image for case in cases]
+    duplicates = find_duplicates(*read_thumbnails(paths, lambda path: _read(path, as_rgb)[0]))
+    return merge_groups(cases, [(pair.first, pair.second) for pair in duplicates])
 
 
 def _prepare_all(

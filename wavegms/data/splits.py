@@ -188,10 +188,11 @@ def assign_splits(
     Args:
         cases: The cases of one dataset.
         method: "published" (the pickle `split_file`), "official" (`train.txt` and `test.txt` in
-            `folder`) or "random".
+            `folder`), "random", or "grouped", which draws as "random" does: who calls has widened
+            the groups of the cases to hold duplicates together, see `merge_groups`.
         folder: The folder that holds the dataset's layout.
         split_file: The published split, None if the dataset has none.
-        test_fraction: For "random" only, see `random_split`.
+        test_fraction: For "random" and "grouped" only, see `random_split`.
         validation_fraction: Share of the training cases for validation, see `carve_validation`.
         seed: For what is drawn at random.
 
@@ -203,7 +204,7 @@ def assign_splits(
         InputError: Unknown method, unreadable lists, names in them without a case, or nothing left
             to train or test on.
     """
-    if method == "random":
+    if method in ("random", "grouped"):
         splits = random_split(cases, test_fraction, seed)
     elif method == "official":
         splits = _apply_lists(cases, read_official_split(folder), f"the lists in {folder}")
@@ -212,7 +213,7 @@ def assign_splits(
             raise InputError("This dataset has no published split: set split to random.")
         splits = _apply_lists(cases, read_published_split(split_file), str(split_file))
     else:
-        raise InputError(f"split is {method!r}: set it to published, official or random.")
+        raise InputError(f"split is {method!r}: set it to published, official, random or grouped.")
     train = [case for case in cases if splits.get(case.id) == "train"]
     validation = carve_validation(train, validation_fraction, seed)
     return {id: "val" if id in validation else split for id, split in splits.items()}

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from wavegms.errors import InputError
-from wavegms.models.weights import first_line, is_hub_id, read_tensors
+from wavegms.models.weights import first_line, is_hub_id, quiet_loading, read_tensors
 
 Autoencoder = AutoencoderTiny | AutoencoderKL
 
@@ -105,7 +105,8 @@ def _load_folder(folder: Path) -> AutoencoderTiny:
 
 def _load_pretrained(kind: type[Autoencoder], where: str | Path, way_out: str) -> Autoencoder:
     try:
-        vae, info = kind.from_pretrained(where, use_safetensors=True, output_loading_info=True)
+        with quiet_loading():
+            vae, info = kind.from_pretrained(where, use_safetensors=True, output_loading_info=True)
     except Exception as error:
         # diffusers, the hub client and safetensors each have their own exceptions for "missing",
         # "offline" and "broken"; to the user they are one thing

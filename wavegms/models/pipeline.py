@@ -1,6 +1,7 @@
 """`WaveGMSPipeline`: the door for users. It saves, loads and predicts."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -20,7 +21,7 @@ from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.latent import map_latents
 from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_network import MaskNetwork
-from wavegms.models.weights import first_line, is_hub_id, require_complete
+from wavegms.models.weights import first_line, is_hub_id, quiet_loading, require_complete
 
 ImageInput = Image.Image | np.ndarray | Tensor
 
@@ -114,7 +115,8 @@ class WaveGMSPipeline(DiffusionPipeline):
                     f"the folder {where} does not exist: train the model first, or correct the path"
                 )
             require_complete(folder)
-            return super().from_pretrained(folder, **options)
+            with quiet_loading():
+                return super().from_pretrained(folder, **options)
         except InputError:
             raise
         except Exception as error:  # of diffusers, the hub client or safetensors
@@ -180,7 +182,9 @@ class WaveGMSPipeline(DiffusionPipeline):
         items = _as_list(images)
         size = self.config.image_size
         masks, probabilities = [], []
-        with self.progress_bar(total=len(items)) as bar:
+        # a single batch is over before a bar would be read
+        several = len(items) > batch_size
+        with self.progress_bar(total=len(items)) if several else nullcontext() as bar:
             for start in range(0, len(items), batch_size):
                 chunk = items[start : start + batch_size]
                 prepared, sizes = zip(*(_prepare(item, size) for item in chunk), strict=True)
@@ -189,7 +193,8 @@ class WaveGMSPipeline(DiffusionPipeline):
                     resized = _resize(soft, original_size)[0].clamp(0, 1).numpy()
                     probabilities.append(resized)
                     masks.append(resized >= threshold)
-                bar.update(len(chunk))
+                if bar is not None:
+                    bar.update(len(chunk))
         return WaveGMSOutput(masks=masks, probabilities=probabilities)
 
 

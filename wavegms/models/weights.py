@@ -7,11 +7,14 @@ weights, diffusers only warns and leaves random ones in their place.
 import inspect
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
+from diffusers.utils import logging
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -31,6 +34,24 @@ def first_line(error: BaseException) -> str:
     """An error's message as part of a sentence."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else repr(error)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silences diffusers while it loads.
+
+    Its bar counts three small parts, and its warning about `block_out_channels` says that it does
+    not know an entry which `AutoencoderTiny` itself wrote. What matters is checked and raised.
+    """
+    verbosity, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bar:
+            logging.enable_progress_bar()
 
 
 def read_tensors(path: Path, section: str | None = None) -> dict[str, Tensor]:

@@ -1,0 +1,93 @@
+"""The card of a model, and the folder in which others find it."""
+
+import json
+from dataclasses import replace
+from importlib.metadata import version
+
+import pandas as pd
+import pytest
+import torch
+
+from wavegms import InputError, WaveGMSPipeline
+from wavegms.autoencoder_training import AutoencoderCard, ReconstructionQuality
+from wavegms.cards import library_versions, read_card, write_card
+from wavegms.config import LossParams
+from wavegms.publishing import publish_model
+from wavegms.training import TrainingResult
+
+QUALITY = ReconstructionQuality(image_psnr=22.5, mask_dice=0.97, images=4)
+
+
+@pytest.fixture
+def published(tmp_path, pipeline, train_set, validation_set, training_params):
+    """The card of a model whose training was skipped, and its folder."""
+    for name in ("best", "last"):
+        pipeline.save_pretrained(tmp_path / "run" / name)
+    result = TrainingResult(
+        history=pd.DataFrame({"epoch": [1, 2]}),
+        best_epoch=2,
+        best_dice=0.5,
+        trainable_parameters=2_600_668,
+        folder=tmp_path / "run",
+    )
+    card = publish_model(
+        result,
+        tmp_path / "models/phantom_a/wave_gms",
+        dataset="phantom_a",
+        variant="wave_gms",
+        seed=7,
+        train_set=train_set,
+        selection_set=validation_set,
+        autoencoder=AutoencoderCard("train", {"steps": 5}, QUALITY, QUALITY),
+        training=training_params(),
+        other={"loss": LossParams(supervision="all_levels", alignment_distance="l1")},
+    )
+    return card, tmp_path / "models/phantom_a/wave_gms"
+
+
+def test_the_folder_opens_and_predicts_like_the_best_weights(published, pipeline):
+    _, folder = published
+    image = torch.rand(1, 3, 32, 32)
+    for weights in (folder, folder / "last"):
+        again = WaveGMSPipeline.from_pretrained(weights)
+        assert torch.equal(again.predict(image), pipeline.predict(image))
+
+
+def test_the_card_says_what_made_the_model(published, train_set, validation_set):
+    card, folder = published
+    stored = json.loads((folder / "card.json").read_text())
+    assert stored["data_hash"] == train_set.data_hash
+    assert (stored["train_images"], stored["selection_images"]) == (4, 2)
+    assert len(validation_set) == 2
+    assert stored["parameters"]["loss"]["supervision"] == "all_levels"
+    assert stored["parameters"]["training"]["learning_rate"] == 1e-3
+    assert stored["autoencoder"]["train"]["mask_dice"] == 0.97
+    assert stored["versions"]["torch"] == version("torch")
+    assert set(stored["versions"]) == set(library_versions())
+    assert read_card(folder) == card
+
+
+def test_a_network_without_autoencoder_has_none_on_its_card(published, tmp_path):
+    card, _ = published
+    (tmp_path / "other").mkdir()
+    write_card(tmp_path / "other", replace(card, autoencoder=None))
+    assert read_card(tmp_path / "other").autoencoder is None
+
+
+def test_the_summary_has_one_line_for_each_entry(published):
+    card, _ = published
+    summary = card.summary()
+    assert summary["best_epoch"] == 2 and summary["variant"] == "wave_gms"
+    assert not any(isinstance(value, dict) for value in summary.values())
+
+
+def test_a_missing_card_names_the_stage(tmp_path):
+    with pytest.raises(InputError, match=r"card\.json does not exist: run the train stage"):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"text"', '{"variant": "wave_gms"}', "\xff"])
+def test_a_broken_card_is_refused_by_name(tmp_path, text):
+    (tmp_path / "card.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"card\.json is not the card of a trained model"):
+        read_card(tmp_path)

@@ -1,0 +1,128 @@
+"""Running notebooks: parameters go in, progress shows, one sentence comes out of an error."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from wavegms import InputError
+from wavegms.notebooks import read_parameters, refresh_notebook, run_notebook
+from wavegms.project import enter_project
+
+ROOT = Path(__file__).parents[1]
+
+
+def notebook(path, *cells, parameters="dataset = 'a'\nseed = 1\nsplit = {}"):
+    """A notebook with a parameters cell and further cells of code."""
+    first = nbformat.v4.new_code_cell(parameters)
+    first.metadata.tags = ["parameters"]
+    others = [nbformat.v4.new_code_cell(source) for source in cells]
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[first, *others]), path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params | {"seed": 5}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(path, **arguments):
+    run_notebook(path, Path("reports/out.ipynb"), arguments, Path("params.yaml"))
+
+
+def texts(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+
+
+def test_parameters_come_from_the_file_and_the_arguments(project):
+    path = notebook(project / "notebooks/n.ipynb", "print(dataset, seed, split['method'])")
+    run(path, dataset="b")
+    assert texts("reports/out.ipynb") == "b 5 random\n"
+
+
+def test_it_runs_in_its_own_folder(project):
+    path = notebook(
+        project / "notebooks/n.ipynb", "import os; print(os.path.basename(os.getcwd()))"
+    )
+    run(path)
+    assert texts("reports/out.ipynb") == "notebooks\n"
+
+
+def test_a_number_given_as_text_becomes_a_number(project):
+    path = notebook(project / "notebooks/n.ipynb", "print(seed + 1)")
+    run(path, seed="41")
+    assert texts("reports/out.ipynb") == "42\n"
+
+
+def test_progress_is_shown_as_it_comes_and_stored_once(project, capfd):
+    bars = (
+        "import sys; [sys.stderr.write(f'\\rstep {n}') for n in range(3)]; sys.stderr.write('\\n')"
+    )
+    run(notebook(project / "notebooks/n.ipynb", bars))
+    assert "step 0" in capfd.readouterr().err
+    assert texts("reports/out.ipynb") == "step 2\n"
+
+
+def test_an_input_error_is_one_sentence(project):
+    cell = "from wavegms import InputError; raise InputError('the file x is broken: replace it')"
+    path = notebook(project / "notebooks/n.ipynb", cell)
+    with pytest.raises(InputError, match=r"^the file x is broken: replace it$"):
+        run(path)
+    assert list(Path("reports").iterdir()) == []
+
+
+def test_a_failed_run_leaves_the_earlier_report(project):
+    path = notebook(project / "notebooks/n.ipynb", "print('good')")
+    run(path)
+    notebook(path, "1 / 0")
+    with pytest.raises(InputError, match="ZeroDivisionError"):
+        run(path)
+    assert texts("reports/out.ipynb") == "good\n"
+    assert [path.name for path in Path("reports").iterdir()] == ["out.ipynb"]
+
+
+def test_a_notebook_without_parameters_is_refused(project):
+    nbformat.write(nbformat.v4.new_notebook(), "n.ipynb")
+    with pytest.raises(InputError, match=r"n\.ipynb has no cell tagged parameters"):
+        read_parameters(Path("n.ipynb"))
+    with pytest.raises(InputError, match=r"none\.ipynb does not exist"):
+        read_parameters(Path("none.ipynb"))
+
+
+def test_refresh_stores_what_another_run_gives_again(project):
+    cell = "import sys; print('kept'); sys.stderr.write('passing')"
+    path = notebook(project / "notebooks/n.ipynb", cell)
+    refresh_notebook(path)
+    assert texts(path) == "kept\n"
+    cells = nbformat.read(path, as_version=4).cells
+    assert [cell.execution_count for cell in cells] == [1, 2]
+    assert not any("execution" in cell.metadata for cell in cells)
+
+
+def test_refresh_leaves_a_notebook_that_fails_as_it_was(project):
+    path = notebook(project / "notebooks/n.ipynb", "1 / 0")
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        refresh_notebook(path)
+    assert path.read_bytes() == before
+
+
+def test_enter_project_finds_params_yaml_above(project):
+    below = project / "notebooks/deeper"
+    below.mkdir(parents=True)
+    os.chdir(below)
+    assert enter_project() == project and Path.cwd() == project
+    assert enter_project() == project
+
+
+def test_enter_project_outside_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no params\.yaml in"):
+        enter_project()

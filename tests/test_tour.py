@@ -1,0 +1,45 @@
+"""The tables of the tour: shapes and counts are those of the networks."""
+
+import pytest
+import torch
+
+from wavegms.tour import parameter_table, shapes_along_path, trace_prediction
+
+
+def test_parameters_are_the_papers(pipeline):
+    table = parameter_table(pipeline).set_index("part")["parameters"]
+    assert table["one feature-extraction U-Net (of three)"] == 258_204
+    assert table["feature-aggregation U-Net"] == 261_080
+    assert table["multi-resolution encoder"] == 3 * 258_204 + 261_080 == 1_035_692
+    assert table["latent mapping model"] == 1_564_976
+    assert table["all that is trained"] == 2_600_668
+    assert table["autoencoder: decoder"] == sum(
+        p.numel() for p in pipeline.vae.decoder.parameters()
+    )
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_shapes_follow_from_the_size(pipeline, size):
+    table = shapes_along_path(pipeline, torch.rand(2, 3, size, size)).set_index("step")["output"]
+    half, eighth = size // 2, size // 8
+    assert table["image"] == f"2 × 3 × {size} × {size}"
+    assert table["level 1: four sub-bands of RGB"] == f"2 × 12 × {half} × {half}"
+    assert table["level 1: pooled"] == table["level 3: pooled"] == f"2 × 12 × {eighth} × {eighth}"
+    assert table["the three levels, concatenated"] == f"2 × 36 × {eighth} × {eighth}"
+    assert (
+        table["mean of z_MR"] == table["mapped latent, depth 4"] == f"2 × 4 × {eighth} × {eighth}"
+    )
+    assert table["soft mask, decoded from the last"] == f"2 × 1 × {size} × {size}"
+
+
+def test_the_trace_is_one_prediction_and_leaves_no_hook(pipeline):
+    images = torch.rand(2, 3, 32, 32)
+    expected = pipeline.predict(images)
+    steps = trace_prediction(pipeline, images)
+    assert torch.equal(steps["encoder"].input, images)
+    assert torch.equal(steps["encoder"].output, steps["mapping"].input)
+    decoded = (steps["vae.decoder"].output.mean(1, keepdim=True) + 1) / 2
+    torch.testing.assert_close(decoded.clamp(0, 1), expected)
+    assert "vae.encoder" not in steps, "a prediction does not encode by the frozen encoder"
+    parts = pipeline.encoder, pipeline.mapping, pipeline.vae
+    assert not any(module._forward_hooks for part in parts for module in part.modules())

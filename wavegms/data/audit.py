@@ -1,0 +1,242 @@
+"""The leakage audit: which prepared images have a twin, and on which side of the split it is.
+
+A test image whose twin was trained on measures memory, not segmentation. The audit changes nothing;
+the split method `grouped` draws a split without such twins, and `summarize_audited` in
+`wavegms.evaluation` says what they are worth in the metrics.
+"""
+
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+from wavegms.data.duplicates import (
+    component_of,
+    detail_similarity,
+    find_duplicates,
+    read_thumbnails,
+)
+from wavegms.data.files import open_image, write_text
+from wavegms.data.prepare import load_manifest
+from wavegms.errors import InputError
+from wavegms.imaging import as_rgb
+
+# What each column of the pairs holds.
+PAIR_COLUMNS = {
+    "id_a": "one image",
+    "id_b": "the other, later in the manifest",
+    "split_a": "train, val or test",
+    "split_b": "train, val or test",
+    "label_a": "class, empty where the dataset has none",
+    "label_b": "class of the other",
+    "kind": "exact (same file or pixels), near (same picture), mirrored (left for right) or same "
+    "group (in the manifest only)",
+    "similarity": "correlation of the detail, 1 for exact",
+    "crosses_split": "whether one is for testing and the other for training or validation",
+    "labels_differ": "whether the two have different classes",
+}
+KINDS = ("exact", "near", "mirrored", "same group")
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    """Counts of an audit.
+
+    Duplicates are the pairs of the kinds exact, near and mirrored; those of the same group come on
+    top.
+
+    Attributes:
+        images: Images of the dataset.
+        exact_pairs: Pairs of the same file or pixels.
+        near_pairs: Pairs of the same picture.
+        mirrored_pairs: Pairs of a picture and its mirror image.
+        same_group_pairs: Pairs that share a group and are no duplicates of each other.
+        duplicate_images: Images that have a duplicate.
+        duplicate_groups: Sets of images connected by duplicates, of two and more.
+        conflicting_pairs: Duplicates filed under different classes.
+        conflicting_groups: Sets of connected duplicates with more than one class.
+        crossing_pairs: Pairs of any kind with one image for testing and one for train or val.
+        crossing_groups: Sets of images connected by pairs of any kind with images on both sides.
+        test_images: Images for testing.
+        leaking_test_images: Those of them with a duplicate in train or val.
+        leaking_test_images_with_groups: Those with a duplicate or an image of their group there.
+    """
+
+    images: int
+    exact_pairs: int
+    near_pairs: int
+    mirrored_pairs: int
+    same_group_pairs: int
+    duplicate_images: int
+    duplicate_groups: int
+    conflicting_pairs: int
+    conflicting_groups: int
+    crossing_pairs: int
+    crossing_groups: int
+    test_images: int
+    leaking_test_images: int
+    leaking_test_images_with_groups: int
+
+    def table(self) -> pd.DataFrame:
+        """Tabulate the counts.
+
+        Returns:
+            Columns what and count, one row for each attribute.
+        """
+        rows = [(name.replace("_", " "), count) for name, count in asdict(self).items()]
+        return pd.DataFrame(rows, columns=["what", "count"])
+
+
+def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
+    """Find duplicates and related images in a prepared folder.
+
+    Args:
+        folder: A prepared folder. Its images should have 64 pixels a side or more: of 79,800 pairs
+            of different phantoms, none is taken for a twin at 128 and 224, one at 64, ten at 32.
+
+    Returns:
+        The pairs, with the columns of `PAIR_COLUMNS`, exact ones first and then by falling
+        similarity; and the counts.
+
+    Raises:
+        InputError: The folder is not prepared, or an image is missing or broken.
+    """
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    paths = [folder / "images" / f"{id}.png" for id in manifest["id"]]
+    thumbnails, digests = read_thumbnails(paths, lambda path: as_rgb(open_image(path)))
+    found = {
+        (pair.first, pair.second): (pair.kind, pair.similarity)
+        for pair in find_duplicates(thumbnails, digests)
+    }
+    # The same file gives the same pixels, unless an image was changed after it was prepared.
+    for pair in _pairs_within(manifest["sha256"]):
+        found[pair] = ("exact", 1.0)
+    related = [pair for pair in _pairs_within(manifest["group"]) if pair not in found]
+    for pair, similarity in zip(related, detail_similarity(thumbnails, related), strict=True):
+        found[pair] = ("same group", similarity)
+
+    rows = []
+    for (i, j), (kind, similarity) in found.items():
+        a, b = manifest.iloc[i], manifest.iloc[j]
+        rows.append(
+            {
+                "id_a": a["id"],
+                "id_b": b["id"],
+                "split_a": a["split"],
+                "split_b": b["split"],
+                "label_a": a["label"],
+                "label_b": b["label"],
+                "kind": kind,
+                "similarity": similarity,
+                "crosses_split": (a["split"] == "test") != (b["split"] == "test"),
+                "labels_differ": a["label"] != b["label"],
+            }
+        )
+    pairs = pd.DataFrame(rows, columns=list(PAIR_COLUMNS)).astype(
+        {"similarity": float, "crosses_split": bool, "labels_differ": bool}
+    )
+    order = pairs["kind"].map(KINDS.index)
+    pairs = pairs.assign(order=order).sort_values(
+        ["order", "similarity", "id_a", "id_b"], ascending=[True, False, True, True]
+    )
+    pairs = pairs.drop(columns="order").reset_index(drop=True)
+    return pairs, _summarise(manifest, pairs)
+
+
+def leaking_ids(scores: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
+    """Say which scored test images have a twin or a relative among the training images.
+
+    Args:
+        scores: A row for each test image, with the column id, as `score_split` gives.
+        pairs: What `audit_prepared` found; drop the kind "same group" to count duplicates only.
+
+    Returns:
+        Their ids, in the order of the scores.
+    """
+    leaking = _leaking(pairs)
+    return [id for id in scores["id"] if id in leaking]
+
+
+def write_audit(pairs: pd.DataFrame, target: Path) -> None:
+    """Write the pairs as CSV, whole or not at all.
+
+    Args:
+        pairs: What `audit_prepared` found.
+        target: The file to create or to replace.
+    """
+    write_text(target, pairs.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+
+
+def read_audit(path: Path) -> pd.DataFrame:
+    """Read the pairs that `write_audit` wrote.
+
+    Args:
+        path: The CSV file.
+
+    Returns:
+        The pairs, as `audit_prepared` gives them.
+
+    Raises:
+        InputError: The file is missing or is none of ours.
+    """
+    texts = ["id_a", "id_b", "split_a", "split_b", "label_a", "label_b", "kind"]
+    try:
+        pairs = pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False)
+        return pairs[list(PAIR_COLUMNS)].astype(
+            {"similarity": float, "crosses_split": bool, "labels_differ": bool}
+        )
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: run the prepare stage first") from error
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is not the list of pairs of an audit: run the prepare stage again"
+        ) from error
+
+
+def _pairs_within(values: pd.Series) -> list[tuple[int, int]]:
+    """Pairs of places that hold the same value."""
+    places: dict[str, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, []).append(place)
+    return [pair for members in places.values() for pair in combinations(members, 2)]
+
+
+def _leaking(pairs: pd.DataFrame) -> set[str]:
+    crossing = pairs[pairs["crosses_split"]]
+    in_test = crossing["split_a"] == "test"
+    return set(crossing["id_a"].where(in_test, crossing["id_b"]))
+
+
+def _components(manifest: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """For each set of connected images: its size, number of classes, and splits on both sides."""
+    place = {id: index for index, id in enumerate(manifest["id"])}
+    edges = [(place[a], place[b]) for a, b in zip(pairs["id_a"], pairs["id_b"], strict=True)]
+    table = manifest.assign(in_test=manifest["split"] == "test")
+    grouped = table.groupby(component_of(len(manifest), edges))
+    return grouped.agg(
+        size=("id", "size"), labels=("label", "nunique"), sides=("in_test", "nunique")
+    )
+
+
+def _summarise(manifest: pd.DataFrame, pairs: pd.DataFrame) -> AuditSummary:
+    kinds = pairs["kind"].value_counts()
+    duplicates = pairs[pairs["kind"] != "same group"]
+    by_duplicates = _components(manifest, duplicates)
+    return AuditSummary(
+        images=len(manifest),
+        exact_pairs=int(kinds.get("exact", 0)),
+        near_pairs=int(kinds.get("near", 0)),
+        mirrored_pairs=int(kinds.get("mirrored", 0)),
+        same_group_pairs=int(kinds.get("same group", 0)),
+        duplicate_images=len({*duplicates["id_a"], *duplicates["id_b"]}),
+        duplicate_groups=int((by_duplicates["size"] > 1).sum()),
+        conflicting_pairs=int(duplicates["labels_differ"].sum()),
+        conflicting_groups=int((by_duplicates["labels"] > 1).sum()),
+        crossing_pairs=int(pairs["crosses_split"].sum()),
+        crossing_groups=int((_components(manifest, pairs)["sides"] > 1).sum()),
+        test_images=int((manifest["split"] == "test").sum()),
+        leaking_test_images=len(_leaking(duplicates)),
+        leaking_test_images_with_groups=len(_leaking(pairs)),
+    )
