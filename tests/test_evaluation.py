@@ -6,10 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from medpy.metric import binary
 
 from wavegms.cards import ModelCard
-from wavegms.evaluation import METRICS, predict_split, score_split, summarize, write_scores
+from wavegms.errors import InputError
+from wavegms.evaluation import (
+    METRICS,
+    choose_cases,
+    predict_split,
+    score_split,
+    summarize,
+    write_scores,
+)
 from wavegms.results import read_scores
 
 
@@ -137,6 +147,49 @@ def test_one_image_has_a_mean_and_no_spread():
 def test_equal_scores_have_an_interval_without_width():
     row = summarize(scores_of(np.full(6, 0.25)), 100, 0).iloc[0]
     assert (row["mean"], row["sd"], row["ci_low"], row["ci_high"]) == (0.25, 0, 0.25, 0.25)
+
+
+def dice_of(*values):
+    """Scores of images a, b, c, ... as far as choosing cases reads them."""
+    return pd.DataFrame({"id": list("abcdefghij")[: len(values)], "dsc": values})
+
+
+def test_cases_are_chosen_by_the_mean_over_systems():
+    """Each system alone would choose others."""
+    one, other = dice_of(0.5, 0.2, 0.6, 0.8, 0.9), dice_of(0.0, 0.95, 0.2, 0.85, 0.1)
+    assert choose_cases({"one": one}) == {"e": "best", "c": "median", "b": "worst"}
+    assert choose_cases({"other": other}) == {"b": "best", "c": "median", "a": "worst"}
+    both = choose_cases({"one": one, "other": other})
+    assert both == {"d": "best", "e": "median", "a": "worst"}
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=10))
+def test_chosen_cases_bound_and_halve_the_split(values):
+    """Whatever the order of systems, and with ties; twice the same."""
+    table, constant = dice_of(*(value / 4 for value in values)), dice_of(*[0.5] * len(values))
+    cases = choose_cases({"one": table, "other": constant})
+    assert cases == choose_cases({"other": constant, "one": table})
+    dice = table.set_index("id")["dsc"]
+    by_kind = {why: id for id, why in cases.items()}
+    assert list(by_kind) == ["best", "median", "worst"][: len(values)] or len(values) == 2
+    assert dice[by_kind["best"]] == dice.max()
+    if len(values) > 1:
+        assert dice[by_kind["worst"]] == dice.min()
+    if len(values) > 2:
+        median = dice[by_kind["median"]]
+        assert (dice < median).mean() <= 0.5 and (dice > median).mean() <= 0.5
+        assert median == np.quantile(dice, 0.5, method="higher")
+
+
+def test_of_equal_images_the_first_is_the_best_and_the_last_the_worst():
+    assert choose_cases({"one": dice_of(*[0.5] * 5)}) == {"a": "best", "c": "median", "e": "worst"}
+
+
+def test_wanted_cases_are_taken_as_they_are():
+    scores = {"one": dice_of(0.1, 0.2, 0.3)}
+    assert list(choose_cases(scores, ["c", "a", "c"]).items()) == [("c", ""), ("a", "")]
+    with pytest.raises(InputError, match="cases names x, which is no image of the test split"):
+        choose_cases(scores, ["a", "x"])
 
 
 def test_written_scores_are_what_the_results_read(train_set, probabilities, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wavegms.tour import parameter_table, shapes_along_path
+from wavegms.tour import parameter_table, shapes_along_path, trace_prediction
 
 
 def test_parameters_are_the_papers(pipeline):
@@ -30,3 +30,16 @@ def test_shapes_follow_from_the_size(pipeline, size):
         table["mean of z_MR"] == table["mapped latent, depth 4"] == f"2 × 4 × {eighth} × {eighth}"
     )
     assert table["soft mask, decoded from the last"] == f"2 × 1 × {size} × {size}"
+
+
+def test_the_trace_is_one_prediction_and_leaves_no_hook(pipeline):
+    images = torch.rand(2, 3, 32, 32)
+    expected = pipeline.predict(images)
+    steps = trace_prediction(pipeline, images)
+    assert torch.equal(steps["encoder"].input, images)
+    assert torch.equal(steps["encoder"].output, steps["mapping"].input)
+    decoded = (steps["vae.decoder"].output.mean(1, keepdim=True) + 1) / 2
+    torch.testing.assert_close(decoded.clamp(0, 1), expected)
+    assert "vae.encoder" not in steps, "a prediction does not encode by the frozen encoder"
+    parts = pipeline.encoder, pipeline.mapping, pipeline.vae
+    assert not any(module._forward_hooks for part in parts for module in part.modules())

@@ -1,7 +1,7 @@
 """From a trained pipeline and a prepared split to per-image metrics and their summary."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from wavegms.cards import ModelCard
 from wavegms.data.audit import leaking_ids
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.files import write_text
+from wavegms.errors import InputError
 from wavegms.metrics import mask_metrics
 from wavegms.models.pipeline import WaveGMSPipeline
 
@@ -69,6 +70,39 @@ def score_split(
             }
         )
     return pd.DataFrame(rows)
+
+
+def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ()) -> dict[str, str]:
+    """Which images to show of several systems: the wanted ones, or the best, median and worst.
+
+    The images are ranked by their Dice, averaged over the systems; of equal ones the first in the
+    split goes first. Of an even number the better of the two middle ones is the median. A split of
+    less than three images gives less than three cases.
+
+    Args:
+        scores: by system, what `score_split` gave for one and the same split.
+        wanted: ids; empty to have them chosen.
+
+    Returns:
+        By the image's id why it is shown: "best", "median" or "worst"; "" if it was wanted.
+
+    Raises:
+        InputError: a wanted id is not in the split.
+    """
+    dice = pd.concat(scores.values()).groupby("id", sort=False)["dsc"].mean()
+    for id in wanted:
+        if id not in dice:
+            raise InputError(
+                f"cases names {id}, which is no image of the test split: choose ids from it, such "
+                f"as {dice.index[0]}, or leave cases empty."
+            )
+    if wanted:
+        return dict.fromkeys(wanted, "")
+    ranked = dice.sort_values(ascending=False, kind="stable").index
+    cases: dict[str, str] = {}
+    for why, place in (("best", 0), ("median", (len(ranked) - 1) // 2), ("worst", -1)):
+        cases.setdefault(ranked[place], why)
+    return cases
 
 
 def summarize(

@@ -4,7 +4,7 @@ Truth is drawn as a solid cyan contour and a prediction as a dashed orange one: 
 as well as by colour, and both visible on dark and bright tissue.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,8 @@ from wavegms.config import AugmentationParams
 from wavegms.data.augment import Augmentation
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.phantom import Phantom
+from wavegms.metrics import mask_metrics
 from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks
-from wavegms.models.wavelet import SUB_BANDS, multi_level_bands
 
 TRUTH_STYLE = {"colors": "#00d5ff", "linestyles": "solid", "linewidths": 1.4}
 PREDICTION_STYLE = {"colors": "#ff8c1a", "linestyles": "dashed", "linewidths": 1.4}
@@ -160,58 +160,6 @@ def show_split(manifest: pd.DataFrame) -> Figure:
     return figure
 
 
-def show_bands(image: Tensor) -> Figure:
-    """The Haar sub-bands that the encoder sees, level by level.
-
-    Details are shown around mid-grey, each stretched to its own largest value, which the title
-    gives: they would be invisible otherwise.
-
-    Args:
-        image: float (3, H, W) in [0, 1].
-    """
-    figure, axes = new_grid(3, len(SUB_BANDS))
-    for level, (row, bands) in enumerate(zip(axes, multi_level_bands(image[None]), strict=True), 1):
-        for axis, name, band in zip(row, SUB_BANDS, bands[0].split(3), strict=True):
-            height, width = band.shape[1:]
-            if name == "LL":
-                axis.imshow(band.movedim(0, -1).clamp(0, 1))
-                axis.set_title(f"level {level}: {name}, {height}×{width}", fontsize=8)
-            else:
-                grey = band.mean(0)
-                peak = max(grey.abs().max().item(), 1e-6)
-                axis.imshow(grey, cmap="gray", vmin=-peak, vmax=peak)
-                axis.set_title(f"{name} (±{peak:.2f})", fontsize=8)
-    return figure
-
-
-def show_latents(latents: dict[str, Tensor]) -> Figure:
-    """Latents channel by channel, on one scale for each row.
-
-    Args:
-        latents: by name, each (4, h, w).
-    """
-    figure, axes = new_grid(len(latents), 4, cell=1.6)
-    for row, (name, latent) in zip(axes, latents.items(), strict=True):
-        peak = max(latent.abs().max().item(), 1e-6)
-        for channel, axis in enumerate(row):
-            axis.imshow(latent[channel], cmap="RdBu_r", vmin=-peak, vmax=peak)
-            axis.set_title(f"{name}, channel {channel + 1}", fontsize=8)
-    return figure
-
-
-def show_masks(masks: dict[str, Tensor]) -> Figure:
-    """Masks side by side.
-
-    Args:
-        masks: by name, each (1, 1, H, W) in [0, 1].
-    """
-    figure, axes = new_grid(1, len(masks), cell=1.7)
-    for axis, (name, mask) in zip(axes.flat, masks.items(), strict=True):
-        axis.imshow(mask[0, 0], cmap="gray", vmin=0, vmax=1)
-        axis.set_title(name, fontsize=8)
-    return figure
-
-
 @torch.inference_mode()
 def show_reconstructions(
     vae: AutoencoderTiny, dataset: PreparedDataset, indices: Sequence[int]
@@ -237,7 +185,7 @@ def show_reconstructions(
     figure, axes = new_grid(len(rows), len(cases), cell=1.5)
     for row, (name, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture, index in zip(row, pictures, indices, strict=True):
-            axis.imshow(picture.movedim(0, -1).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(picture.movedim(0, -1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set_title(f"{name}\n{dataset.ids[index]}", fontsize=7)
     return figure
 
@@ -324,9 +272,69 @@ def show_extremes(
             )
             dice = scores["dsc"].iloc[index]
             axis.set_title(f"{name}: {dataset.ids[int(index)]}\nDice {dice:.3f}", fontsize=8)
+    _name_contours(figure)
+    return figure
+
+
+def show_comparison(
+    dataset: PreparedDataset,
+    probabilities: Mapping[str, np.ndarray],
+    cases: Mapping[str, str],
+    threshold: float,
+) -> Figure:
+    """What several systems make of the same images (paper, Figure 2).
+
+    One row a case; the columns are the image, its true mask, and for each system the image with
+    both contours and the Dice of this image in a corner.
+
+    Args:
+        dataset: the split.
+        probabilities: by the system's title, float (N, H, W), in the order of the split.
+        cases: by the image's id, why it is shown; see `evaluation.choose_cases`.
+        threshold: probability from which a pixel belongs to the mask.
+    """
+    figure, axes = new_grid(len(cases), 2 + len(probabilities), cell=1.6)
+    figure.set_figheight(1.55 * len(cases) + 0.75)  # only the first row has titles
+    for axis, title in zip(axes[0], ("image", "truth", *probabilities), strict=True):
+        # titles of systems are long; the break keeps neighbours apart
+        axis.set_title(title.replace(" (", "\n("), fontsize=8)
+    for row, (id, why) in zip(axes, cases.items(), strict=True):
+        index = dataset.ids.index(id)
+        case = dataset[index]
+        picture, truth = as_picture(case["image"]), case["mask"][0].numpy().astype(bool)
+        row[0].imshow(picture)
+        row[1].imshow(truth, cmap="gray", vmin=0, vmax=1)
+        name_row(row[0], f"{why}\n{id}" if why else id)
+        for axis, soft_masks in zip(row[2:], probabilities.values(), strict=True):
+            prediction = soft_masks[index] >= threshold
+            draw_case(axis, picture, truth, prediction)
+            write_in_corner(axis, f"{mask_metrics(prediction, truth).dsc:.3f}")
+    _name_contours(figure)
+    return figure
+
+
+def name_row(axis: Axes, text: str) -> None:
+    """The name of a row, upright at the left of its first picture."""
+    place = {"transform": axis.transAxes, "ha": "right", "va": "center", "rotation": 90}
+    axis.text(-0.04, 0.5, text, fontsize=8, multialignment="center", **place)
+
+
+def write_in_corner(axis: Axes, text: str) -> None:
+    """A number in the lower left corner of a picture, readable on any of them."""
+    axis.text(
+        0.04,
+        0.05,
+        text,
+        transform=axis.transAxes,
+        fontsize=8,
+        color="white",
+        bbox={"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 1.5},
+    )
+
+
+def _name_contours(figure: Figure) -> None:
     handles = [
         Line2D([], [], color=style["colors"], linestyle=style["linestyles"], label=label)
         for style, label in ((TRUTH_STYLE, "truth"), (PREDICTION_STYLE, "prediction"))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
-    return figure
