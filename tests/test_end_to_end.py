@@ -118,7 +118,7 @@ def test_the_other_scanner_is_harder(project):
 
 def test_every_stage_left_its_executed_notebook(project):
     reports = {path.stem for path in (project / "reports").glob("*.ipynb")}
-    per_dataset = ["00b_phantom", "01_prepare", "01b_autoencoder"]
+    per_dataset = ["00b_phantom", "01_prepare", "01b_autoencoder", "06_visualize"]
     expected = {"00_tour", "08_results"}
     expected |= {f"{name}_{dataset}" for name in per_dataset for dataset in DATASETS}
     expected |= {
@@ -133,7 +133,7 @@ def test_every_stage_left_its_executed_notebook(project):
 
 def test_the_stored_outputs_of_the_notebooks_are_what_they_give(project):
     """In the order of the pipeline, since each reads what the one before wrote."""
-    order = ["00b", "01_", "01b", "02_", "03_", "05_", "00_", "08_"]
+    order = ["00b", "01_", "01b", "02_", "03_", "05_", "06_", "00_", "08_"]
     notebooks = sorted(
         (project / "notebooks").glob("*.ipynb"),
         key=lambda path: next(n for n, start in enumerate(order) if path.name.startswith(start)),

@@ -61,6 +61,14 @@ def test_a_number_given_as_text_becomes_a_number(project):
     assert texts("reports/out.ipynb") == "42\n"
 
 
+def test_a_list_given_as_text_becomes_a_list(project):
+    path = notebook(project / "notebooks/n.ipynb", "print(ids)", parameters="ids = ['x']")
+    run(path, ids="['000130', b]")
+    assert texts("reports/out.ipynb") == "['000130', 'b']\n"
+    with pytest.raises(InputError, match="-p ids 130: expected a list"):
+        run(path, ids="130")
+
+
 def test_progress_is_shown_as_it_comes_and_stored_once(project, capfd):
     bars = (
         "import sys; [sys.stderr.write(f'\\rstep {n}') for n in range(3)]; sys.stderr.write('\\n')"

@@ -10,6 +10,7 @@ from typing import Any
 
 import nbformat
 import papermill
+import yaml
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
@@ -53,7 +54,7 @@ def run_notebook(
     if unknown:
         raise InputError(f"{notebook} has no parameter {unknown[0]}: it has {', '.join(declared)}")
     values = {name: value for name, value in params.items() if name in declared}
-    values |= {name: type(declared[name])(value) for name, value in arguments.items()}
+    values |= {name: _as_declared(name, text, declared[name]) for name, text in arguments.items()}
     for name, value in _KEEP_MEMORY.items():
         os.environ.setdefault(name, value)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +130,14 @@ def read_parameters(notebook: Path) -> dict[str, Any]:
                 for statement in ast.parse(cell.source).body
             }
     raise InputError(f"{notebook} has no cell tagged parameters")
+
+
+def _as_declared(name: str, text: str, default: Any) -> Any:
+    """An argument of the command line, in the type of the notebook's default."""
+    value = text if isinstance(default, str) else yaml.safe_load(text)
+    if type(value) is not type(default):
+        raise InputError(f"-p {name} {text}: expected a {type(default).__name__}, as {default!r}")
+    return value
 
 
 def _keep_last_state_of_progress_bars(cell: NotebookNode) -> None:
