@@ -27,6 +27,7 @@ def project(tmp_path, monkeypatch):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["datasets"] = ["mine"]
     params["phantom"]["datasets"] = []
+    params["generalization"] = []
     params["training"]["batch_size"] = 4
     params["split"]["validation_fraction"] = 0.2
     params["image_size"] = 32

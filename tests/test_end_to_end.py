@@ -15,6 +15,7 @@ import yaml
 from wavegms import WaveGMSPipeline
 from wavegms.cards import read_card
 from wavegms.data.prepare import data_hash
+from wavegms.notebooks import KEEP_MEMORY
 
 ROOT = Path(__file__).parents[1]
 DATASETS = ["phantom_a", "phantom_b"]
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow
 def environment(project):
     """Commands find this Python first, and the copy's package instead of the installed one."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | {"PATH": path, "PYTHONPATH": str(project)}
+    return os.environ | KEEP_MEMORY | {"PATH": path, "PYTHONPATH": str(project)}
 
 
 def run(project, *command):

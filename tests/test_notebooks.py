@@ -20,7 +20,9 @@ def notebook(path, *cells, parameters="dataset = 'a'\nseed = 1\nsplit = {}"):
     first.metadata.tags = ["parameters"]
     others = [nbformat.v4.new_code_cell(source) for source in cells]
     path.parent.mkdir(exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[first, *others]), path)
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    whole = nbformat.v4.new_notebook(cells=[first, *others], metadata={"kernelspec": kernel})
+    nbformat.write(whole, path)
     return path
 
 

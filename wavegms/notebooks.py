@@ -24,7 +24,7 @@ _QUIET_KERNEL = ["--log-level=ERROR"]
 # glibc gives large blocks back to the system at once and asks for them anew in every step, whose
 # pages the kernel must then clear. Keeping them made a training step on a CPU 1.5 to 3.5 times as
 # fast (batch 12 at 128x128, 2 cores). Other C libraries ignore these names.
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -55,8 +55,7 @@ def run_notebook(
         raise InputError(f"{notebook} has no parameter {unknown[0]}: it has {', '.join(declared)}")
     values = {name: value for name, value in params.items() if name in declared}
     values |= {name: _as_declared(name, text, declared[name]) for name, text in arguments.items()}
-    for name, value in _KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)
+    os.environ |= KEEP_MEMORY | os.environ
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     try:
@@ -92,6 +91,7 @@ def refresh_notebook(notebook: Path) -> None:
     Args:
         notebook: the notebook; it stays as it is if a cell fails.
     """
+    os.environ |= KEEP_MEMORY | os.environ
     node = nbformat.read(notebook, as_version=4)
     NotebookClient(
         node,
