@@ -88,12 +88,13 @@ def test_pairs_are_what_was_put_there(audited):
     assert pairs["similarity"].iloc[0] == 1 and pairs["similarity"].iloc[1:].is_monotonic_decreasing
     assert summary.images == 9 and summary.test_images == 4
     assert (summary.exact_pairs, summary.near_pairs, summary.same_group_pairs) == (1, 3, 0)
+    assert summary.mirrored_pairs == 0
     assert (summary.duplicate_images, summary.duplicate_groups) == (5, 2)
     assert (summary.crossing_pairs, summary.crossing_groups) == (2, 1)
     assert summary.leaking_test_images == summary.leaking_test_images_with_groups == 2
     assert summary.conflicting_pairs == summary.conflicting_groups == 0
     table = summary.table().set_index("what")["count"]
-    assert table["leaking test images"] == 2 and len(table) == 13
+    assert table["leaking test images"] == 2 and len(table) == 14
 
 
 def test_the_same_file_is_exact_even_if_its_prepared_image_was_changed(audited):
