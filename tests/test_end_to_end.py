@@ -141,7 +141,7 @@ def test_the_stored_outputs_of_the_notebooks_are_what_they_give(project):
     )
     assert len(notebooks) == len(order)
     files = [str(path.relative_to(project)) for path in notebooks]
-    output = run(project, sys.executable, "-m", "pytest", "-q", "--nbval", *files)
+    output = run(project, sys.executable, "-m", "pytest", "--nbval", *files)
     assert "passed" in output and "failed" not in output
 
 
