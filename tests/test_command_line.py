@@ -28,6 +28,7 @@ def project(tmp_path, monkeypatch):
     params["datasets"] = ["mine"]
     params["phantom"]["datasets"] = []
     params["generalization"] = []
+    params["ablation"]["datasets"] = []
     params["training"]["batch_size"] = 4
     params["split"]["validation_fraction"] = 0.2
     params["image_size"] = 32
@@ -92,6 +93,36 @@ def test_a_wrong_parameter_is_refused_by_name(project, capfd, key, value, said):
     change(key, value)
     message = check(capfd)
     assert [word for word in said if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("variants", ["wave_gmz"], ["ablation.variants", "wave_gmz"]),
+        ("epochs", 1, ["training.warmup_epochs", "mine", "its ablation"]),
+        ("variants", ["wave_gms_batch_4", "unet"], ["image_size is 40", "unet"]),
+    ],
+)
+def test_what_the_ablation_needs_is_checked_too(project, capfd, key, value, said):
+    change("image_size", 40)
+    change(f"ablation.{key}", value)
+    assert main(["check", "--out", "none/check.txt"]) == 0  # while there is no ablation
+    change("ablation.datasets", ["mine"])
+    message = check(capfd)
+    assert [word for word in said if word not in message] == []
+
+
+def test_a_row_that_lacks_gmss_weights_stops_nothing(project):
+    change("ablation.datasets", ["mine"])
+    change("ablation.variants", ["tinyvae_mismatch", "tinyvae"])
+    note = Path("reports/imported_weights/mine/tinyvae_mismatch.txt")
+    assert main(["check", "--out", "reports/check.txt"]) == 0
+    before, other = note.read_text(), note.with_name("tinyvae.txt").read_text()
+    assert "models/gms/mine.pth" in before and "models/gms" not in other
+    Path("models/gms").mkdir(parents=True)
+    Path("models/gms/mine.pth").write_bytes(b"weights")
+    assert main(["check", "--out", "reports/check.txt"]) == 0
+    assert note.read_text() != before and note.with_name("tinyvae.txt").read_text() == other
 
 
 def test_a_folder_for_the_autoencoder_that_is_missing(project, capfd):

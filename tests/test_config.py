@@ -15,6 +15,7 @@ VALUES = {
     "datasets": ["phantom_a", "phantom_b"],
     "variants": ["wave_gms"],
     "seed": 2333,
+    "seeds": [1, 2],
     "image_size": 64,
     "phantom": {"datasets": ["phantom_a"], "images": 20, "seed": 0},
     "split": {
@@ -57,6 +58,7 @@ VALUES = {
     },
     "evaluation": {"threshold": 0.5, "bootstrap_resamples": 1000},
     "generalization": [],
+    "ablation": {"datasets": [], "variants": ["wave_gms"], "epochs": 5},
 }
 
 
@@ -141,6 +143,7 @@ def test_a_word_where_a_number_or_a_choice_belongs_is_refused_by_name(key):
         ("seed", -1),
         ("seed", 2**32),
         ("seed", 1.5),
+        ("ablation.epochs", 0),
         ("image_size", 0),
         ("image_size", 8),
         ("image_size", -64),
@@ -317,3 +320,14 @@ def test_generalization_is_between_two_of_the_datasets(pair, said):
     with pytest.raises(InputError, match=said):
         check_params(VALUES | {"generalization": [pair]})
     assert check_params(VALUES | {"generalization": []}).generalization == []
+
+
+def test_the_ablation_is_on_one_of_the_datasets():
+    with pytest.raises(InputError, match=r"ablation\.datasets names busi"):
+        check_params(changed("ablation.datasets", ["busi"]))
+    assert check_params(changed("ablation.datasets", ["phantom_b"])).ablation.epochs == 5
+
+
+@pytest.mark.parametrize("seeds", [[], [-1], [2**32], [1.5], [3, 4, 3]])
+def test_seeds_are_a_list_of_different_numbers(seeds):
+    assert refusal(changed("seeds", seeds)).startswith("seeds")

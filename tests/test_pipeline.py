@@ -514,3 +514,15 @@ def test_half_precision_predicts_nearly_the_same(pipeline, saved, grey):
     soft = probability(half, grey)
     assert soft.dtype == np.float32
     assert np.abs(soft - probability(pipeline, grey)).mean() < 0.1
+
+
+def test_a_folder_with_one_seed_opens_and_one_with_several_is_refused(pipeline, tmp_path):
+    folder = tmp_path / "models/busi/wave_gms"
+    pipeline.save_pretrained(folder / "seed_1")
+    (folder / "seed_1_old").mkdir()
+    opened = WaveGMSPipeline.from_pretrained(folder)
+    assert opened.parameter_counts == pipeline.parameter_counts
+    pipeline.save_pretrained(folder / "seed_2")
+    with pytest.raises(InputError, match=r"several seeds.*seed_1"):
+        WaveGMSPipeline.from_pretrained(folder)
+    assert WaveGMSPipeline.from_pretrained(folder / "seed_2").config.image_size == 32

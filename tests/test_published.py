@@ -9,8 +9,8 @@ import pytest
 
 from wavegms.errors import InputError
 from wavegms.models.mapping import LatentMappingModel
-from wavegms.models.variants import build_variant
-from wavegms.results import PUBLISHED_COLUMNS, VARIANT_TITLES, read_published
+from wavegms.models.variants import VARIANTS, build_variant
+from wavegms.results import PUBLISHED_COLUMNS, read_published
 
 FOLDER = Path(__file__).parent.parent / "results" / "published"
 DATASETS = {2: ["bus", "busi", "ham10000", "kvasir_instrument"], 4: ["bus", "busi"]}
@@ -96,7 +96,7 @@ def test_each_variant_is_one_row_of_a_table(published):
     rows = published.drop_duplicates(["table", "system"])
     named = rows[rows["variant"] != ""]
     assert not named.duplicated(["table", "variant"]).any()
-    assert set(named["variant"]) == set(VARIANT_TITLES)
+    assert set(named["variant"]) == set(VARIANTS)
     assert set(named.loc[named["table"] == 2, "variant"]) == {"unet", "gms", "wave_gms"}
     assert (rows.loc[rows["table"] == 4, "variant"] != "").all()
     # a system keeps its variant from table to table

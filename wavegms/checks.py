@@ -4,7 +4,7 @@ from pathlib import Path
 
 from wavegms.config import Params, load_params
 from wavegms.data.catalog import find_cases, root_of, spec_of
-from wavegms.data.files import write_text
+from wavegms.data.files import sha256_of, write_text
 from wavegms.data.phantom import SCANNERS
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
@@ -29,7 +29,11 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
     """
     params = load_params(params_file)
     for variant in params.variants:
-        _check_variant(variant, params)
+        _check_variant("variants", variant, params)
+        _check_imported_weights(variant, params)
+    if params.ablation.datasets:
+        for variant in params.ablation.variants:
+            _check_variant("ablation.variants", variant, params)
     for name in params.phantom.datasets:
         if name not in SCANNERS:
             raise InputError(
@@ -42,20 +46,37 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             "(see data/README.md), or set autoencoder.source to hub or train"
         )
     for name in params.datasets:
-        epochs = params.training.epochs_for(name)
-        if params.training.warmup_epochs >= epochs:
-            raise InputError(
-                f"training.warmup_epochs is {params.training.warmup_epochs}, but {name} is trained "
-                f"for {epochs} epochs: the warm-up must be shorter"
-            )
+        _check_epochs(name, "is trained", params.training.epochs_for(name), params)
+        if name in params.ablation.datasets:
+            _check_epochs(name, "has its ablation", params.ablation.epochs, params)
         if name not in params.phantom.datasets:
             _check_dataset(name, raw / name, params)
     write_text(out, "The parameters and the raw data were checked.\n")
+    _note_imported_weights(out.parent / "imported_weights", params)
 
 
-def _check_variant(name: str, params: Params) -> None:
+def _check_epochs(dataset: str, what: str, epochs: int, params: Params) -> None:
+    if params.training.warmup_epochs >= epochs:
+        raise InputError(
+            f"training.warmup_epochs is {params.training.warmup_epochs}, but {dataset} {what} "
+            f"for {epochs} epochs: the warm-up must be shorter"
+        )
+
+
+def _note_imported_weights(folder: Path, params: Params) -> None:
+    """Writes which weights from elsewhere each row of the ablation has, for the pipeline to see."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for dataset in params.ablation.datasets:
+        checkpoint = params.model.gms_checkpoint_for(dataset)
+        found = sha256_of(checkpoint) if checkpoint.is_file() else "missing"
+        for variant in params.ablation.variants:
+            weights = "none needed" if VARIANTS[variant].trained else f"{checkpoint}: {found}"
+            write_text(folder / dataset / f"{variant}.txt", weights + "\n")
+
+
+def _check_variant(key: str, name: str, params: Params) -> None:
     if name not in VARIANTS:
-        raise InputError(f"variants: {name!r} is unknown, choose among {', '.join(VARIANTS)}")
+        raise InputError(f"{key}: {name!r} is unknown, choose among {', '.join(VARIANTS)}")
     spec = VARIANTS[name]
     if params.image_size % spec.side_divisor:
         raise InputError(
@@ -68,7 +89,10 @@ def _check_variant(name: str, params: Params) -> None:
             f"autoencoder.sd_vae {sd_vae!r} is neither a folder nor a hub id, but variant {name} "
             "needs an SD-VAE: correct it, or leave the variant out"
         )
-    if not spec.trained:
+
+
+def _check_imported_weights(name: str, params: Params) -> None:
+    if not VARIANTS[name].trained:
         for dataset in params.datasets:
             checkpoint = params.model.gms_checkpoint_for(dataset)
             if not checkpoint.is_file():
@@ -96,7 +120,8 @@ def _check_dataset(name: str, folder: Path, params: Params) -> None:
             "split.test_fraction, or list some in test.txt"
         )
     count = sum(part in params.training.train_splits for part in parts.values())
-    for variant in params.variants:
+    also = params.ablation.variants if name in params.ablation.datasets else []
+    for variant in dict.fromkeys([*params.variants, *also]):
         batch_size = VARIANTS[variant].batch_size_or(params.training.batch_size)
         if VARIANTS[variant].trained and batch_size > count:
             raise InputError(

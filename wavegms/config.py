@@ -19,15 +19,16 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 def _check_name(name: str) -> str:
     if not _SAFE_NAME.fullmatch(name):
         raise ValueError("a name may hold letters, digits, _ and - only, as it becomes a folder")
-    if name == "autoencoder":
-        raise ValueError("models/autoencoder is taken, choose another name")
+    if name in ("ablation", "autoencoder"):
+        raise ValueError(f"models/{name} is taken, choose another name")
     return name
 
 
-def _check_unique(names: list[str]) -> list[str]:
-    if len(set(names)) < len(names):
-        raise ValueError("a name stands there twice")
-    return names
+def _check_unique(values: list) -> list:
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            raise ValueError(f"{value} stands there twice")
+    return values
 
 
 def _check_size(size: int) -> int:
@@ -41,6 +42,7 @@ Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_check_unique)
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -69,7 +71,7 @@ class PhantomParams(Section):
 
     datasets: Annotated[list[Name], AfterValidator(_check_unique)]
     images: PositiveInt
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
 
 
 class SplitParams(Section):
@@ -164,6 +166,14 @@ class EvaluationParams(Section):
     bootstrap_resamples: Annotated[int, Field(ge=100)]
 
 
+class AblationParams(Section):
+    """Where and how long the rows of Table 4 are run."""
+
+    datasets: Annotated[list[Name], AfterValidator(_check_unique)]
+    variants: Names
+    epochs: PositiveInt
+
+
 class GeneralizationPair(Section):
     """A model trained on one dataset and tested on another."""
 
@@ -176,7 +186,8 @@ class Params(Section):
 
     datasets: Names
     variants: Names
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Seed
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_check_unique)]
     image_size: Annotated[int, Field(ge=16), AfterValidator(_check_size)]
     phantom: PhantomParams
     split: SplitParams
@@ -186,6 +197,7 @@ class Params(Section):
     training: TrainingParams
     evaluation: EvaluationParams
     generalization: list[GeneralizationPair]
+    ablation: AblationParams
 
     @model_validator(mode="after")
     def _pairs_are_of_datasets(self) -> "Params":
@@ -197,6 +209,15 @@ class Params(Section):
                     )
             if pair.train == pair.test:
                 raise ValueError(f"generalization has {pair.train} on both sides: name another")
+        return self
+
+    @model_validator(mode="after")
+    def _ablation_is_of_datasets(self) -> "Params":
+        for name in self.ablation.datasets:
+            if name not in self.datasets:
+                raise ValueError(
+                    f"ablation.datasets names {name}, which is not among datasets: add it there"
+                )
         return self
 
     @model_validator(mode="after")

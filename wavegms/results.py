@@ -4,7 +4,7 @@ Scores lie in `<folder>/<train_set>/<variant>/seed_<seed>/<test_set>.csv`, one r
 table is made from these files and from the paper's tables as data, and from nothing else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 from wavegms.cards import ModelCard
 from wavegms.errors import InputError
 from wavegms.evaluation import METRICS, summarize
+from wavegms.models.variants import VARIANTS
 
 # What each column of a scores file holds.
 SCORE_COLUMNS = {
@@ -36,18 +37,6 @@ SCORE_COLUMNS = {
 # What a mean over seeds belongs to. The last three are the setting.
 SYSTEM = ["train_set", "test_set", "variant", "image_size", "epochs", "selection"]
 
-# As the paper's tables name them, without the remark that they are the authors', in their order.
-VARIANT_TITLES = {
-    "unet": "UNet",
-    "gms": "GMS",
-    "tinyvae_mismatch": "Tiny-VAE (model mismatch)",
-    "tinyvae": "Tiny-VAE (trained)",
-    "tinyvae_multires_sft": "Tiny-VAE + MultiRes SFT",
-    "wave_gms_no_alignment": "Wave-GMS (w/o alignment)",
-    "wave_gms_batch_2": "Wave-GMS (batch size 2)",
-    "wave_gms_batch_4": "Wave-GMS (batch size 4)",
-    "wave_gms": "Wave-GMS",
-}
 # fmt: off
 PUBLISHED_COLUMNS = [
     "table", "system", "type", "variant", "train_set", "test_set", "metric", "value",
@@ -69,7 +58,7 @@ _SETTING = ["seeds", "images", "empty_predictions", "image_size", "epochs", "sel
 
 def title_of(variant: str) -> str:
     """A variant's name for a reader; the name itself where the paper has no such row."""
-    return VARIANT_TITLES.get(variant, variant)
+    return VARIANTS[variant].title if variant in VARIANTS else variant
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
@@ -80,7 +69,7 @@ def read_scores(folder: Path) -> pd.DataFrame:
 
     Returns:
         One row for each image of each run, with the columns of `SCORE_COLUMNS`; runs by train set,
-        test set, variant in the order of `VARIANT_TITLES`, and seed.
+        test set, variant in the order of `VARIANTS`, and seed.
 
     Raises:
         InputError: there is no file; one lacks a column, has no row, names an image twice, holds an
@@ -110,7 +99,7 @@ def read_scores(folder: Path) -> pd.DataFrame:
             )
     scores = pd.concat(runs.values(), ignore_index=True)
     places = scores[["train_set", "test_set", "seed"]].assign(
-        variant=_rank(scores["variant"], VARIANT_TITLES)
+        variant=_rank(scores["variant"], VARIANTS)
     )
     order = places.sort_values(["train_set", "test_set", "variant", "seed"], kind="stable").index
     return scores.loc[order].reset_index(drop=True)
@@ -207,7 +196,7 @@ def segmentation_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.Dat
     """The paper's table 2 with what was measured: trained and tested on the same dataset.
 
     All rows of the paper are there, whether measured or not, and all measured systems, whether in
-    the paper or not; only the rows of the ablation are left to :func:`ablation_table`.
+    the paper's table or not.
 
     Args:
         systems: what `summarize_systems` gives.
@@ -226,23 +215,41 @@ def segmentation_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.Dat
         are another unit.
     """
     paper = published[published["table"] == 2]
-    ablation_only = set(published.loc[published["table"] == 4, "variant"]) - set(paper["variant"])
-    measured = systems[
-        (systems["train_set"] == systems["test_set"]) & ~systems["variant"].isin(ablation_only)
-    ]
+    measured = systems[systems["train_set"] == systems["test_set"]]
     return _beside_published(measured, paper)
 
 
-def ablation_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+def ablation_table(
+    systems: pd.DataFrame,
+    published: pd.DataFrame,
+    not_run: Mapping[tuple[str, str], str] | None = None,
+) -> pd.DataFrame:
     """The paper's table 4 with what was measured; see :func:`segmentation_table`.
 
     It has the paper's rows, and those of the same variants on any other dataset.
+
+    Args:
+        systems: what `summarize_systems` gives.
+        published: what `read_published` gives.
+        not_run: by (dataset, variant) why a row was not run. Such a row is listed too, with the
+            reason in the column reason, which is empty elsewhere.
     """
     paper = published[published["table"] == 4]
     measured = systems[
         (systems["train_set"] == systems["test_set"]) & systems["variant"].isin(paper["variant"])
     ]
-    return _beside_published(measured, paper)
+    reasons = dict(not_run or {})
+    planned = pd.DataFrame(
+        [(name, name, variant, metric) for name, variant in reasons for metric in METRICS],
+        columns=_CELL,
+    )
+    measured = measured.merge(planned, on=_CELL, how="outer")
+    table = _beside_published(measured, paper)
+    rows = zip(table["train_set"], table["variant"], table["measured"].isna(), strict=True)
+    table["reason"] = [
+        reasons.get((dataset, variant), "") if absent else "" for dataset, variant, absent in rows
+    ]
+    return table
 
 
 def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:

@@ -28,7 +28,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     A measured cell reads "82.31 ± 0.42 *": mean over seeds, standard deviation over seeds ("–" for
     a single one), and the asterisk of a difference from the reference that is significant after
     correction, where the table was marked. It reads "not run" where a system of ours has no scores,
-    and "–" where this project does not have the system.
+    and "–" where this project does not have the system; why it was not run stands in the setting.
 
     Args:
         table: from `results.segmentation_table`, `ablation_table` or `generalization_table`, marked
@@ -74,7 +74,8 @@ def readable_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:
     """The comparisons of variants as short texts.
 
     Args:
-        comparisons: what `comparison.compare_variants` gives.
+        comparisons: what `comparison.compare_variants` gives, with a column table (the number in
+            the paper) or without.
 
     Returns:
         One row for each comparison; differences of shares in percentage points, of distances in
@@ -86,8 +87,10 @@ def readable_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:
         [_number(value, signed=True) for value in scale * comparisons[column]]
         for column in ("mean_difference", "ci_low", "ci_high")
     )
+    tables = {"Table": comparisons["table"]} if "table" in comparisons else {}
     return pd.DataFrame(
-        {
+        tables
+        | {
             "Trained on": [spec_of(name).title for name in comparisons["train_set"]],
             "Tested on": [spec_of(name).title for name in comparisons["test_set"]],
             "Metric": comparisons["metric"].map(headings),
@@ -154,7 +157,7 @@ def _p_value(value: float) -> str:
 
 def _setting(cell: dict[str, Any]) -> str:
     if pd.isna(cell["measured"]):
-        return "–"
+        return cell.get("reason") or "–"
     seeds = "1 seed" if cell["seeds"] == 1 else f"{cell['seeds']} seeds"
     parts = [f"{cell['image_size']} px", f"{cell['epochs']} epochs", cell["selection"], seeds]
     return ", ".join(part for part in parts if part)

@@ -21,7 +21,13 @@ from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.latent import map_latents
 from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_network import MaskNetwork
-from wavegms.models.weights import first_line, is_hub_id, quiet_loading, require_complete
+from wavegms.models.weights import (
+    first_line,
+    is_hub_id,
+    only_seed,
+    quiet_loading,
+    require_complete,
+)
 
 ImageInput = Image.Image | np.ndarray | Tensor
 
@@ -94,20 +100,22 @@ class WaveGMSPipeline(DiffusionPipeline):
         """Opens a saved pipeline, whichever variant it holds, whole or not at all.
 
         Args:
-            pretrained_model_name_or_path: a folder that `save_pretrained` wrote; or, given as a
-                string that names no folder here, a hub id. A `Path` is never looked up on the hub.
+            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or one that holds
+                a single such folder named `seed_<n>`; or, given as a string that names no folder
+                here, a hub id. A `Path` is never looked up on the hub.
             **options: of `diffusers.DiffusionPipeline.from_pretrained`, such as `torch_dtype`.
 
         Returns:
             The pipeline in evaluation mode.
 
         Raises:
-            InputError: there is no such folder, or a weight is missing, broken or of another shape.
+            InputError: there is no such folder, it holds the weights of several seeds, or a weight
+                is missing, broken or of another shape.
         """
         where = pretrained_model_name_or_path
         try:
             if Path(where).is_dir():
-                folder = Path(where)
+                folder = only_seed(Path(where))
             elif is_hub_id(where):
                 folder = Path(cls.download(where, **options))
             else:

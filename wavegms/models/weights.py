@@ -84,6 +84,25 @@ def read_tensors(path: Path, section: str | None = None) -> dict[str, Tensor]:
     return dict(state)
 
 
+def only_seed(folder: Path) -> Path:
+    """The folder of the only training below a folder that has one for each seed.
+
+    Args:
+        folder: a pipeline's folder, which is given back; or one of folders `seed_<n>`.
+
+    Raises:
+        InputError: there are several.
+    """
+    seeds = sorted(path.parent for path in folder.glob("seed_*/model_index.json"))
+    if (folder / "model_index.json").is_file() or not seeds:
+        return folder
+    if len(seeds) > 1:
+        raise InputError(
+            f"{folder} holds the weights of several seeds: open one of them, such as {seeds[0]}"
+        )
+    return seeds[0]
+
+
 def require_complete(folder: Path) -> None:
     """Checks that a saved pipeline has every weight of every part, in the right shape.
 

@@ -1,0 +1,113 @@
+"""A row of the ablation: what it leaves behind, and what it says where it cannot be run."""
+
+from pathlib import Path
+
+import pytest
+from layouts import tree
+
+from wavegms import InputError, WaveGMSPipeline
+from wavegms.ablation import AblationSettings, note_not_run, read_not_run, run_row, why_not_run
+from wavegms.cards import read_card
+from wavegms.config import AutoencoderParams, EvaluationParams, LossParams, ModelParams
+from wavegms.data.dataset import PreparedDataset
+from wavegms.evaluation import predict_split, score_split
+from wavegms.results import ablation_table, read_published, read_scores, summarize_systems
+from wavegms.tables import readable
+
+PUBLISHED = Path(__file__).parents[1] / "results/published"
+
+
+@pytest.fixture
+def settings(training_params):
+    autoencoder = {"source": "train", "hub": "", "path": "", "sd_vae": "", "min_mask_dice": 0}
+    train = {"channels": 8, "blocks": 1, "steps": 1, "batch_size": 1, "learning_rate": 1e-3}
+    return AblationSettings(
+        AutoencoderParams.check(autoencoder | {"train": train}),
+        ModelParams(sample_at_inference=False, gms_checkpoint="gms/{dataset}.pth"),
+        LossParams(supervision="all_levels", alignment_distance="l1"),
+        training_params(epochs=9, epochs_by_dataset={"phantom_a": 8}),
+        EvaluationParams(threshold=0.5, bootstrap_resamples=100),
+    )
+
+
+@pytest.fixture
+def row(settings, prepared, tmp_path):
+    """Runs a row of phantom_a; keywords change arguments."""
+
+    def start(variant="unet", **changes):
+        place = f"phantom_a/{variant}/seed_5"
+        arguments = {
+            "dataset": "phantom_a",
+            "epochs": 2,
+            "seed": 5,
+            "prepared": prepared,
+            "autoencoder": tmp_path / "autoencoder",
+            "checkpoints": tmp_path / "checkpoints",
+            "live": tmp_path / "live",
+            "model": tmp_path / "model",
+            "scores": tmp_path / "scores" / place,
+        }
+        return run_row(variant, settings, **arguments | changes)
+
+    return start
+
+
+def test_a_row_has_its_own_budget_everywhere(row, tmp_path):
+    done = row()
+    assert done.result.history["epoch"].tolist() == [1, 2]
+    scores = read_scores(tmp_path / "scores")
+    assert set(scores["epochs"]) == {2} and set(scores["seed"]) == {5}
+    card = read_card(tmp_path / "model")
+    assert card.epochs == card.parameters["training"]["epochs"] == 2
+    assert card.parameters["training"]["epochs_by_dataset"] == {}
+
+
+def test_the_scores_are_those_of_the_published_model(row, prepared, tmp_path):
+    row()
+    test_set = PreparedDataset(prepared, "test")
+    pipeline = WaveGMSPipeline.from_pretrained(tmp_path / "model")
+    expected = score_split(predict_split(pipeline, test_set), test_set, 0.5)
+    scores = read_scores(tmp_path / "scores")
+    assert scores["id"].tolist() == expected["id"].tolist()
+    for metric in ("dsc", "hd95"):
+        assert scores[metric].to_numpy() == pytest.approx(expected[metric].to_numpy(), abs=1e-6)
+
+
+def test_a_row_that_fails_leaves_the_earlier_scores(row, tmp_path):
+    row()
+    before = tree(tmp_path / "scores"), tree(tmp_path / "model")
+    with pytest.raises(InputError, match="warmup_epochs"):
+        row(epochs=0)
+    assert (tree(tmp_path / "scores"), tree(tmp_path / "model")) == before
+
+
+def test_only_what_is_not_trained_needs_weights(tmp_path):
+    checkpoint = tmp_path / "gms/phantom_a.pth"
+    assert why_not_run("wave_gms", checkpoint) == ""
+    assert str(checkpoint) in why_not_run("tinyvae_mismatch", checkpoint)
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    assert why_not_run("tinyvae_mismatch", checkpoint) == ""
+
+
+def test_the_table_says_why_a_row_was_not_run(row, tmp_path):
+    row("unet")
+    scores = tmp_path / "scores"
+    reason = why_not_run("tinyvae_mismatch", tmp_path / "none.pth")
+    note_not_run(scores / "phantom_a/tinyvae_mismatch/seed_5", reason)
+    not_run = read_not_run(scores)
+    assert not_run == {("phantom_a", "tinyvae_mismatch"): reason}
+    systems = summarize_systems(read_scores(scores), 100, 0)
+    table = readable(ablation_table(systems, read_published(PUBLISHED), not_run))
+    line = table[(table["Dataset"] == "Phantom A") & table["System"].str.contains("mismatch")]
+    assert line["DSC"].tolist() == ["not run"] and line["Setting"].tolist() == [reason]
+    others = table.drop(line.index)
+    assert not others["Setting"].str.contains("weights").any()
+
+
+def test_a_row_replaces_its_reason(row, tmp_path):
+    scores = tmp_path / "scores/phantom_a/unet/seed_5"
+    note_not_run(scores, "for some reason")
+    row("unet")
+    assert read_not_run(tmp_path / "scores") == {}
+    assert {path.name for path in scores.iterdir()} == {"phantom_a.csv", "phantom_a.json"}
