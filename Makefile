@@ -23,7 +23,8 @@ lint: $(VENV)/installed
 # for git. DVC is told that the notebooks' new outputs are no reason to run the stages again.
 notebooks: repro
 	$(BIN)/python -m wavegms refresh $(patsubst %,notebooks/%.ipynb,00b_phantom 01_prepare \
-	  01b_autoencoder 02_train 03_evaluate 05_domain_generalization 06_visualize 00_tour 08_results)
+	  01b_autoencoder 02_train 03_evaluate 04_ablation 05_domain_generalization 06_visualize 00_tour \
+	  07_efficiency 08_results)
 	$(BIN)/dvc commit --force
 
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""The whole pipeline in a fresh copy of the project, as a newcomer runs it; about 15 minutes."""
+"""The whole pipeline in a fresh copy of the project, as a newcomer runs it; about 20 minutes."""
 
 import json
 import os
@@ -19,6 +19,10 @@ from wavegms.notebooks import KEEP_MEMORY
 
 ROOT = Path(__file__).parents[1]
 DATASETS = ["phantom_a", "phantom_b"]
+TABLE_4 = [
+    *("tinyvae_mismatch", "tinyvae", "tinyvae_multires_sft", "wave_gms_no_alignment"),
+    *("wave_gms_batch_2", "wave_gms_batch_4", "wave_gms"),
+]
 pytestmark = pytest.mark.slow
 
 
@@ -76,14 +80,14 @@ def test_the_default_segments_its_own_scanner(project, dataset):
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_the_model_opens_and_its_card_says_what_made_it(project, dataset):
-    folder = project / "models" / dataset / "wave_gms"
+    folder = project / "models" / dataset / "wave_gms/seed_2333"
     card = read_card(folder)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert card.trainable_parameters == 2_600_668
     assert card.data_hash == data_hash(project / "data/prepared" / dataset)
     assert (card.epochs, card.seed) == (params["training"]["epochs"], params["seed"])
     assert card.parameters["training"] == params["training"]
-    for weights in (folder, folder / "last"):
+    for weights in (folder.parent, folder, folder / "last"):
         assert WaveGMSPipeline.from_pretrained(weights).config.image_size == params["image_size"]
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert suffixes == {".json", ".safetensors"}
@@ -117,16 +121,48 @@ def test_the_other_scanner_is_harder(project):
         assert 0.3 < across["dsc"].mean() < inside
 
 
+def test_the_rows_of_the_ablation_share_a_budget_and_the_table_states_it(project):
+    rows = {path.parts[-3]: path for path in (project / "results/ablation").glob("*/*/*/*.csv")}
+    assert set(rows) == set(TABLE_4) - {"tinyvae_mismatch"}
+    budget = yaml.safe_load((ROOT / "params.yaml").read_text())["ablation"]["epochs"]
+    for variant, path in rows.items():
+        assert set(pd.read_csv(path)["epochs"]) == {budget}
+        model = WaveGMSPipeline.from_pretrained(project / "models/ablation/phantom_a" / variant)
+        assert model.config.image_size == 64
+    table = (project / "results/tables/ablation.md").read_text()
+    lines = [line for line in table.splitlines() if line.startswith("| Phantom A")]
+    assert len(lines) == len(TABLE_4)
+    assert sum(f"64 px, {budget} epochs" in line for line in lines) == len(rows)
+    without = next(line for line in lines if "model mismatch" in line)
+    assert "not run" in without and "needs GMS's weights" in without
+
+
+def test_another_seed_trains_anew_and_leaves_the_first_as_it_is(project):
+    params = project / "params.yaml"
+    original = params.read_text()
+    params.write_text(original.replace("seeds: [2333]", "seeds: [2333, 7]"))
+    try:
+        output = run(project, "dvc", "status")
+    finally:
+        params.write_text(original)
+    changed = {line.rstrip(":") for line in output.splitlines() if line and line[0] != "\t"}
+    assert {"train@phantom_a-wave_gms-7", "ablation@phantom_a-tinyvae-7"} <= changed
+    assert not {stage for stage in changed if stage.endswith("2333")}
+
+
 def test_every_stage_left_its_executed_notebook(project):
     reports = {path.stem for path in (project / "reports").glob("*.ipynb")}
     per_dataset = ["00b_phantom", "01_prepare", "01b_autoencoder", "06_visualize"]
-    expected = {"00_tour", "08_results"}
+    expected = {"00_tour", "07_efficiency", "08_results"}
     expected |= {f"{name}_{dataset}" for name in per_dataset for dataset in DATASETS}
     expected |= {
-        f"{name}_{dataset}_wave_gms" for name in ("02_train", "03_evaluate") for dataset in DATASETS
+        f"{name}_{dataset}_wave_gms_2333"
+        for name in ("02_train", "03_evaluate")
+        for dataset in DATASETS
     }
+    expected |= {f"04_ablation_phantom_a_{variant}_2333" for variant in TABLE_4}
     expected |= {
-        f"05_domain_generalization_{train}_{test}_wave_gms"
+        f"05_domain_generalization_{train}_{test}_wave_gms_2333"
         for train, test in permutations(DATASETS)
     }
     assert reports == expected
@@ -134,7 +170,7 @@ def test_every_stage_left_its_executed_notebook(project):
 
 def test_the_stored_outputs_of_the_notebooks_are_what_they_give(project):
     """In the order of the pipeline, since each reads what the one before wrote."""
-    order = ["00b", "01_", "01b", "02_", "03_", "05_", "06_", "00_", "08_"]
+    order = ["00b", "01_", "01b", "02_", "03_", "04_", "05_", "06_", "00_", "07_", "08_"]
     notebooks = sorted(
         (project / "notebooks").glob("*.ipynb"),
         key=lambda path: next(n for n, start in enumerate(order) if path.name.startswith(start)),
