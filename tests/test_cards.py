@@ -12,7 +12,7 @@ from wavegms import InputError, WaveGMSPipeline
 from wavegms.autoencoder_training import AutoencoderCard, ReconstructionQuality
 from wavegms.cards import library_versions, read_card, write_card
 from wavegms.config import LossParams
-from wavegms.publishing import publish_model
+from wavegms.publishing import publish_model, published_models
 from wavegms.training import TrainingResult
 
 QUALITY = ReconstructionQuality(image_psnr=22.5, mask_dice=0.97, images=4)
@@ -91,3 +91,14 @@ def test_a_broken_card_is_refused_by_name(tmp_path, text):
     (tmp_path / "card.json").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=r"card\.json is not the card of a trained model"):
         read_card(tmp_path)
+
+
+def test_the_models_that_are_there_are_found_in_the_order_asked_for(published, tmp_path):
+    card, folder = published
+    for variant, seed, epochs in (("unet", 7, 3), ("tinyvae", 7, 2), ("tinyvae", 8, 2)):
+        place = tmp_path / "models/phantom_a" / variant / f"seed_{seed}"
+        place.mkdir(parents=True)
+        write_card(place, replace(card, variant=variant, seed=seed, epochs=epochs))
+    found = published_models(folder.parent, ["tinyvae", "wave_gms", "unet"], 7)
+    assert [model.title for model in found] == ["Tiny-VAE (trained), 2 epochs", "UNet, 3 epochs"]
+    assert [model.folder.parent.name for model in found] == ["tinyvae", "unet"]

@@ -142,7 +142,11 @@ def test_comparison_takes_the_threshold(train_set, predictions):
 
 def test_no_title_of_the_comparison_overlaps_another(train_set, truths):
     soft = truths.astype(np.float32)
-    titles = ("Wave-GMS (batch size 2)", "Wave-GMS (w/o alignment)", "Tiny-VAE + MultiRes SFT")
+    titles = (
+        "Wave-GMS (batch size 2)",
+        "Wave-GMS (w/o alignment)",
+        "Tiny-VAE + MultiRes SFT, 1000 epochs",
+    )
     cases = dict.fromkeys(train_set.ids[:2], "median")
     figure = show_comparison(train_set, dict.fromkeys(titles, soft), cases, 0.5)
     figure.draw_without_rendering()

@@ -4,6 +4,7 @@ Truth is drawn as a solid cyan contour and a prediction as a dashed orange one: 
 as well as by colour, and both visible on dark and bright tissue.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -296,8 +297,8 @@ def show_comparison(
     figure, axes = new_grid(len(cases), 2 + len(probabilities), cell=1.6)
     figure.set_figheight(1.55 * len(cases) + 0.75)  # only the first row has titles
     for axis, title in zip(axes[0], ("image", "truth", *probabilities), strict=True):
-        # titles of systems are long; the break keeps neighbours apart
-        axis.set_title(title.replace(" (", "\n("), fontsize=8)
+        # titles of systems are long; breaks keep neighbours apart
+        axis.set_title(textwrap.fill(title, 21), fontsize=8)
     for row, (id, why) in zip(axes, cases.items(), strict=True):
         index = dataset.ids.index(id)
         case = dataset[index]

@@ -1,16 +1,18 @@
-"""From checkpoints to the folder that others open."""
+"""From checkpoints to the folder that others open, and the list of those that are there."""
 
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from wavegms.autoencoder_training import AutoencoderCard
-from wavegms.cards import ModelCard, library_versions, write_card
+from wavegms.cards import CARD_NAME, ModelCard, library_versions, read_card, write_card
 from wavegms.config import TrainingParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.files import replace_folder
+from wavegms.models.variants import variant_spec
 from wavegms.training import TrainingResult
 
 
@@ -68,3 +70,35 @@ def publish_model(
         shutil.copytree(result.folder / "last", target / "last")
         write_card(target, card)
     return card
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model that :func:`publish_model` wrote.
+
+    Attributes:
+        folder: where it lies.
+        card: what made it.
+    """
+
+    folder: Path
+    card: ModelCard
+
+    @property
+    def title(self) -> str:
+        """Its name for a reader, with the budget, which tells trainings of a variant apart."""
+        return f"{variant_spec(self.card.variant).title}, {self.card.epochs} epochs"
+
+
+def published_models(folder: Path, variants: Iterable[str], seed: int) -> list[PublishedModel]:
+    """The models of one dataset and seed that are there.
+
+    Args:
+        folder: the dataset's folder, which holds `<variant>/seed_<seed>`.
+        variants: which to look for, in this order.
+        seed: of the training.
+    """
+    places = [Path(folder) / variant / f"seed_{seed}" for variant in variants]
+    return [
+        PublishedModel(place, read_card(place)) for place in places if (place / CARD_NAME).is_file()
+    ]
