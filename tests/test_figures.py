@@ -113,7 +113,7 @@ def test_comparison_has_a_row_a_case_and_a_column_a_system(train_set, prediction
     figure = show_comparison(train_set, predictions, cases, threshold=0.6)
     grid = np.array(figure.axes).reshape(2, 2 + len(predictions))
     assert [axis.get_title() for axis in grid[0]] == [
-        *("image", "truth", "Perfect", "Moved\n(a little)", "Empty", "Full")
+        *("image", "truth", "Perfect", "Moved (a little)", "Empty", "Full")
     ]
     assert not any(axis.get_title() for axis in grid[1])
     assert texts(grid[0, 0]) == [f"best\n{train_set.ids[3]}"]
