@@ -1,12 +1,10 @@
 """The pictures show what they are given: the right images, contours, numbers and names."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import MatplotlibDeprecationWarning, pyplot
+from matplotlib import pyplot
 from matplotlib.colors import to_hex
 from matplotlib.contour import QuadContourSet
 
@@ -268,10 +266,7 @@ def test_every_score_is_a_dot():
             "hd95": [12.0, 5.0, 1.0, 0.0],
         }
     )
-    with warnings.catch_warnings():
-        # seaborn calls matplotlib in a way that goes out of use
-        warnings.simplefilter("ignore", MatplotlibDeprecationWarning)
-        figure = show_scores(scores)
+    figure = show_scores(scores)
     for axis, column in zip(figure.axes, ("dsc", "iou", "hd95"), strict=True):
         offsets = [part.get_offsets() for part in axis.collections]
         shown = np.concatenate(offsets)[:, 0]

@@ -229,8 +229,16 @@ def show_scores(scores: pd.DataFrame) -> Figure:
     names = {"dsc": "Dice", "iou": "IoU", "hd95": "HD95 (pixels)"}
     figure, axes = plt.subplots(1, len(names), figsize=(10, 2.8), layout="constrained")
     for axis, (column, name) in zip(axes, names.items(), strict=True):
-        sns.boxplot(table, x=column, y="label", ax=axis, color="white", showfliers=False)
         sns.stripplot(table, x=column, y="label", ax=axis, size=3, alpha=0.6, color="#0072b2")
+        axis.boxplot(
+            [group[column] for _, group in table.groupby("label", sort=False)],
+            positions=range(table["label"].nunique()),
+            orientation="horizontal",
+            widths=0.7,
+            manage_ticks=False,
+            showfliers=False,
+            medianprops={"color": "black"},
+        )
         axis.set(xlabel=name, ylabel="", xlim=(0, 1.02) if column != "hd95" else (0, None))
     sns.despine(figure)
     plt.close(figure)
