@@ -58,7 +58,15 @@ VALUES = {
     },
     "evaluation": {"threshold": 0.5, "bootstrap_resamples": 1000},
     "generalization": [],
+    "external": [],
     "ablation": {"datasets": [], "variants": ["wave_gms"], "epochs": 5},
+    "efficiency": {
+        "variants": ["unet", "wave_gms"],
+        "image_size": 64,
+        "batch_sizes": [1, 2],
+        "steps": 2,
+        "cards": [11, 12],
+    },
 }
 
 

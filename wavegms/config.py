@@ -31,6 +31,12 @@ def _check_unique(values: list) -> list:
     return values
 
 
+def _check_ascending(values: list) -> list:
+    if values != sorted(set(values)):
+        raise ValueError(f"{values} must ascend: a process's peak memory never falls again")
+    return values
+
+
 def _check_size(size: int) -> int:
     if size % 8:
         raise ValueError(f"{size} is not divisible by 8; try {size // 8 * 8 or 8}")
@@ -181,6 +187,16 @@ class GeneralizationPair(Section):
     test: Name
 
 
+class EfficiencyParams(Section):
+    """What is measured of time and memory, and on how many images at once."""
+
+    variants: Names
+    image_size: Annotated[int, Field(ge=16), AfterValidator(_check_size)]
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=2), AfterValidator(_check_ascending)]
+    steps: PositiveInt
+    cards: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_check_unique)]
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -197,7 +213,9 @@ class Params(Section):
     training: TrainingParams
     evaluation: EvaluationParams
     generalization: list[GeneralizationPair]
+    external: Annotated[list[Name], AfterValidator(_check_unique)]
     ablation: AblationParams
+    efficiency: EfficiencyParams
 
     @model_validator(mode="after")
     def _pairs_are_of_datasets(self) -> "Params":
@@ -209,6 +227,16 @@ class Params(Section):
                     )
             if pair.train == pair.test:
                 raise ValueError(f"generalization has {pair.train} on both sides: name another")
+        return self
+
+    @model_validator(mode="after")
+    def _external_is_not_trained_on(self) -> "Params":
+        for name in self.external:
+            if name in self.datasets:
+                raise ValueError(
+                    f"external names {name}, which is among datasets and so trained on: remove it "
+                    "on one side"
+                )
         return self
 
     @model_validator(mode="after")
