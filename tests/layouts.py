@@ -105,6 +105,16 @@ def write_ham10000(
     return folder
 
 
+def write_stu(folder: Path, count: int = 5) -> Path:
+    """Masks of twice the size of their images, as most of the published ones are larger."""
+    large = (2 * SIZE[0], 2 * SIZE[1])
+    for i in range(1, count + 1):
+        save(picture(i, mode="L"), folder / f"Test_Image_{i}.png")
+        mask = box_mask(large, tuple(2 * side for side in BOX))
+        save(mask_image(mask), folder / f"mask_{i}.png")
+    return folder
+
+
 def write_plain(folder: Path, count: int = 5) -> Path:
     """One's own data, in several formats with endings in either case."""
     suffixes = [".png", ".JPG", ".bmp", ".tif", ".gif"]

@@ -13,6 +13,7 @@ from layouts import (
     write_ham10000,
     write_kvasir,
     write_plain,
+    write_stu,
 )
 
 from wavegms.data.catalog import CATALOG, case_id, find_cases, root_of, spec_of
@@ -25,8 +26,10 @@ WRITERS = {
     "ham10000": write_ham10000,
     "phantom_a": write_bus,
     "phantom_b": write_busi,
+    "stu": write_stu,
     "mine": write_plain,
 }
+IN_FOLDERS = [name for name in WRITERS if name != "stu"]
 
 
 @pytest.fixture
@@ -44,6 +47,7 @@ def test_counts_are_those_of_the_paper():
         "busi": (647, 517, 130),
         "kvasir_instrument": (590, 472, 118),
         "ham10000": (10015, 8015, 2000),
+        "stu": (None, None, None),
         "phantom_a": (None, None, None),
         "phantom_b": (None, None, None),
     }
@@ -107,6 +111,14 @@ def test_ham10000_with_another_table_is_refused(tmp_path, content):
         find_cases("ham10000", tmp_path)
 
 
+def test_stu_pairs_by_number(tmp_path):
+    write_stu(tmp_path, 11)
+    save(picture(), tmp_path / "screenshot.png")
+    cases = find_cases("stu", tmp_path)
+    assert [case.id for case in cases] == [f"Test_Image_{i}" for i in range(1, 12)]
+    assert cases[9].masks == (tmp_path / "mask_10.png",)
+
+
 def test_own_data_in_any_format_sorted_naturally(tmp_path):
     cases = find_cases("mine", write_plain(tmp_path, 12))
     assert [case.id for case in cases] == [f"scan_{i}" for i in range(12)]
@@ -129,7 +141,12 @@ def test_stem_matches_in_either_unicode_form(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "inner"),
-    [("bus", "BUS"), ("busi", "Dataset_BUSI_with_GT"), ("kvasir_instrument", "kvasir-instrument")],
+    [
+        ("bus", "BUS"),
+        ("busi", "Dataset_BUSI_with_GT"),
+        ("kvasir_instrument", "kvasir-instrument"),
+        ("stu", "Hospital"),
+    ],
 )
 def test_the_folder_itself_and_its_parent_are_both_accepted(tmp_path, name, inner):
     folder = tmp_path / "x" / inner
@@ -147,7 +164,7 @@ def test_missing_dataset_says_where_to_get_it_and_how_to_place_it(tmp_path, name
     assert spec_of(name).source in message and spec_of(name).layout in message
 
 
-@pytest.mark.parametrize("name", list(WRITERS))
+@pytest.mark.parametrize("name", IN_FOLDERS)
 def test_wrong_layout_names_the_missing_folder(tmp_path, name):
     with pytest.raises(InputError, match=r"is missing: see data/README\.md"):
         find_cases(name, tmp_path)
@@ -259,6 +276,11 @@ def test_real_busi(real_data):
 def test_real_ham10000_sample(real_data):
     cases = find_cases("ham10000", real_data / "raw" / "ham10000_sample")
     assert len(cases) == 36
+
+
+@pytest.mark.realdata
+def test_real_stu(real_data):
+    assert len(find_cases("stu", real_data / "raw" / "stu")) == 42
 
 
 @pytest.mark.realdata

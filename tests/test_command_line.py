@@ -87,6 +87,10 @@ def test_a_missing_dataset_says_where_to_get_it(project, capfd):
         ("training.warmup_epochs", 500, ["training.warmup_epochs", "mine"]),
         ("phantom.datasets", ["phantom_z"], ["phantom_z", "phantom_a"]),
         ("split.method", "official", ["train.txt"]),
+        ("split.method", "external", ["split.method", "published"]),
+        ("external", ["stu"], ["no dataset stu in data/raw/stu", "STU-Hospital"]),
+        ("efficiency.variants", ["wave_gmz"], ["efficiency.variants", "wave_gmz", "wave_gms"]),
+        ("efficiency.image_size", 40, ["efficiency.image_size is 40", "unet", "16"]),
     ],
 )
 def test_a_wrong_parameter_is_refused_by_name(project, capfd, key, value, said):

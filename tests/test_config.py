@@ -336,6 +336,17 @@ def test_the_ablation_is_on_one_of_the_datasets():
     assert check_params(changed("ablation.datasets", ["phantom_b"])).ablation.epochs == 5
 
 
+def test_an_external_test_set_is_not_trained_on():
+    with pytest.raises(InputError, match="external names phantom_b, which is among datasets"):
+        check_params(changed("external", ["stu", "phantom_b"]))
+    assert check_params(changed("external", ["stu"])).external == ["stu"]
+
+
+@pytest.mark.parametrize("sizes", [[4], [2, 1], [1, 1, 2], [0, 1], [1, 2.5]])
+def test_batch_sizes_of_the_efficiency_ascend(sizes):
+    assert refusal(changed("efficiency.batch_sizes", sizes)).startswith("efficiency.batch_sizes")
+
+
 @pytest.mark.parametrize("seeds", [[], [-1], [2**32], [1.5], [3, 4, 3]])
 def test_seeds_are_a_list_of_different_numbers(seeds):
     assert refusal(changed("seeds", seeds)).startswith("seeds")

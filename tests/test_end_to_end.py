@@ -14,6 +14,7 @@ import yaml
 
 from wavegms import WaveGMSPipeline
 from wavegms.cards import read_card
+from wavegms.data.catalog import find_cases
 from wavegms.data.prepare import data_hash
 from wavegms.notebooks import KEEP_MEMORY
 
@@ -148,6 +149,31 @@ def test_another_seed_trains_anew_and_leaves_the_first_as_it_is(project):
     changed = {line.rstrip(":") for line in output.splitlines() if line and line[0] != "\t"}
     assert {"train@phantom_a-wave_gms-7", "ablation@phantom_a-tinyvae-7"} <= changed
     assert not {stage for stage in changed if stage.endswith("2333")}
+
+
+def test_an_external_test_set_is_prepared_and_scored_by_every_model(project):
+    raw = project / "data/raw/elsewhere"
+    cases = find_cases("phantom_b", project / "data/raw/phantom_b")[:6]
+    for case in cases:
+        for folder, path in (("images", case.image), ("masks", case.masks[0])):
+            (raw / folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, raw / folder / f"{case.id}.png")
+    kept = {name: (project / name).read_text() for name in ("params.yaml", "dvc.lock")}
+    changed = kept["params.yaml"].replace("external: []", "external: [elsewhere]")
+    (project / "params.yaml").write_text(changed)
+    try:
+        run(project, "dvc", "repro", "generalize_external")
+    finally:
+        for name, text in kept.items():
+            (project / name).write_text(text)
+    for dataset in DATASETS:
+        path = scores(project, dataset).with_name("elsewhere.csv")
+        assert set(pd.read_csv(path)["id"]) == {case.id for case in cases}
+        for file in (path, path.with_suffix(".json")):  # later tests compare with the default
+            file.unlink()
+        report = f"05_domain_generalization_{dataset}_elsewhere_wave_gms_2333.ipynb"
+        (project / "reports" / report).unlink()
+    (project / "reports/01_prepare_elsewhere.ipynb").unlink()
 
 
 def test_every_stage_left_its_executed_notebook(project):

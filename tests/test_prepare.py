@@ -23,6 +23,7 @@ from layouts import (
     write_kvasir,
     write_plain,
     write_split,
+    write_stu,
 )
 from PIL import Image
 
@@ -285,6 +286,24 @@ def test_sizes_that_differ(refused, raw):
     write_bus(raw)
     path = save(mask_image(box_mask((30, 40))), raw / "GT" / "000003.png")
     refused("bus", raw, str(path), "30×40", "40×30", "000003.png")
+
+
+def test_masks_that_were_published_larger_are_scaled_to_their_images(raw, tmp_path):
+    run("stu", write_stu(raw), tmp_path / "out", split="external")
+    run("mine", write_plain(tmp_path / "plain"), tmp_path / "same_size")
+    masks = [tmp_path / "out/masks/Test_Image_1.png", tmp_path / "same_size/masks/scan_1.png"]
+    assert np.array_equal(*(np.asarray(Image.open(path)) for path in masks))
+
+
+def test_masks_of_another_shape_are_refused_even_so(refused, raw):
+    path = save(mask_image(box_mask((60, 60))), write_stu(raw) / "mask_3.png")
+    refused("stu", raw, str(path), "60×60", "40×30", split="external")
+
+
+def test_an_external_dataset_is_all_for_testing(raw, tmp_path):
+    report = run("bus", write_bus(raw), tmp_path / "out", split="external")
+    assert report.counts == {"train": 0, "val": 0, "test": 6}
+    assert set(load_manifest(tmp_path / "out")["split"]) == {"test"}
 
 
 def test_empty_mask(refused, raw):

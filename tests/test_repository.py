@@ -90,6 +90,7 @@ def test_notebook_parameters_are_those_of_params_yaml(path):
         "variant": params["variants"][0],
         "test_set": params["generalization"][0]["test"],
         "cases": [],
+        "test_only": False,
     }
     assert own == {name: defaults[name] for name in own}
 

@@ -322,11 +322,30 @@ def test_a_drop_is_from_the_same_test_images(systems, published):
     assert other["published_drop"] == pytest.approx(79.45 - 59.13) and np.isnan(other["drop"])
 
 
-def test_both_directions_are_listed(systems, published):
+def test_an_external_test_set_has_no_way_back(tmp_path, published):
+    write_scores(tmp_path, train_set="busi", dsc=0.8)
+    write_scores(tmp_path, train_set="busi", test_set="stu", dsc=0.6)
+    systems = summarize_systems(read_scores(tmp_path), 100, 0)
     table = generalization_table(systems, published)
+    assert "stu" not in set(table["train_set"])
+    row = cell(table, "busi", "stu", "Wave-GMS", "dsc")
+    means = systems.set_index("test_set")["mean"][systems["metric"].eq("dsc").to_numpy()]
+    assert row["home"] == pytest.approx(100 * means["busi"])
+    assert row["measured"] == pytest.approx(100 * means["stu"])
+    assert np.isnan(row["in_domain"]) and np.isnan(row["drop"])
+    shown = readable(table).query("`Tested on` == 'STU-Hospital'").iloc[0]
+    assert shown["DSC at home"] == f"{row['home']:.2f}"
+    assert shown["DSC in domain (drop)"] == "–"
+
+
+def test_both_directions_are_listed(tmp_path, systems, published):
+    write_scores(tmp_path, train_set="phantom_b")
+    write_scores(tmp_path, train_set="phantom_a", test_set="phantom_b")
+    table = generalization_table(summarize_systems(read_scores(tmp_path), 100, 0), published)
     assert cell(table, "phantom_a", "phantom_b", "Wave-GMS", "hd95")["measured"] > 0
     for metric in METRICS:
         assert np.isnan(cell(table, "phantom_b", "phantom_a", "Wave-GMS", metric)["measured"])
+    table = generalization_table(systems, published)
     back = cell(table, "bus", "busi", "Wave-GMS", "dsc")
     assert np.isnan(back["measured"]) and back["published"] == 66.75
     assert not table.duplicated(["train_set", "test_set", "system", "metric"]).any()

@@ -34,6 +34,8 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
     if params.ablation.datasets:
         for variant in params.ablation.variants:
             _check_variant("ablation.variants", variant, params)
+    for variant in params.efficiency.variants:
+        _check_efficiency(variant, params)
     for name in params.phantom.datasets:
         if name not in SCANNERS:
             raise InputError(
@@ -45,6 +47,8 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             f"autoencoder.path {params.autoencoder.path} is not a folder: put the weights there "
             "(see data/README.md), or set autoencoder.source to hub or train"
         )
+    for name in params.external:
+        find_cases(name, raw / name)
     for name in params.datasets:
         _check_epochs(name, "is trained", params.training.epochs_for(name), params)
         if name in params.ablation.datasets:
@@ -88,6 +92,19 @@ def _check_variant(key: str, name: str, params: Params) -> None:
         raise InputError(
             f"autoencoder.sd_vae {sd_vae!r} is neither a folder nor a hub id, but variant {name} "
             "needs an SD-VAE: correct it, or leave the variant out"
+        )
+
+
+def _check_efficiency(name: str, params: Params) -> None:
+    side = params.efficiency.image_size
+    if name not in VARIANTS:
+        raise InputError(
+            f"efficiency.variants: {name!r} is unknown, choose among {', '.join(VARIANTS)}"
+        )
+    if side % VARIANTS[name].side_divisor:
+        raise InputError(
+            f"efficiency.image_size is {side}, but variant {name} needs a multiple of "
+            f"{VARIANTS[name].side_divisor}"
         )
 
 

@@ -255,31 +255,40 @@ def ablation_table(
 def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """The paper's table 3 with what was measured: trained on one dataset, tested on another.
 
-    The in-domain score beside it is the same system's on the same test images, trained on that
-    dataset's own training images. Where one direction was run, the other is listed too.
+    Two in-domain scores stand beside it. That of the same system on the same test images, trained
+    on that dataset's own training images, says what training elsewhere costs; an external test set
+    has none. That of the same model at home, on the test images of the dataset that it was trained
+    on, says what to expect of it there. Where one direction was run between two datasets with
+    models of their own, the other is listed too.
 
     Args:
         systems: what `summarize_systems` gives.
         published: what `read_published` gives; in-domain numbers are those of its table 2.
 
     Returns:
-        The columns of :func:`segmentation_table`, and after `published`: in_domain,
+        The columns of :func:`segmentation_table`, and after `published`: home, in_domain,
         published_in_domain, drop and published_drop. A drop is how much is lost by training
-        elsewhere: positive is worse, both for shares (in percentage points) and for distances.
-        in_domain is NaN where it was not run at the same image size.
+        elsewhere, in_domain against measured: positive is worse, both for shares (in percentage
+        points) and for distances. home and in_domain are NaN where they were not run at the same
+        image size.
     """
     inside = systems[systems["train_set"] == systems["test_set"]]
     across = systems[systems["train_set"] != systems["test_set"]]
     forth = across[["train_set", "test_set", "variant"]].drop_duplicates()
     back = forth.rename(columns={"train_set": "test_set", "test_set": "train_set"})
+    paper_across = published[published["table"] == 3]
+    back = back[back["train_set"].isin([*systems["train_set"], *paper_across["train_set"]])]
     expected = (
         pd.concat([forth, back])
         .drop_duplicates()
         .merge(pd.DataFrame({"metric": METRICS}), how="cross")
     )
     across = expected.merge(across, on=_CELL, how="left")
-    table = _beside_published(across, published[published["table"] == 3])
+    table = _beside_published(across, paper_across)
 
+    home = _in_reported_units(inside).rename(columns={"mean": "home"})
+    home_keys = ["train_set", "variant", "metric", "image_size"]
+    table = table.merge(home[[*home_keys, "home"]], on=home_keys, how="left")
     own = _in_reported_units(inside).rename(columns={"mean": "in_domain"})
     own_keys = ["test_set", "variant", "metric", "image_size"]
     table = table.merge(own[[*own_keys, "in_domain"]], on=own_keys, how="left")
@@ -290,7 +299,7 @@ def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.D
     sign = np.where(table["metric"].isin(_DISTANCES), -1, 1)
     table["drop"] = sign * (table["in_domain"] - table["measured"])
     table["published_drop"] = sign * (table["published_in_domain"] - table["published"])
-    added = ["in_domain", "published_in_domain", "drop", "published_drop"]
+    added = ["home", "in_domain", "published_in_domain", "drop", "published_drop"]
     rest = [column for column in table if column not in added]
     at = rest.index("published") + 1
     return table[rest[:at] + added + rest[at:]]

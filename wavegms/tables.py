@@ -38,8 +38,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         Columns: Trained on and Tested on, or Dataset where they are the same; System; for DSC,
         IoU and the paper's HD95 the measured value, the paper's and the difference; the honest
         HD95, the number of empty predictions, and the setting. Domain generalization has, like the
-        paper, no IoU, but the in-domain values with the drop from them. Shares in percent,
-        distances in pixels.
+        paper, no IoU, but what the same model scores at home, and the in-domain values with the
+        drop from them. Shares in percent, distances in pixels.
     """
     rows = []
     across = "drop" in table
@@ -57,6 +57,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             row[f"{title} paper"] = _number(cell["published"])
             row[f"{title} difference"] = _number(cell["difference"], signed=True)
             if across:
+                row[f"{title} at home"] = _number(cell["home"])
                 row[f"{title} in domain (drop)"] = _with_drop(cell["in_domain"], cell["drop"])
                 row[f"{title} in domain (drop), paper"] = _with_drop(
                     cell["published_in_domain"], cell["published_drop"]

@@ -51,6 +51,8 @@ class DatasetSpec:
         layout: The expected files, as text.
         split_file: File name of the published split, None where there is none.
         unpacked_as: Name of the folder that the published archive unpacks to, or None.
+        masks_at_another_size: Whether masks were published at another size than their images, so
+            that a difference is no error if the shape is the same.
         read: Pairs the files below a folder that has the layout.
     """
 
@@ -66,6 +68,7 @@ class DatasetSpec:
     split_file: str | None
     unpacked_as: str | None
     read: Callable[[Path], list[Case]]
+    masks_at_another_size: bool = False
 
 
 def case_id(stem: str) -> str:
@@ -282,6 +285,18 @@ def _read_busi(root: Path) -> list[Case]:
     return cases
 
 
+def _read_stu(root: Path) -> list[Case]:
+    images, masks = [], []
+    for path in _image_files(root):
+        kind, _, number = path.stem.rpartition("_")
+        if kind.casefold() in ("test_image", "mask") and number.isdecimal():
+            (masks if kind.casefold() == "mask" else images).append((number, path))
+    return [
+        Case(case_id(image.stem), image, found, "", case_id(image.stem))
+        for image, found in _pair(images, masks)
+    ]
+
+
 def _read_ham10000(root: Path) -> list[Case]:
     images = [
         (path.stem, path)
@@ -388,6 +403,21 @@ CATALOG: dict[str, DatasetSpec] = {
             split_file="ham10000_train_test_names.pkl",
             unpacked_as=None,
             read=_read_ham10000,
+        ),
+        DatasetSpec(
+            name="stu",
+            title="STU-Hospital",
+            modality="breast ultrasound",
+            pairs=None,
+            train=None,
+            test=None,
+            licence="none stated, see its page",
+            source="https://github.com/xbhlk/STU-Hospital",
+            layout="Test_Image_1.png with mask_1.png, and so on",
+            split_file=None,
+            unpacked_as="Hospital",
+            read=_read_stu,
+            masks_at_another_size=True,
         ),
         DatasetSpec(
             name="phantom_a",

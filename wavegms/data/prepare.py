@@ -116,8 +116,8 @@ def prepare_dataset(
         out: The prepared folder to write; an earlier one there is replaced.
         image_size: Side of the square that images and masks are resized to, pixels; divisible by
             8, at least 16.
-        split: "published", "official", "random" or "grouped", see `assign_splits`. For the last,
-            all images are read once before, and duplicates become one group.
+        split: "published", "official", "random", "grouped" or "external", see `assign_splits`. For
+            "grouped", all images are read once before, and duplicates become one group.
         split_folder: Folder of the published splits.
         test_fraction: Share of the images for testing, for "random" and "grouped" only.
         validation_fraction: Share of the training images for validation.
@@ -155,7 +155,7 @@ def prepare_dataset(
     with replace_folder(out) as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
-        results = _prepare_all(chosen, folder, image_size, name)
+        results = _prepare_all(chosen, folder, image_size, spec)
         rows = [
             {
                 "id": case.id,
@@ -302,15 +302,18 @@ def _group_duplicates(cases: Sequence[Case]) -> list[Case]:
 
 
 def _prepare_all(
-    cases: Sequence[Case], folder: Path, image_size: int, name: str
+    cases: Sequence[Case], folder: Path, image_size: int, spec: DatasetSpec
 ) -> list[_Prepared]:
     """Prepare every case, in threads, and name the first problem and the number of others."""
     results, problems = [], []
     # Decoding and resizing release the interpreter lock; more threads than this wait for the disk.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(_prepare_case, case, folder, image_size) for case in cases]
+        futures = [
+            pool.submit(_prepare_case, case, folder, image_size, spec.masks_at_another_size)
+            for case in cases
+        ]
         try:
-            for future in tqdm(futures, desc=f"Preparing {name}", unit="image"):
+            for future in tqdm(futures, desc=f"Preparing {spec.name}", unit="image"):
                 try:
                     results.append(future.result())
                 except InputError as problem:
@@ -320,19 +323,23 @@ def _prepare_all(
             raise
     if len(problems) > 1:
         raise InputError(
-            f"{len(problems)} images of {name} cannot be prepared; the first: {problems[0]}"
+            f"{len(problems)} images of {spec.name} cannot be prepared; the first: {problems[0]}"
         )
     if problems:
         raise InputError(problems[0])
     return results
 
 
-def _prepare_case(case: Case, folder: Path, image_size: int) -> _Prepared:
+def _prepare_case(
+    case: Case, folder: Path, image_size: int, masks_at_another_size: bool
+) -> _Prepared:
     image, image_mode = _read(case.image, as_rgb)
     mask, mask_modes = None, []
     for path in case.masks:
         part, mode = _read(path, as_mask)
         mask_modes.append(mode)
+        if masks_at_another_size and _same_shape(part.shape, (image.height, image.width)):
+            part = resize_mask(part, (image.width, image.height))
         if part.shape != (image.height, image.width):
             raise InputError(
                 f"{path} is {part.shape[1]}×{part.shape[0]} pixels but its image {case.image.name} "
@@ -370,6 +377,11 @@ def _read(path: Path, convert):
         return convert(image), image.mode
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one is the other scaled, to the pixel."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
 
 
 def _differences(spec: DatasetSpec, cases: list[Case], split_of: dict[str, str]) -> list[str]:

@@ -189,7 +189,8 @@ def assign_splits(
         cases: The cases of one dataset.
         method: "published" (the pickle `split_file`), "official" (`train.txt` and `test.txt` in
             `folder`), "random", or "grouped", which draws as "random" does: who calls has widened
-            the groups of the cases to hold duplicates together, see `merge_groups`.
+            the groups of the cases to hold duplicates together, see `merge_groups`. "external" is
+            for a dataset that no model is trained on: all cases are for testing.
         folder: The folder that holds the dataset's layout.
         split_file: The published split, None if the dataset has none.
         test_fraction: For "random" and "grouped" only, see `random_split`.
@@ -204,6 +205,8 @@ def assign_splits(
         InputError: Unknown method, unreadable lists, names in them without a case, or nothing left
             to train or test on.
     """
+    if method == "external":
+        return {case.id: "test" for case in cases}
     if method in ("random", "grouped"):
         splits = random_split(cases, test_fraction, seed)
     elif method == "official":
