@@ -173,3 +173,70 @@ def test_a_missing_column_is_named(tmp_path):
         table.to_csv(tmp_path / f"table{number}.csv", index=False)
     with pytest.raises(InputError, match=r"table3\.csv lacks the column variant"):
         read_published(tmp_path)
+
+
+# the paper's own text
+
+
+def printed_rows(text, start, end):
+    """The rows of a table of the paper's text: cells without references or emphasis."""
+    lines = text[text.index(start) : text.index(end)].splitlines()
+    plain = (re.sub(r"\[\d+\]|<[^>]*>", "", line) for line in lines)
+    return [[cell.strip() for cell in line.split("\t")] for line in plain if "\t" in line]
+
+
+@pytest.fixture(scope="module")
+def paper(real_data):
+    path = real_data / "paper/wave-gms.md"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.realdata
+def test_table_1_is_the_papers(paper):
+    _, *rows = printed_rows(paper, "Model\tGPU (VRAM)", "Table 1: Compute")
+    stored = pd.read_csv(FOLDER / "table1.csv", dtype=str, keep_default_na=False)
+    ours = [
+        [row.system, f"{row.gpu} ({row.vram_gb} GB)", row.batch_size] for row in stored.itertuples()
+    ]
+    assert ours == rows
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("number", "start", "end", "columns"),
+    [
+        (2, "Type Model\t", "Table 2: Quantitative", ["bus", "busi", "ham10000", "kvasir"]),
+        (4, "Model\tBUS\t\t\tBUSI\t\t\tKvasir", "Table 4: Ablation", ["bus", "busi", "kvasir"]),
+    ],
+)
+def test_tables_2_and_4_are_the_papers_number_by_number(
+    paper, published, number, start, end, columns
+):
+    _, _, *rows = printed_rows(paper, start, end)
+    names = {"kvasir": "kvasir_instrument"}
+    cells = [(names.get(c, c), metric) for c in columns for metric in ("dsc", "iou", "hd95")]
+    table = published[published["table"] == number]
+    assert len(rows) == table["system"].nunique()
+    for row, (system, stored) in zip(rows, table.groupby("system", sort=False), strict=True):
+        if number == 2:
+            _, name, millions, *numbers = row
+            assert set(stored["trainable_parameters_millions"]) == {float(millions)}
+        else:
+            name, *numbers = row
+        assert name == system
+        values = stored.set_index(["test_set", "metric"])["value"]
+        assert [values[cell] for cell in cells] == [float(number) for number in numbers]
+
+
+@pytest.mark.realdata
+def test_table_3_is_the_papers_number_by_number(paper, published):
+    _, _, *rows = printed_rows(paper, "Model\tBUSI\tto BUS", "Table 3: Quantitative")
+    table = published[published["table"] == 3]
+    assert len(rows) == table["system"].nunique()
+    cells = [(pair, metric) for pair in ("busi", "bus") for metric in ("dsc", "hd95")]
+    for row, (system, stored) in zip(rows, table.groupby("system", sort=False), strict=True):
+        assert row[0] == system
+        values = stored.set_index(["train_set", "metric"])["value"]
+        assert [values[cell] for cell in cells] == [float(number) for number in row[1:5]]
