@@ -23,7 +23,7 @@ from wavegms.models.guided import (
     SpatialFeatureTransform,
 )
 from wavegms.models.variants import VARIANTS, as_pipeline, build_variant, require_autoencoder
-from wavegms.training import _loss_terms, train
+from wavegms.training import loss_terms, train
 
 MAPPING, ENCODER = 1_564_976, 1_035_692
 
@@ -153,7 +153,7 @@ def test_one_step_lowers_the_loss_and_touches_nothing_frozen(name, vae_of, batch
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     losses = []
     for _ in range(2):
-        terms = _loss_terms(VARIANTS[name], model, WaveGMSLoss(), vae, *batch)
+        terms = loss_terms(VARIANTS[name], model, WaveGMSLoss(), vae, *batch)
         losses.append(terms["loss"].item())
         optimizer.zero_grad()
         terms["loss"].backward()
@@ -170,7 +170,7 @@ def test_one_step_lowers_the_loss_and_touches_nothing_frozen(name, vae_of, batch
 
 @pytest.mark.parametrize("name", SIZES)
 def test_terms_are_those_of_the_variant(name, vae_of, batch):
-    terms = _loss_terms(VARIANTS[name], build_variant(name), WaveGMSLoss(), vae_of(name), *batch)
+    terms = loss_terms(VARIANTS[name], build_variant(name), WaveGMSLoss(), vae_of(name), *batch)
     expected = {"loss", "seg"} if name == "unet" else {"loss", "seg", "lm"}
     assert terms.keys() == expected | ({"align"} if name in ALIGNED else set())
     total = sum(value for key, value in terms.items() if key != "loss")

@@ -192,7 +192,7 @@ def train(
                     PreparedDataset.to_float(batch["image"]),
                     PreparedDataset.mask_to_float(batch["mask"]),
                 )
-                terms = _loss_terms(spec, model, loss, vae, images, masks)
+                terms = loss_terms(spec, model, loss, vae, images, masks)
                 if not torch.isfinite(terms["loss"]):
                     raise _diverged("loss", terms["loss"].item(), rows, folder)
                 optimizer.zero_grad()
@@ -244,7 +244,7 @@ def _check_recipe(
         )
 
 
-def _loss_terms(
+def loss_terms(
     spec: VariantSpec,
     model: nn.Module,
     loss: WaveGMSLoss,
@@ -252,6 +252,20 @@ def _loss_terms(
     images: torch.Tensor,
     masks: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
+    """The forward half of a training step: one batch through the network and its loss.
+
+    Args:
+        spec: entry of `VARIANTS` that the network was built from.
+        model: what `build_variant` gave, in training mode.
+        loss: the loss of variants in latent space; unused by a network without latents.
+        vae: the frozen autoencoder; None if the variant needs none.
+        images: (B, 3, H, W) in [0, 1], the sides divisible by `spec.side_divisor`.
+        masks: (B, 1, H, W), 0 or 1.
+
+    Returns:
+        Scalars by name: `loss`, which is what goes backward, and the terms that it is the sum of,
+        see `mask_loss` and `WaveGMSLoss`.
+    """
     if spec.autoencoder is None:
         return mask_loss(model(images), masks)
     latents, levels = model(images, vae)
