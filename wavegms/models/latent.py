@@ -4,7 +4,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Generator, Tensor, nn
 
-from wavegms.models.autoencoder import Autoencoder, encode_images
+from wavegms.models.autoencoder import Autoencoder, channels_last, encode_images
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.mapping import LatentMappingModel
@@ -35,7 +35,7 @@ def map_latents(
     if encoder is None:
         latents = encode_images(vae, images, sample_posterior=sample_posterior)
     else:
-        latents = encoder(images, generator=generator)
+        latents = encoder(channels_last(images), generator=generator)
     if isinstance(mapping, GuidedLatentMappingModel):
         return latents, mapping(latents, images)
     return latents, mapping(latents)
