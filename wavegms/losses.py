@@ -167,7 +167,8 @@ class _DecodedDiceLoss(torch.autograd.Function):
                 part = part.detach().requires_grad_(ctx.needs_input_grad[0])
                 lost = (1 - soft_dice(decode_masks(vae, part), mask)).sum() / len(level)
             if ctx.needs_input_grad[0]:
-                gradients += torch.autograd.grad(lost, part)
+                lost.backward(inputs=[part])
+                gradients.append(part.grad)
             losses.append(lost.detach())
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))

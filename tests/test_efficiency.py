@@ -1,0 +1,250 @@
+"""Counts against published sizes and hand-made sums; measurements by real processes."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from wavegms import InputError, efficiency
+from wavegms.efficiency import (
+    GIB,
+    beside_table_1,
+    beside_table_2,
+    compare_costs,
+    count_sizes,
+    largest_batches,
+    measure,
+)
+from wavegms.efficiency_worker import build_untrained
+from wavegms.figures_efficiency import plot_costs
+from wavegms.losses import WaveGMSLoss
+from wavegms.models.variants import VARIANTS
+from wavegms.results import read_published
+from wavegms.training import loss_terms
+
+PUBLISHED = Path(__file__).parent.parent / "results/published"
+TAESD = 1_222_532 + 1_222_531
+# 34,163,592 and 49,490,179, and the two 1x1 convolutions between them: 8 to 8 and 4 to 4 channels
+SD_VAE = 34_163_592 + 49_490_179 + (8 * 8 + 8) + (4 * 4 + 4)
+
+
+@pytest.fixture(scope="module")
+def sizes():
+    return count_sizes(["unet", "gms", "tinyvae", "wave_gms"], 32).set_index("variant")
+
+
+def test_parameters_are_the_published_ones(sizes):
+    assert sizes["trainable_parameters"].to_dict() == {
+        "unet": 14_007_118,
+        "gms": 1_564_976,
+        "tinyvae": 1_564_976,
+        "wave_gms": 2_600_668,
+    }
+    frozen = sizes["total_parameters"] - sizes["trainable_parameters"]
+    assert frozen.to_dict() == {"unet": 0, "gms": SD_VAE, "tinyvae": TAESD, "wave_gms": TAESD}
+
+
+def test_parameters_beside_table_2(sizes):
+    published = read_published(PUBLISHED)
+    table = beside_table_2(sizes.reset_index(), published).set_index("system")
+    assert table["published"].dropna().to_dict() == {"UNet": 14.0, "GMS": 1.56, "Wave-GMS": 2.6}
+    rounded = (table["trainable_parameters"] / 1e6).round(2)
+    assert (rounded - table["published"]).abs().max() <= 0.01
+
+
+def test_operations_of_a_prediction_are_the_sum_of_its_parts(sizes):
+    """Mapping and decoder are shared; the one encodes with TAESD, which is counted by hand."""
+    conv = lambda into, out, side: 2 * 9 * into * out * side * side  # noqa: E731
+    encoder = conv(3, 64, 32) + 3 * conv(64, 64, 32)
+    for side in (16, 8, 4):
+        encoder += conv(64, 64, side) + 9 * conv(64, 64, side)
+    encoder += conv(64, 4, 4)
+    _, vae = build_untrained("tinyvae")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vae.encode(torch.rand(1, 3, 32, 32))
+    assert counter.get_total_flops() == encoder
+
+    network, _ = build_untrained("wave_gms")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval().encoder(torch.rand(1, 3, 32, 32))
+    difference = sizes.loc["tinyvae", "inference_gflop"] - sizes.loc["wave_gms", "inference_gflop"]
+    assert 1e9 * difference == pytest.approx(encoder - counter.get_total_flops(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["unet", "wave_gms"])
+def test_counting_without_computing_counts_what_is_computed(sizes, name):
+    network, vae = build_untrained(name)
+    images, masks = torch.rand(1, 3, 32, 32), torch.rand(1, 1, 32, 32).round()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loss_terms(VARIANTS[name], network, WaveGMSLoss(), vae, images, masks)["loss"].backward()
+    assert 1e9 * sizes.loc[name, "training_gflop"] == pytest.approx(counter.get_total_flops())
+
+
+def test_operations_grow_with_the_image(sizes):
+    larger = count_sizes(["unet"], 64).loc[0, "training_gflop"]
+    # of a convolutional network, four times, but for what stays at the border
+    assert larger == pytest.approx(4 * sizes.loc["unet", "training_gflop"], rel=1e-6)
+
+
+def test_a_size_that_does_not_suit_is_refused():
+    with pytest.raises(InputError, match=r"efficiency\.image_size is 40.*unet.*16"):
+        count_sizes(["unet"], 40)
+    with pytest.raises(InputError, match="wave_gmz"):
+        count_sizes(["wave_gmz"], 32)
+
+
+# measuring
+
+
+@pytest.fixture(scope="module")
+def points():
+    return measure(["unet", "tinyvae"], 32, [1, 3], 1)
+
+
+def test_every_point_is_measured(points):
+    assert list(zip(points["variant"], points["batch_size"], strict=True)) == [
+        *(("unet", 1), ("unet", 3), ("tinyvae", 1), ("tinyvae", 3)),
+    ]
+    assert (points["step_seconds"] > 0).all() and (points["note"] == "").all()
+    assert (
+        points["image_seconds"].tolist() == (points["step_seconds"] / points["batch_size"]).tolist()
+    )
+    if not torch.cuda.is_available():
+        assert set(points["memory"]) == {"peak process memory"}
+        assert (points["base_bytes"] > 50e6).all()
+    peaks = points.set_index(["variant", "batch_size"])["peak_bytes"]
+    # weights, gradients and AdamW's two moments, 4 bytes each
+    grown = peaks["unet", 1] - points.loc[0, "base_bytes"]
+    assert grown > 4 * 4 * 14_007_118
+    assert (peaks[:, 3] >= peaks[:, 1]).all()
+
+
+def test_a_variant_that_fails_is_named_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(
+        efficiency, "_command", lambda _: script("raise ValueError('no such\\nthing')")
+    )
+    with pytest.raises(InputError, match=r"step of unet cannot be measured \(thing\)") as error:
+        measure(["unet"], 32, [1, 2], 1)
+    assert "\n" not in str(error.value)
+
+
+def script(code):
+    return [sys.executable, "-c", code]
+
+
+POINT = (
+    "import json; print(json.dumps(dict(batch_size=1, device='d', threads=1, memory='m', "
+    "base_bytes=1, peak_bytes=2, allocated_bytes=None, step_seconds=0.5)), flush=True);"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+def test_a_process_killed_for_memory_ends_its_line_and_stops_nothing(monkeypatch):
+    monkeypatch.setattr(
+        efficiency, "_command", lambda _: script(POINT + "import os; os.kill(os.getpid(), 9)")
+    )
+    points = measure(["unet"], 32, [1, 2, 4], 1)
+    assert points["batch_size"].tolist() == [1, 2]
+    assert points.loc[0, "image_seconds"] == 0.5 and points.loc[0, "note"] == ""
+    assert "memory runs out" in points.loc[1, "note"] and pd.isna(points.loc[1, "peak_bytes"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+def test_no_memory_for_a_single_image_is_said(monkeypatch):
+    monkeypatch.setattr(
+        efficiency, "_command", lambda _: script("import os; os.kill(os.getpid(), 9)")
+    )
+    with pytest.raises(InputError, match=r"lower efficiency\.batch_sizes"):
+        measure(["unet"], 32, [1, 2], 1)
+
+
+def test_other_output_of_the_process_is_passed_over(monkeypatch):
+    monkeypatch.setattr(
+        efficiency, "_command", lambda _: script("print('a library says hello');" + POINT)
+    )
+    assert measure(["unet"], 32, [1], 1)["batch_size"].tolist() == [1]
+
+
+# what is made of measurements
+
+
+def line(name, offset, slope, batches=(1, 2, 4), seconds=0.1):
+    return pd.DataFrame(
+        {
+            "variant": name,
+            "system": VARIANTS[name].title,
+            "image_size": 224,
+            "batch_size": batches,
+            "device": "a card",
+            "memory": "peak GPU memory",
+            "base_bytes": 1000,
+            "peak_bytes": [offset + slope * batch for batch in batches],
+            "step_seconds": [seconds * batch for batch in batches],
+            "image_seconds": seconds,
+            "note": "",
+        }
+    )
+
+
+@given(st.integers(0, 20 * GIB), st.integers(10**6, 4 * GIB), st.integers(1, 80))
+def test_the_largest_batch_fits_and_the_next_does_not(offset, slope, card):
+    table = largest_batches(line("wave_gms", offset, slope), [card, card + 1])
+    batch, more = table["batch_size"]
+    slack = 1e-6 * (offset + slope * (batch + 1))  # of the fit
+    assert batch == 0 or offset + slope * batch <= card * GIB + slack
+    assert offset + slope * (batch + 1) > card * GIB - slack
+    assert more >= batch
+    assert table["extrapolated"].tolist() == [batch > 4, more > 4]
+
+
+def test_memory_that_does_not_grow_bounds_no_batch():
+    flat = largest_batches(line("wave_gms", GIB, 0), [12])
+    single = largest_batches(line("wave_gms", GIB, 5, batches=(4,)), [12])
+    assert flat["batch_size"].isna().all() and single["batch_size"].isna().all()
+    assert not flat["extrapolated"].any()
+
+
+def test_costs_are_multiples_of_the_reference_at_the_largest_common_batch():
+    points = pd.concat(
+        [line("gms", 3000, 100, batches=(1, 2), seconds=1.0), line("wave_gms", 2000, 50)]
+    )
+    table = compare_costs(points).set_index("variant")
+    assert set(table["batch_size"]) == {2}
+    assert table.loc["wave_gms", ["time", "memory", "memory_of_step"]].tolist() == [1, 1, 1]
+    assert table.loc["gms", "time"] == pytest.approx(10)
+    assert table.loc["gms", "memory"] == pytest.approx(3200 / 2100)
+    assert table.loc["gms", "memory_of_step"] == pytest.approx(2200 / 1100)
+    with pytest.raises(InputError, match=r"efficiency\.variants lacks wave_gms"):
+        compare_costs(line("gms", 1, 1))
+
+
+def test_table_1_has_the_papers_rows_and_then_ours(tmp_path):
+    largest = largest_batches(
+        pd.concat([line("wave_gms", GIB, GIB), line("gms", GIB, 0)]), [11, 12]
+    )
+    table = beside_table_1(largest, PUBLISHED / "table1.csv")
+    assert (table["From"] == "paper").sum() == 13
+    assert table.iloc[0].tolist() == ["Swin-UNet", "V100 (32 GB)", "24", "paper"]
+    ours = table[table["From"] != "paper"]
+    assert ours["Batch size"].tolist() == ["≤ 10", "≤ 11", "no line", "no line"]
+    assert "extrapolated" in ours["From"].iloc[0] and "extrapolated" not in ours["From"].iloc[3]
+    with pytest.raises(InputError, match=r"nowhere\.csv cannot be read"):
+        beside_table_1(largest, tmp_path / "nowhere.csv")
+
+
+def test_the_figure_shows_the_points_and_the_cards_within_reach():
+    points = pd.concat([line("gms", 2 * GIB, 3 * GIB), line("wave_gms", GIB, GIB)])
+    figure = plot_costs(points, [11, 12, 40])
+    memory, time = figure.axes
+    shown = {drawn.get_label(): drawn.get_ydata() for drawn in memory.lines}
+    assert list(shown["GMS"]) == [5, 8, 14] and list(shown["Wave-GMS"]) == [2, 3, 5]
+    assert [text.get_text().strip() for text in memory.texts] == ["11 GiB", "12 GiB"]
+    assert all(list(drawn.get_ydata()) == [0.1] * 3 for drawn in time.lines)
+    assert "peak GPU memory" in memory.get_ylabel()
+    assert figure.get_suptitle() == "224×224 pixels, float32, a card"

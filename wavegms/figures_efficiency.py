@@ -1,0 +1,75 @@
+"""Figures of what training costs: memory and time against the batch size."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from wavegms.efficiency import GIB
+
+_MARKERS = "osD^vPX*"
+
+
+def plot_costs(points: pd.DataFrame, cards: Sequence[int]) -> Figure:
+    """Peak memory and time of a training step against the batch size, one line a variant.
+
+    Args:
+        points: from `efficiency.measure`.
+        cards: memory of cards, GiB; those within reach of the axis are drawn across.
+
+    Returns:
+        Two panels, memory and time for each image, both logarithmic, since a network with the large
+        autoencoder takes many times of what the others take.
+    """
+    rows = points.dropna(subset="peak_bytes")
+    rows = rows.assign(peak=rows["peak_bytes"].astype(float) / GIB)
+    figure, (memory, time) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    plt.close(figure)
+    systems = list(dict.fromkeys(rows["system"]))
+    colours = sns.color_palette("colorblind", len(systems))
+    for place, (system, colour) in enumerate(zip(systems, colours, strict=True)):
+        line = rows[rows["system"] == system]
+        marker = _MARKERS[place % len(_MARKERS)]
+        for axes, column in ((memory, "peak"), (time, "image_seconds")):
+            axes.plot(
+                line["batch_size"], line[column], color=colour, marker=marker, ms=6, label=system
+            )
+    for card in cards:
+        if card < 2 * rows["peak"].max():
+            memory.axhline(card, color="0.6", linewidth=1, linestyle="--", zorder=0)
+            memory.text(
+                1,
+                card,
+                f"{card} GiB",
+                transform=memory.get_yaxis_transform(),
+                ha="right",
+                va="bottom",
+                color="0.4",
+                fontsize=8,
+            )
+    batches = sorted(set(rows["batch_size"]))
+    for axes, column in ((memory, "peak"), (time, "image_seconds")):
+        axes.set_xlabel("batch size")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(batches, batches)
+        axes.set_yscale("log")
+        axes.set_yticks(_ticks(rows[column].min(), rows[column].max()))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    memory.set_ylabel(f"{rows['memory'].iloc[0]} (GiB)")
+    time.set_ylabel("time of a training step for each image (s)")
+    handles, labels = memory.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    size = rows["image_size"].iloc[0]
+    figure.suptitle(f"{size}×{size} pixels, float32, {rows['device'].iloc[0]}", fontsize=10)
+    return figure
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers, 1, 2 and 5 times a power of ten, that a logarithmic axis needs."""
+    steps = [float(f"{base}e{power}") for power in range(-6, 6) for base in (1, 2, 5)]
+    return [step for step in steps if low / 2 <= step <= high * 2]
