@@ -191,7 +191,8 @@ class EfficiencyParams(Section):
     """What is measured of time and memory, and on how many images at once."""
 
     variants: Names
-    image_size: Annotated[int, Field(ge=16), AfterValidator(_check_size)]
+    # below 32 pixels a single image leaves the U-Net's batch norm one position
+    image_size: Annotated[int, Field(ge=32), AfterValidator(_check_size)]
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=2), AfterValidator(_check_ascending)]
     steps: PositiveInt
     cards: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_check_unique)]
