@@ -61,7 +61,7 @@ def plot_costs(points: pd.DataFrame, cards: Sequence[int]) -> Figure:
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
     memory.set_ylabel(f"{rows['memory'].iloc[0]} (GiB)")
-    time.set_ylabel("time of a training step for each image (s)")
+    time.set_ylabel("training step, seconds for each image")
     handles, labels = memory.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     size = rows["image_size"].iloc[0]

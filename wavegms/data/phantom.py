@@ -13,10 +13,13 @@ The anatomy is in `wavegms.data.phantom_tissue`, the burnt-in marks in `wavegms.
 
 import json
 import math
+import os
 import shutil
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -340,12 +343,12 @@ def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         root = Path(temporary) / folder.name
         root.mkdir()
-        cases = (
-            simulate(SCANNERS[name], seed, index)
-            for index in tqdm(range(count), desc=f"simulating {name}", unit="image")
-        )
         write = {"phantom_a": _write_bus, "phantom_b": _write_busi}[name]
-        write(root, cases)
+        # an image depends on its own index and nothing else; most of the work is scipy's filters,
+        # which run side by side
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            cases = pool.map(partial(simulate, SCANNERS[name], seed), range(count))
+            write(root, tqdm(cases, total=count, desc=f"simulating {name}", unit="image"))
         (root / MARKER).write_text(json.dumps({"name": name, "count": count, "seed": seed}) + "\n")
         if folder.exists():
             shutil.rmtree(folder)
