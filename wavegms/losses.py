@@ -19,9 +19,10 @@ Supervision = Literal["all_levels", "last_three_levels"]
 AlignmentDistance = Literal["l1", "smooth_l1"]
 
 _SMOOTHING = 1e-5
-# How many pixels a CPU decodes at once: one image of 128x128. Smaller images one by one take longer
-# (at 64x64 a step by 13 %), larger ones together do not take less.
-_CPU_PIXELS = 128 * 128
+# How many pixels are decoded at once. A CPU: one image of 128x128; smaller images one by one take
+# longer (at 64x64 a step by 13 %), larger ones together do not take less. A GPU wants more work at
+# a time: five images of 224x224, whose decoder graph takes about half a GiB.
+_CPU_PIXELS, _GPU_PIXELS = 128 * 128, 512 * 512
 
 
 def soft_dice(probabilities: Tensor, masks: Tensor) -> Tensor:
@@ -153,14 +154,14 @@ class _DecodedDiceLoss(torch.autograd.Function):
 
     Nothing comes after the Dice of a level, so the gradient of the latent is known as soon as it
     is decoded, up to the factor that arrives from above. Kept is that gradient, as small as the
-    latent, and not the decoder's activations, which are what fills a card in the plain form. A CPU
-    decodes few images at a time, so that a larger batch needs no more memory.
+    latent, and not the decoder's activations, which are what fills a card in the plain form. Few
+    images are decoded at a time, so that a larger batch needs no more memory for it.
     """
 
     @staticmethod
     def forward(ctx: Any, level: Tensor, vae: Autoencoder, masks: Tensor) -> Tensor:
-        pixels = masks.shape[-2] * masks.shape[-1]
-        chunk = max(1, _CPU_PIXELS // pixels) if level.device.type == "cpu" else len(level)
+        at_once = _CPU_PIXELS if level.device.type == "cpu" else _GPU_PIXELS
+        chunk = max(1, at_once // (masks.shape[-2] * masks.shape[-1]))
         losses, gradients = [], []
         for part, mask in zip(level.split(chunk), masks.split(chunk), strict=True):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
