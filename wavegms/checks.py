@@ -8,7 +8,7 @@ from wavegms.data.files import sha256_of, write_text
 from wavegms.data.phantom import SCANNERS
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
-from wavegms.models.variants import VARIANTS
+from wavegms.models.variants import VARIANTS, require_side
 from wavegms.models.weights import is_hub_id
 
 
@@ -35,7 +35,8 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
         for variant in params.ablation.variants:
             _check_variant("ablation.variants", variant, params)
     for variant in params.efficiency.variants:
-        _check_efficiency(variant, params)
+        size = params.efficiency.image_size
+        _check_network("efficiency.variants", variant, "efficiency.image_size", size)
     for name in params.phantom.datasets:
         if name not in SCANNERS:
             raise InputError(
@@ -78,33 +79,20 @@ def _note_imported_weights(folder: Path, params: Params) -> None:
             write_text(folder / dataset / f"{variant}.txt", weights + "\n")
 
 
-def _check_variant(key: str, name: str, params: Params) -> None:
+def _check_network(variants_key: str, name: str, size_key: str, size: int) -> None:
     if name not in VARIANTS:
-        raise InputError(f"{key}: {name!r} is unknown, choose among {', '.join(VARIANTS)}")
+        raise InputError(f"{variants_key}: {name!r} is unknown, choose among {', '.join(VARIANTS)}")
+    require_side(name, size, size_key)
+
+
+def _check_variant(key: str, name: str, params: Params) -> None:
+    _check_network(key, name, "image_size", params.image_size)
     spec = VARIANTS[name]
-    if params.image_size % spec.side_divisor:
-        raise InputError(
-            f"image_size is {params.image_size}, but variant {name} needs a multiple of "
-            f"{spec.side_divisor}"
-        )
     sd_vae = params.autoencoder.sd_vae
     if spec.autoencoder == "kl" and not (Path(sd_vae).is_dir() or is_hub_id(sd_vae)):
         raise InputError(
             f"autoencoder.sd_vae {sd_vae!r} is neither a folder nor a hub id, but variant {name} "
             "needs an SD-VAE: correct it, or leave the variant out"
-        )
-
-
-def _check_efficiency(name: str, params: Params) -> None:
-    side = params.efficiency.image_size
-    if name not in VARIANTS:
-        raise InputError(
-            f"efficiency.variants: {name!r} is unknown, choose among {', '.join(VARIANTS)}"
-        )
-    if side % VARIANTS[name].side_divisor:
-        raise InputError(
-            f"efficiency.image_size is {side}, but variant {name} needs a multiple of "
-            f"{VARIANTS[name].side_divisor}"
         )
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from wavegms.efficiency_worker import build_untrained
 from wavegms.errors import InputError
 from wavegms.losses import WaveGMSLoss
-from wavegms.models.variants import as_pipeline, variant_spec
+from wavegms.models.variants import as_pipeline, require_side, variant_spec
 from wavegms.notebooks import KEEP_MEMORY
 from wavegms.training import loss_terms
 
@@ -70,7 +70,7 @@ def count_sizes(variants: Sequence[str], image_size: int) -> pd.DataFrame:
     """
     rows = []
     for name in variants:
-        _check_size(name, image_size)
+        require_side(name, image_size, "efficiency.image_size")
         spec = variant_spec(name)
         with torch.device("meta"):
             network, vae = build_untrained(name)
@@ -118,7 +118,7 @@ def measure(
             but lack of memory, or not a single image fits.
     """
     for name in variants:
-        _check_size(name, image_size)
+        require_side(name, image_size, "efficiency.image_size")
     rows = []
     with tqdm(total=len(variants) * len(batch_sizes), desc="measuring", unit="point") as bar:
         for place, name in enumerate(variants, start=1):
@@ -280,15 +280,6 @@ def beside_table_2(sizes: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame
             "total_parameters": sizes["total_parameters"],
         }
     )
-
-
-def _check_size(variant: str, image_size: int) -> None:
-    divisor = variant_spec(variant).side_divisor
-    if image_size % divisor:
-        raise InputError(
-            f"efficiency.image_size is {image_size}, but variant {variant} needs a multiple of "
-            f"{divisor}"
-        )
 
 
 def _command(request: dict) -> list[str]:

@@ -132,6 +132,22 @@ def require_autoencoder(name: str, vae: Autoencoder | None) -> None:
         )
 
 
+def require_side(name: str, side: int, parameter: str) -> None:
+    """Checks that images have a size that a variant takes.
+
+    Args:
+        name: a key of `VARIANTS`.
+        side: of the images, in pixels.
+        parameter: what to change if it does not suit, as it stands in params.yaml.
+
+    Raises:
+        InputError: the variant is unknown, or the side is not divisible by what it asks for.
+    """
+    divisor = variant_spec(name).side_divisor
+    if side % divisor:
+        raise InputError(f"{parameter} is {side}, but variant {name} needs a multiple of {divisor}")
+
+
 def as_pipeline(model: Network, vae: Autoencoder | None, image_size: int) -> WaveGMSPipeline:
     """The pipeline around a trained network; it shares the network's weights.
 
