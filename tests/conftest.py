@@ -115,6 +115,8 @@ def training_params():
             "weight_decay": 0.01,
             "warmup_epochs": 0,
             "selection": "best_on_validation",
+            "precision": "auto",
+            "compile": False,
             "augmentation": AugmentationParams(**NO_AUGMENTATION),
         }
         return TrainingParams(**values | changes)

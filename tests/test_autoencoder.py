@@ -228,15 +228,6 @@ def test_masks_are_encoded_as_grey_images_in_the_right_range(small_vae):
     assert torch.equal(latents, encode_images(small_vae, masks.repeat(1, 3, 1, 1)))
 
 
-def test_a_decoded_mask_is_the_clamped_mean_of_three_channels(small_vae, monkeypatch):
-    sample = torch.tensor([[-1.0, 0.0, 1.0], [3.0, 1.0, 2.0], [-2.0, -1.0, -3.0], [-1.0, 0.5, 2.0]])
-    output = type("Output", (), {"sample": sample.reshape(4, 3, 1, 1)})
-    monkeypatch.setattr(small_vae, "decode", lambda latents: output)
-    masks = decode_masks(small_vae, torch.zeros(4, 4, 1, 1))
-    assert masks.shape == (4, 1, 1, 1)
-    torch.testing.assert_close(masks.flatten(), torch.tensor([0.5, 1.0, 0.0, 0.75]))
-
-
 def test_a_missing_folder_is_refused_by_name(tmp_path, no_hub):
     missing = tmp_path / "nowhere"
     for where in (missing, str(missing)):

@@ -48,6 +48,8 @@ VALUES = {
         "weight_decay": 0.01,
         "warmup_epochs": 5,
         "selection": "best_on_validation",
+        "precision": "auto",
+        "compile": False,
         "augmentation": {
             "horizontal_flip": 0.5,
             "vertical_flip": 0.5,

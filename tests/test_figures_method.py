@@ -10,7 +10,7 @@ from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
 from wavegms.autoencoder_training import build_autoencoder
 from wavegms.figures_method import show_alignment, show_bands, show_latents, show_masks
 from wavegms.losses import alignment_loss
-from wavegms.models.autoencoder import channels_last
+from wavegms.models.formats import channels_last
 from wavegms.tour import decode_levels, follow_latents
 
 pytestmark = pytest.mark.filterwarnings("error")

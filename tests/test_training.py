@@ -112,7 +112,7 @@ def test_four_images_are_learnt_by_heart(run, trained_vae, train_set, training_p
         Repeated(train_set, 30),
         train_set,
         training_params(batch_size=4, learning_rate=3e-3, warmup_epochs=1),
-        epochs=7,
+        epochs=8,
         seed=1,
         folder=tmp_path / "model",
         live_folder=tmp_path / "live",
@@ -225,6 +225,8 @@ def test_every_trained_weight_moves(run, states):
 
 class Counting:
     """The loss, and the number of images and the value of each batch it was given."""
+
+    supervision = "all_levels"
 
     def __init__(self, break_at=None):
         self.sizes, self.values, self.break_at = [], [], break_at

@@ -48,6 +48,7 @@ Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_check_unique)
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -148,6 +149,8 @@ class TrainingParams(Section):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     warmup_epochs: Annotated[int, Field(ge=0)]
     selection: Literal["best_on_validation", "best_on_test"]
+    precision: Precision
+    compile: bool
     augmentation: AugmentationParams
 
     @property

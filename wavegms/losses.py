@@ -1,27 +1,30 @@
 """The training loss (paper, section 2.4), with both readings where paper and reference differ.
 
-It exists twice. `WaveGMSLoss.plain` is the formulas as they stand in the paper, and the
-specification; calling the loss gives the same values and gradients in less memory and time, and is
-what training uses. The tests compare the two.
+It exists twice. `WaveGMSLoss.plain` is the formulas as they stand in the paper, with diffusers'
+autoencoder called as it is, and the specification; calling the loss gives the same values and
+gradients in less memory and time, and is what training uses. The tests compare the two.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from wavegms.models.autoencoder import Autoencoder, decode_masks, encode_images, encode_masks
+from wavegms.models.formats import at_least_float32, channels_last
 
 Supervision = Literal["all_levels", "last_three_levels"]
 AlignmentDistance = Literal["l1", "smooth_l1"]
 
 _SMOOTHING = 1e-5
-# How many pixels are decoded at once. A CPU: one image of 128x128; smaller images one by one take
-# longer (at 64x64 a step by 13 %), larger ones together do not take less. A GPU wants more work at
-# a time: five images of 224x224, whose decoder graph takes about half a GiB.
+# How many pixels are encoded or decoded at once. A CPU: one image of 128x128; smaller images one by
+# one take longer (at 64x64 a step by 13 %), larger ones together do not take less. A GPU wants more
+# work at a time: five images of 224x224, whose decoder graph takes about half a GiB.
 _CPU_PIXELS, _GPU_PIXELS = 128 * 128, 512 * 512
 
 
@@ -33,8 +36,9 @@ def soft_dice(probabilities: Tensor, masks: Tensor) -> Tensor:
         masks: (B, 1, H, W), 0 or 1.
 
     Returns:
-        (B,) in [0, 1], 1 for a perfect match.
+        (B,) in [0, 1], at least float32; 1 for a perfect match.
     """
+    probabilities = at_least_float32(probabilities)
     overlap = (probabilities * masks).flatten(1).sum(1)
     total = probabilities.flatten(1).sum(1) + masks.flatten(1).sum(1)
     return (2 * overlap + _SMOOTHING) / (total + _SMOOTHING)
@@ -68,6 +72,7 @@ def alignment_loss(latents: Tensor, targets: Tensor, distance: AlignmentDistance
     Returns:
         A scalar.
     """
+    latents, targets = at_least_float32(latents), at_least_float32(targets)
     cosine = functional.cosine_similarity(latents, targets, dim=1).mean()
     compare = functional.l1_loss if distance == "l1" else functional.smooth_l1_loss
     return 0.9 * (1 - cosine) + 0.1 * compare(latents, targets)
@@ -111,7 +116,14 @@ class WaveGMSLoss:
         """
         supervised = self._supervised(levels)
         seg = sum(_DecodedDiceLoss.apply(level, vae, masks) for level in supervised)
-        return self._total(seg, latents, supervised, vae, images, masks)
+        with torch.no_grad():
+            targets = [channels_last(masks.expand(-1, 3, -1, -1))]
+            if latents is not None:
+                targets.append(images)
+            at_once = _at_once(masks)
+            encoded = [encode_images(vae, part) for part in torch.cat(targets).split(at_once)]
+            mask_latents, *image_latents = torch.cat(encoded).split(len(masks))
+        return self._total(seg, supervised, mask_latents, latents, *image_latents)
 
     def plain(
         self,
@@ -122,9 +134,15 @@ class WaveGMSLoss:
         masks: Tensor,
     ) -> dict[str, Tensor]:
         """The same, written as in the paper: the graphs of all decoded levels live at once."""
-        supervised = self._supervised(levels)
-        seg = sum((1 - soft_dice(decode_masks(vae, level), masks)).mean() for level in supervised)
-        return self._total(seg, latents, supervised, vae, images, masks)
+        scale = vae.config.scaling_factor if isinstance(vae, AutoencoderKL) else 1.0
+        supervised, seg = self._supervised(levels), 0.0
+        for level in supervised:
+            decoded = vae.decode(level / scale).sample.mean(dim=1, keepdim=True)
+            seg = seg + (1 - soft_dice(((decoded + 1) / 2).clamp(0, 1), masks)).mean()
+        with torch.no_grad():
+            mask_latents = encode_masks(vae, masks)
+            image_latents = None if latents is None else encode_images(vae, images)
+        return self._total(seg, supervised, mask_latents, latents, image_latents)
 
     def _supervised(self, levels: list[Tensor]) -> list[Tensor]:
         return levels if self.supervision == "all_levels" else levels[1:]
@@ -132,19 +150,15 @@ class WaveGMSLoss:
     def _total(
         self,
         seg: Tensor,
-        latents: Tensor | None,
         supervised: list[Tensor],
-        vae: Autoencoder,
-        images: Tensor,
-        masks: Tensor,
+        mask_latents: Tensor,
+        latents: Tensor | None = None,
+        image_latents: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        with torch.no_grad():
-            mask_latents = encode_masks(vae, masks)
-        lm = sum(functional.mse_loss(level, mask_latents) for level in supervised)
+        mask_latents = at_least_float32(mask_latents)
+        lm = sum(functional.mse_loss(at_least_float32(one), mask_latents) for one in supervised)
         if latents is None:
             return {"loss": seg + lm, "seg": seg, "lm": lm}
-        with torch.no_grad():
-            image_latents = encode_images(vae, images)
         align = alignment_loss(latents, image_latents, self.alignment_distance)
         return {"loss": seg + lm + align, "seg": seg, "lm": lm, "align": align}
 
@@ -160,18 +174,20 @@ class _DecodedDiceLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, level: Tensor, vae: Autoencoder, masks: Tensor) -> Tensor:
-        at_once = _CPU_PIXELS if level.device.type == "cpu" else _GPU_PIXELS
-        chunk = max(1, at_once // (masks.shape[-2] * masks.shape[-1]))
+        at_once, wanted = _at_once(masks), ctx.needs_input_grad[0]
+        # a pixel's gradient is about 1 / pixels, too small for float16; a power of two is exact
+        scale = 2.0 ** round(math.log2(masks.shape[-2] * masks.shape[-1]))
         losses, gradients = [], []
-        for part, mask in zip(level.split(chunk), masks.split(chunk), strict=True):
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                part = part.detach().requires_grad_(ctx.needs_input_grad[0])
+        for part, mask in zip(level.split(at_once), masks.split(at_once), strict=True):
+            with torch.set_grad_enabled(wanted):
+                part = part.detach().requires_grad_(wanted)
                 lost = (1 - soft_dice(decode_masks(vae, part), mask)).sum() / len(level)
-            if ctx.needs_input_grad[0]:
-                lost.backward(inputs=[part])
-                gradients.append(part.grad)
+                scaled = lost * scale
+            if wanted:
+                scaled.backward(inputs=[part])
+                gradients.append(at_least_float32(part.grad) / scale)
             losses.append(lost.detach())
-        if gradients:
+        if wanted:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.stack(losses).sum()
 
@@ -179,3 +195,9 @@ class _DecodedDiceLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
         return factor * ctx.saved_tensors[0], None, None
+
+
+def _at_once(masks: Tensor) -> int:
+    """How many images of this size are encoded or decoded at a time, see `_CPU_PIXELS`."""
+    pixels = _CPU_PIXELS if masks.device.type == "cpu" else _GPU_PIXELS
+    return max(1, pixels // (masks.shape[-2] * masks.shape[-1]))

@@ -18,6 +18,7 @@ from papermill.exceptions import PapermillExecutionError
 from wavegms.config import load_params
 from wavegms.data.files import write_text
 from wavegms.errors import InputError
+from wavegms.project import is_first_process
 
 # A kernel warns that its channels are not encrypted; they do not leave this machine.
 _QUIET_KERNEL = ["--log-level=ERROR"]
@@ -36,7 +37,8 @@ def run_notebook(
 
     Its parameters are the values of the parameter file, as far as the notebook declares them, and
     `arguments` on top. What its kernel writes to stderr (the progress bars) appears here as it
-    comes. The executed notebook is written only when it ran to the end.
+    comes. The executed notebook is written only when it ran to the end, and of several processes
+    that `accelerate launch` started by the first alone.
 
     Args:
         notebook: the notebook, run in its own folder.
@@ -57,7 +59,8 @@ def run_notebook(
     values |= {name: _as_declared(name, text, declared[name]) for name, text in arguments.items()}
     os.environ |= KEEP_MEMORY | os.environ
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.partial.ipynb")
+    # each of several processes has one of its own
+    partial = output.with_name(f".{output.stem}.{os.environ.get('RANK', '0')}.partial.ipynb")
     try:
         executed = papermill.execute_notebook(
             notebook,
@@ -70,7 +73,8 @@ def run_notebook(
         )
         for cell in executed.cells:
             _keep_last_state_of_progress_bars(cell)
-        write_text(output, nbformat.writes(executed) + "\n")
+        if is_first_process():
+            write_text(output, nbformat.writes(executed) + "\n")
     except PapermillExecutionError as error:
         if error.ename == InputError.__name__:
             raise InputError(error.evalue) from None

@@ -1,4 +1,7 @@
-"""Where the project lies: notebooks name files as seen from its folder, wherever they run."""
+"""Where the project lies, and who writes into it.
+
+Notebooks name files as seen from the project's folder, wherever they run.
+"""
 
 import os
 from pathlib import Path
@@ -25,3 +28,12 @@ def enter_project() -> Path:
             os.chdir(folder)
             return folder
     raise InputError(f"no params.yaml in {here} or above: run this inside the project's folder")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes files, of those that share a training.
+
+    accelerate and torchrun number the processes that they start, over all machines, in the
+    variable RANK, and a notebook's kernel inherits it.
+    """
+    return os.environ.get("RANK", "0") == "0"

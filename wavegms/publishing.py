@@ -13,6 +13,7 @@ from wavegms.config import TrainingParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.files import replace_folder
 from wavegms.models.variants import variant_spec
+from wavegms.project import is_first_process
 from wavegms.training import TrainingResult
 
 
@@ -30,6 +31,8 @@ def publish_model(
     other: dict[str, BaseModel],
 ) -> ModelCard:
     """Puts the best weights in place, the last ones in `last/`, and the card beside them.
+
+    Of several processes that shared the training, the first does it.
 
     Args:
         result: of `wavegms.training.train`.
@@ -65,6 +68,8 @@ def publish_model(
         },
         versions=library_versions(),
     )
+    if not is_first_process():
+        return card
     with replace_folder(folder) as target:
         shutil.copytree(result.folder / "best", target, dirs_exist_ok=True)
         shutil.copytree(result.folder / "last", target / "last")

@@ -1,12 +1,13 @@
 """The training loop (paper, section 3.2): one loop for every network, through accelerate."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from dvclive import Live
 from torch import nn
@@ -14,13 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from wavegms.config import TrainingParams
+from wavegms.config import Precision, TrainingParams
 from wavegms.data.augment import Augmentation
+from wavegms.data.batches import TrainingBatches
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.files import replace_folder
 from wavegms.errors import InputError
 from wavegms.losses import WaveGMSLoss, mask_loss, soft_dice
-from wavegms.models.autoencoder import Autoencoder
+from wavegms.models.autoencoder import Autoencoder, Generators
+from wavegms.models.formats import channels_last
 from wavegms.models.gms_checkpoint import load_gms_mapping
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.variants import (
@@ -30,6 +33,7 @@ from wavegms.models.variants import (
     require_autoencoder,
     variant_spec,
 )
+from wavegms.precision import choose_precision, computing_with
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class TrainingResult:
         best_dice: its selection_dice.
         trainable_parameters: their number.
         folder: holds `best` and `last`, each a folder for `WaveGMSPipeline.from_pretrained`.
+        precision: what was computed with, see `choose_precision`; None if nothing was trained.
+        data_share: share of the training's time that went into making batches, in [0, 1], the
+            measuring on selection images not counted; None if nothing was trained.
     """
 
     history: pd.DataFrame
@@ -52,6 +59,8 @@ class TrainingResult:
     best_dice: float
     trainable_parameters: int
     folder: Path
+    precision: Precision | None = None
+    data_share: float | None = None
 
 
 def learning_rate_factor(epoch: int, epochs: int, warmup_epochs: int) -> float:
@@ -103,8 +112,13 @@ def train(
     the selection images, and is kept as both.
 
     Every random choice (initial weights, order, augmentation, sampled latents) follows from
-    `seed`. After each epoch the last checkpoint, and the best when it improves, are written whole
-    or not at all. Metrics go to `live_folder` as dvclive writes them, a progress bar to stderr.
+    `seed`. Several processes, started by accelerate or torchrun, share each batch and give what one
+    alone gives, but for rounding; a network with batch normalisation (the U-Net) takes its
+    statistics over each process's part.
+
+    After each epoch the last checkpoint, and the best when it improves, are written whole or not at
+    all. Metrics go to `live_folder` as dvclive writes them, a progress bar to stderr; it ends with
+    the share of the time that was spent on making batches.
 
     Args:
         variant: name in `wavegms.models.variants.VARIANTS`.
@@ -125,8 +139,9 @@ def train(
 
     Raises:
         InputError: the variant is unknown, or lacks its autoencoder or checkpoint; the image size
-            does not suit it; the batch is larger than the training set; the warm-up does not end;
-            or the loss or the selection Dice is no longer finite.
+            does not suit it; the batch is larger than the training set, or is not to be shared by
+            the processes; the precision is not to be had here; the warm-up does not end; or the
+            loss or the selection Dice is no longer finite.
     """
     spec = variant_spec(variant)
     batch_size = spec.batch_size_or(settings.batch_size)
@@ -140,7 +155,16 @@ def train(
         raise InputError(f"variant {variant} needs a checkpoint of GMS: set model.gms_checkpoint")
     if spec.trained:
         _check_recipe(variant, batch_size, settings, len(train_set), epochs)
-    accelerator = Accelerator()
+    # the head of a level that is not supervised gets no gradient, which processes must be told
+    unused = loss.supervision != "all_levels"
+    accelerator = Accelerator(
+        mixed_precision="no",  # ours: accelerate's cannot be changed within a process
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+    )
+    wanted = settings.precision
+    if wanted == "auto" and spec.full_precision:
+        wanted = "fp32"
+    precision = choose_precision(wanted, accelerator.device)
     set_seed(seed)
     model = build_variant(variant, sample_at_inference=sample_at_inference)
     if vae is not None:
@@ -161,19 +185,26 @@ def train(
     schedule = LambdaLR(
         optimizer, lambda epoch: learning_rate_factor(epoch, epochs, settings.warmup_epochs)
     )
-    batches = DataLoader(
+    if batch_size % accelerator.num_processes:
+        raise InputError(
+            f"training.batch_size is {batch_size}, which {accelerator.num_processes} processes "
+            "cannot share: choose a multiple, or another number of processes"
+        )
+    batches = TrainingBatches(
         train_set,
+        Augmentation(**settings.augmentation.model_dump()),
         batch_size=batch_size,
-        shuffle=True,
-        drop_last=True,
-        generator=torch.Generator().manual_seed(seed),
+        seed=seed,
+        device=accelerator.device,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
     )
-    augment = Augmentation(**settings.augmentation.model_dump())
-    # the schedule stays ours: accelerate would step it once a process
-    model, optimizer, batches, selection_batches = accelerator.prepare(
-        model, optimizer, batches, selection_batches
-    )
-    pipeline = as_pipeline(accelerator.unwrap_model(model), vae, train_set.image_size)
+    if settings.compile:
+        model.compile()
+    pipeline = as_pipeline(model, vae, train_set.image_size)
+    model, selection_batches = accelerator.prepare(model, selection_batches)
+    autocast = computing_with(precision, accelerator.device)
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
 
     rows, best_dice, best_epoch = [], -math.inf, 0
     bar = tqdm(
@@ -183,21 +214,22 @@ def train(
         mininterval=1,
         disable=not accelerator.is_main_process,
     )
-    with bar, _open_metrics(live_folder) as live:
+    main = accelerator.is_main_process
+    with bar, _open_metrics(live_folder) if main else nullcontext() as live:
         for epoch in range(1, epochs + 1):
             model.train()
             sums: dict[str, torch.Tensor] = {}
-            for batch in batches:
-                images, masks = augment(
-                    PreparedDataset.to_float(batch["image"]),
-                    PreparedDataset.mask_to_float(batch["mask"]),
-                )
-                terms = loss_terms(spec, model, loss, vae, images, masks)
+            for batch in batches.epoch(epoch):
+                with autocast:
+                    terms = loss_terms(
+                        spec, model, loss, vae, batch.images, batch.masks, batch.generators
+                    )
                 if not torch.isfinite(terms["loss"]):
                     raise _diverged("loss", terms["loss"].item(), rows, folder)
                 optimizer.zero_grad()
-                accelerator.backward(terms["loss"])
-                optimizer.step()
+                scaler.scale(terms["loss"]).backward()
+                scaler.step(optimizer)
+                scaler.update()
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0) + value.detach()
                 bar.update()
@@ -205,7 +237,10 @@ def train(
             row = {
                 "epoch": epoch,
                 "learning_rate": schedule.get_last_lr()[0],
-                **{name: (value / len(batches)).item() for name, value in sums.items()},
+                **{
+                    name: accelerator.reduce(value / len(batches), "mean").item()
+                    for name, value in sums.items()
+                },
                 "selection_dice": _mean_soft_dice(accelerator, pipeline, selection_batches),
             }
             if not math.isfinite(row["selection_dice"]):
@@ -213,15 +248,22 @@ def train(
                 raise _diverged("selection Dice", row["selection_dice"], rows, folder)
             schedule.step()
             rows.append(row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", dice=f"{row['selection_dice']:.3f}")
-            if accelerator.is_main_process:
+            bar.set_postfix(
+                loss=f"{row['loss']:.3f}",
+                dice=f"{row['selection_dice']:.3f}",
+                data=f"{batches.share:.1%}",
+            )
+            if main:
                 improved = row["selection_dice"] > best_dice
                 _save(pipeline, folder, ("best", "last") if improved else ("last",))
                 _log(live, row)
             if row["selection_dice"] > best_dice:
                 best_dice, best_epoch = row["selection_dice"], epoch
+    accelerator.wait_for_everyone()  # what was saved is there for all of them
     trainable = pipeline.parameter_counts.trainable
-    return TrainingResult(pd.DataFrame(rows), best_epoch, best_dice, trainable, folder)
+    return TrainingResult(
+        pd.DataFrame(rows), best_epoch, best_dice, trainable, folder, precision, batches.share
+    )
 
 
 def _check_recipe(
@@ -251,6 +293,7 @@ def loss_terms(
     vae: Autoencoder | None,
     images: torch.Tensor,
     masks: torch.Tensor,
+    generators: Generators = None,
 ) -> dict[str, torch.Tensor]:
     """The forward half of a training step: one batch through the network and its loss.
 
@@ -261,14 +304,16 @@ def loss_terms(
         vae: the frozen autoencoder; None if the variant needs none.
         images: (B, 3, H, W) in [0, 1], the sides divisible by `spec.side_divisor`.
         masks: (B, 1, H, W), 0 or 1.
+        generators: random state for the network, or one for each image.
 
     Returns:
         Scalars by name: `loss`, which is what goes backward, and the terms that it is the sum of,
         see `mask_loss` and `WaveGMSLoss`.
     """
+    images = channels_last(images)
     if spec.autoencoder is None:
         return mask_loss(model(images), masks)
-    latents, levels = model(images, vae)
+    latents, levels = model(images, vae, generators)
     return loss(latents if spec.aligned else None, levels, vae, images, masks)
 
 

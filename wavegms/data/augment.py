@@ -31,21 +31,27 @@ class Augmentation(torch.nn.Module):
         shift_scale_rotate: float,
     ):
         super().__init__()
-        self.transforms = K.AugmentationSequential(
-            K.RandomHorizontalFlip(p=horizontal_flip),
-            K.RandomVerticalFlip(p=vertical_flip),
-            K.RandomRotation90(times=(0, 3), p=rotate_90),
-            K.ColorJitter(0.1, 0.1, 0.1, 0.1, p=color_jitter),
+        steps = {
+            K.RandomHorizontalFlip(p=horizontal_flip): horizontal_flip,
+            K.RandomVerticalFlip(p=vertical_flip): vertical_flip,
+            K.RandomRotation90(times=(0, 3), p=rotate_90): rotate_90,
+            K.ColorJitter(0.1, 0.1, 0.1, 0.1, p=color_jitter): color_jitter,
             K.RandomAffine(
                 degrees=20,
                 translate=(0.15, 0.15),
                 scale=(0.9, 1.1),
                 padding_mode="reflection",
                 p=shift_scale_rotate,
-            ),
+            ): shift_scale_rotate,
+        }
+        # one that never happens would still take a millisecond an image
+        chosen = [step for step, probability in steps.items() if probability > 0]
+        self.transforms = None
+        if chosen:
             # the key also says that a mask keeps its values: it is resampled by the nearest pixel
-            data_keys=[DataKey.INPUT, DataKey.MASK],
-        )
+            self.transforms = K.AugmentationSequential(
+                *chosen, data_keys=[DataKey.INPUT, DataKey.MASK]
+            )
 
     @torch.no_grad()
     def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,5 +64,7 @@ class Augmentation(torch.nn.Module):
         Returns:
             Images and masks of the same shapes and ranges.
         """
+        if self.transforms is None:
+            return images, masks
         images, masks = self.transforms(images, masks)
         return images.clamp(0, 1), masks

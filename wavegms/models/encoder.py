@@ -3,8 +3,11 @@
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from torch import Generator, Tensor, nn
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
 
+from wavegms.models.autoencoder import Generators
+from wavegms.models.formats import at_least_float32
 from wavegms.models.wavelet import multi_level_bands
 
 _GROUPS = 8
@@ -111,7 +114,8 @@ class MultiResolutionEncoder(ModelMixin, ConfigMixin):
             images: (B, 3, H, W) in [0, 1] (not [-1, 1]), H and W divisible by 8.
 
         Returns:
-            Two tensors (B, 4, H/8, W/8); the log-variance is clamped to [-30, 20].
+            Two tensors (B, 4, H/8, W/8), at least float32; the log-variance is clamped to
+            [-30, 20].
 
         Raises:
             ValueError: not RGB, or a side that 8 does not divide.
@@ -125,24 +129,26 @@ class MultiResolutionEncoder(ModelMixin, ConfigMixin):
             pool(extract(band))
             for band, extract, pool in zip(bands, self.feature_extraction, self.pools, strict=True)
         ]
-        mean, log_variance = self.feature_aggregation(torch.cat(features, dim=1)).chunk(2, dim=1)
+        both = at_least_float32(self.feature_aggregation(torch.cat(features, dim=1)))
+        mean, log_variance = both.chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
 
-    def forward(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+    def forward(self, images: Tensor, generator: Generators = None) -> Tensor:
         """z_MR of a batch of images: a sample in training mode, the mean in evaluation mode.
 
         Args:
             images: (B, 3, H, W) in [0, 1], H and W divisible by 8.
-            generator: random state for the sample; torch's default one if None.
+            generator: random state for the sample, or one for each image, which makes a sample
+                independent of the batch it is in; torch's default one if None.
 
         Returns:
-            Latents (B, 4, H/8, W/8).
+            Latents (B, 4, H/8, W/8), of the images' type.
 
         Raises:
             ValueError: not RGB, or a side that 8 does not divide.
         """
         mean, log_variance = self.distribution(images)
-        if not (self.training or self.config.sample_at_inference):
-            return mean
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return mean + torch.exp(0.5 * log_variance) * noise
+        if self.training or self.config.sample_at_inference:
+            noise = randn_tensor(mean.shape, generator, device=mean.device, dtype=mean.dtype)
+            mean = mean + torch.exp(0.5 * log_variance) * noise
+        return mean.to(images.dtype)

@@ -2,9 +2,9 @@
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from wavegms.models.autoencoder import Autoencoder, channels_last, encode_images
+from wavegms.models.autoencoder import Autoencoder, Generators, encode_images
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.mapping import LatentMappingModel
@@ -17,7 +17,7 @@ def map_latents(
     images: Tensor,
     *,
     sample_posterior: bool = False,
-    generator: Generator | None = None,
+    generator: Generators = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """The image's latent and the mask latents it is mapped to.
 
@@ -27,15 +27,15 @@ def map_latents(
         vae: the frozen autoencoder; unused, and may be None, where there is an encoder.
         images: (B, 3, H, W) in [0, 1], H and W divisible by 8.
         sample_posterior: see `encode_images`.
-        generator: random state for an encoder that samples.
+        generator: random state for whatever samples, or one for each image.
 
     Returns:
         z_MR or z_I (B, 4, H/8, W/8), and the four mapped latents of the same shape, deepest first.
     """
     if encoder is None:
-        latents = encode_images(vae, images, sample_posterior=sample_posterior)
+        latents = encode_images(vae, images, sample_posterior=sample_posterior, generator=generator)
     else:
-        latents = encoder(channels_last(images), generator=generator)
+        latents = encoder(images, generator=generator)
     if isinstance(mapping, GuidedLatentMappingModel):
         return latents, mapping(latents, images)
     return latents, mapping(latents)
@@ -58,12 +58,15 @@ class LatentSegmenter(nn.Module):
         self.mapping = mapping
 
     def forward(
-        self, images: Tensor, vae: Autoencoder | None = None
+        self, images: Tensor, vae: Autoencoder | None = None, generator: Generators = None
     ) -> tuple[Tensor, list[Tensor]]:
         """See :func:`map_latents`.
 
         With a KL autoencoder, half of the training batches take a sample of its posterior instead
-        of the mean (GMS).
+        of the mean (GMS). Which ones is drawn from torch's own random state, that several processes
+        have in common.
         """
         sample = self.training and isinstance(vae, AutoencoderKL) and torch.rand(()).item() < 0.5
-        return map_latents(self.encoder, self.mapping, vae, images, sample_posterior=sample)
+        return map_latents(
+            self.encoder, self.mapping, vae, images, sample_posterior=sample, generator=generator
+        )

@@ -18,6 +18,8 @@ from wavegms.errors import InputError
 from wavegms.imaging import as_rgb, resize_image
 from wavegms.models.autoencoder import decode_masks, freeze
 from wavegms.models.encoder import MultiResolutionEncoder
+from wavegms.models.export import OnnxExport, write_onnx
+from wavegms.models.formats import channels_last
 from wavegms.models.latent import map_latents
 from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_network import MaskNetwork
@@ -155,7 +157,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         Returns:
             (B, 1, H, W) in [0, 1], float32.
         """
-        images = images.to(device=self.device, dtype=self.dtype)
+        images = channels_last(images.to(device=self.device, dtype=self.dtype))
         if self.network is not None:
             return self.network(images).float()
         _, levels = map_latents(self.encoder, self.mapping, self.vae, images, generator=generator)
@@ -205,6 +207,29 @@ class WaveGMSPipeline(DiffusionPipeline):
                     bar.update(len(chunk))
         return WaveGMSOutput(masks=masks, probabilities=probabilities)
 
+    def export_onnx(self, path: str | Path) -> OnnxExport:
+        """Writes the pipeline as one ONNX file that gives what :meth:`predict` gives.
+
+        Its input `images` is (B, 3, S, S) float32 in [0, 1] with any B and S the pipeline's
+        `image_size`, its output `probabilities` is (B, 1, S, S) float32 in [0, 1]. It is float32
+        whatever type and device the pipeline has; that stays as it is. Metadata say what goes in,
+        what comes out, and that it is not for clinical use.
+
+        The file is run in ONNX Runtime on the CPU and compared with :meth:`predict` before it takes
+        its name. A failure leaves no file, and one of that name as it was.
+
+        Args:
+            path: the file, ending in .onnx; its folder is made if missing.
+
+        Returns:
+            The path, and the largest difference of a probability found.
+
+        Raises:
+            InputError: the path ends otherwise or cannot be written, the encoder draws a sample at
+                inference, or a probability differs by more than `wavegms.models.export.TOLERANCE`.
+        """
+        return write_onnx(self, path)
+
 
 def _as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     if isinstance(images, Image.Image):
@@ -212,10 +237,10 @@ def _as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     if isinstance(images, Tensor):
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, np.ndarray):
-        channels_last = images.ndim == 3 and images.shape[-1] in (1, 3, 4)
+        one_in_colour = images.ndim == 3 and images.shape[-1] in (1, 3, 4)
         if images.ndim == 0:
             raise InputError("an image array must be (H, W[, 1, 3 or 4]), not a single number")
-        return [images] if images.ndim == 2 or channels_last else list(images)
+        return [images] if images.ndim == 2 or one_in_colour else list(images)
     if not isinstance(images, Iterable):
         raise InputError(f"expected an image, or a sequence of images, not {type(images).__name__}")
     return list(images)
