@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # DVC calls `python`: it must be the one with the pins, and kernels must find themselves.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lab lint notebooks
+.PHONY: repro test bench lab lint notebooks
 repro: $(VENV)/installed
 	$(BIN)/dvc repro
 
@@ -13,6 +13,11 @@ repro: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto
 	$(BIN)/python -m pytest -m slow
+
+# On an idle machine: about 20 minutes on two cores, less on a GPU. BENCH="--batch-sizes 1 4 12" and
+# the like change what is measured, see `python -m wavegms bench --help`.
+bench: $(VENV)/installed
+	$(BIN)/python -m wavegms bench $(BENCH)
 
 lab: $(VENV)/installed
 	$(BIN)/jupyter lab --notebook-dir=notebooks

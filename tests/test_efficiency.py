@@ -17,6 +17,7 @@ from wavegms.efficiency import (
     beside_table_1,
     beside_table_2,
     compare_costs,
+    compare_inference,
     count_sizes,
     largest_batches,
     measure,
@@ -248,3 +249,11 @@ def test_the_figure_shows_the_points_and_the_cards_within_reach():
     assert all(list(drawn.get_ydata()) == [0.1] * 3 for drawn in time.lines)
     assert "peak GPU memory" in memory.get_ylabel()
     assert figure.get_suptitle() == "224×224 pixels, float32, a card"
+
+
+def test_predictions_of_torch_and_onnx_runtime_are_compared():
+    table = compare_inference(32, [1, 3], 2)
+    assert table["batch_size"].tolist() == [1, 3]
+    assert (table[["torch_seconds", "onnx_seconds"]] > 0).all(axis=None)
+    assert (table["lowest"] <= table["ratio"]).all() and (table["ratio"] <= table["highest"]).all()
+    assert table["max_difference"].between(0, 1e-4).all()

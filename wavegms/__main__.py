@@ -33,6 +33,27 @@ def main(arguments: list[str] | None = None) -> int:
     refresh = commands.add_parser("refresh", help="run notebooks and store their outputs in place")
     refresh.add_argument("notebooks", type=Path, nargs="+")
 
+    sweep = commands.add_parser("sweep", help="run the items of a stage as jobs of a cluster")
+    sweep.add_argument("stage", help="a stage of dvc.yaml with a matrix")
+    sweep.add_argument("--executor", choices=["slurm", "local"], default="slurm")
+    sweep.add_argument("--jobs", type=int, help="how many run at once; one locally if not given")
+    sweep.add_argument("--logs", type=Path, default=Path("reports/sweep"))
+    sweep.add_argument(
+        "--option",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for submitit, such as slurm_partition=gpu, gpus_per_node=1, timeout_min=600",
+    )
+
+    bench = commands.add_parser("bench", help="measure what each measure and each network costs")
+    bench.add_argument("--image-size", type=int, default=224)
+    bench.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4])
+    bench.add_argument("--rounds", type=int, default=3, help="all is measured this many times")
+    bench.add_argument("--steps", type=int, default=1, help="timed at each batch size")
+    bench.add_argument("--out", type=Path, default=Path("results/bench"))
+
     options = parser.parse_args(arguments)
     try:
         if options.command == "check":
@@ -43,6 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
             from wavegms.notebooks import run_notebook
 
             run_notebook(options.notebook, options.output, dict(options.pairs), options.params)
+        elif options.command == "bench":
+            from wavegms.benchmark import run_benchmark
+
+            run_benchmark(
+                options.image_size, options.batch_sizes, options.rounds, options.steps, options.out
+            )
+        elif options.command == "sweep":
+            from wavegms.sweep import sweep_stage
+
+            sweep_stage(
+                options.stage, options.executor, options.logs, options.options, options.jobs
+            )
         else:
             from wavegms.notebooks import refresh_notebook
 

@@ -12,8 +12,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -22,7 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from wavegms.efficiency_worker import build_untrained
+from wavegms.config import Precision
+from wavegms.efficiency_worker import Workload, build_untrained, open_onnx
 from wavegms.errors import InputError
 from wavegms.losses import WaveGMSLoss
 from wavegms.models.variants import as_pipeline, require_side, variant_spec
@@ -99,15 +103,20 @@ def count_sizes(variants: Sequence[str], image_size: int) -> pd.DataFrame:
 
 
 def measure(
-    variants: Sequence[str], image_size: int, batch_sizes: Sequence[int], steps: int
+    variants: Sequence[str],
+    image_size: int,
+    batch_sizes: Sequence[int],
+    steps: int,
+    task: Literal["train", "predict"] = "train",
 ) -> pd.DataFrame:
-    """Time and memory of a training step against the batch size, on this machine.
+    """Time and memory of a training step or a prediction against the batch size, on this machine.
 
     Args:
         variants: keys of `VARIANTS`; each is measured in a process of its own.
         image_size: side of the images in pixels.
         batch_sizes: ascending.
         steps: how many steps are timed at each batch size, after one that is not.
+        task: see `Workload`.
 
     Returns:
         One row for each variant and batch size, with the columns of `MEASUREMENT_COLUMNS`. Where
@@ -128,13 +137,7 @@ def measure(
                 "system": variant_spec(name).title,
                 "image_size": image_size,
             }
-            request = {
-                "variant": name,
-                "image_size": image_size,
-                "batch_sizes": list(batch_sizes),
-                "steps": steps,
-            }
-            for point in _points(request):
+            for point in measured_points(Workload(name, task), image_size, batch_sizes, steps):
                 rows.append(about | point)
                 bar.update()
             bar.update(place * len(batch_sizes) - bar.n)
@@ -150,6 +153,51 @@ def measure(
     for column in ("device", "memory", "note"):
         points[column] = points[column].astype(object).fillna("")
     return points
+
+
+def compare_inference(image_size: int, batch_sizes: Sequence[int], repeats: int) -> pd.DataFrame:
+    """Predictions of Wave-GMS by torch and by ONNX Runtime, side by side on the CPU.
+
+    Args:
+        image_size: side of the images in pixels.
+        batch_sizes: how many images go through at once.
+        repeats: how often each is timed, in turn, after once that is not.
+
+    Returns:
+        One row a batch size: batch_size, torch_seconds and onnx_seconds (of an image, medians),
+        ratio (onnx to torch, the median over the repeats), lowest and highest of it, and
+        max_difference, the largest between their probabilities for a random image, in [0, 1].
+
+    Raises:
+        InputError: the export failed, or its probabilities are not those of torch.
+    """
+    network, vae = build_untrained("wave_gms")
+    pipeline = as_pipeline(network, vae, image_size)
+    session, difference = open_onnx(pipeline)
+    rows = []
+    for batch_size in tqdm(batch_sizes, desc="predicting", unit="point"):
+        images = torch.rand(batch_size, 3, image_size, image_size)
+        pairs = []
+        for _ in range(1 + repeats):
+            started = time.perf_counter()
+            pipeline.predict(images)
+            between = time.perf_counter()
+            session.run(None, {"images": images.numpy()})
+            pairs.append((between - started, time.perf_counter() - between))
+        seconds = pd.DataFrame(pairs[1:], columns=["torch", "onnx"])
+        ratios = seconds["onnx"] / seconds["torch"]
+        rows.append(
+            {
+                "batch_size": batch_size,
+                "torch_seconds": seconds["torch"].median() / batch_size,
+                "onnx_seconds": seconds["onnx"].median() / batch_size,
+                "ratio": ratios.median(),
+                "lowest": ratios.min(),
+                "highest": ratios.max(),
+                "max_difference": difference,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def largest_batches(points: pd.DataFrame, cards: Sequence[int]) -> pd.DataFrame:
@@ -282,13 +330,59 @@ def beside_table_2(sizes: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame
     )
 
 
+def measured_points(
+    workload: Workload,
+    image_size: int,
+    batch_sizes: Sequence[int],
+    steps: int,
+    *,
+    keep_memory: bool = True,
+) -> Iterator[dict]:
+    """Measures a workload in a process of its own, as `efficiency_worker.measure_work` says.
+
+    Args:
+        workload: what is measured.
+        image_size: side of the images in pixels.
+        batch_sizes: ascending.
+        steps: timed at each batch size.
+        keep_memory: as training runs in the pipeline, see `KEEP_MEMORY`; otherwise as the system
+            gives and takes memory.
+
+    Yields:
+        The points, as they come. After one that memory did not suffice for there are no more.
+
+    Raises:
+        InputError: the process failed by anything but lack of memory.
+    """
+    request = {
+        "workload": asdict(workload),
+        "image_size": image_size,
+        "batch_sizes": list(batch_sizes),
+        "steps": steps,
+    }
+    left = list(batch_sizes)
+    status = yield from _answers(request, keep_memory, left)
+    if status == -signal.SIGKILL and left:
+        yield {"batch_size": left[0], "note": "killed, as a system does when memory runs out"}
+
+
+def measured_peak(precision: Precision) -> float:
+    """What `efficiency_worker.measure_peak` finds in a process of its own, GFLOP a second.
+
+    Raises:
+        InputError: the process failed.
+    """
+    (answer,) = _answers({"peak": precision}, True, [precision])
+    return answer["gflop_per_second"]
+
+
 def _command(request: dict) -> list[str]:
     return [sys.executable, "-m", "wavegms.efficiency_worker", json.dumps(request)]
 
 
-def _points(request: dict) -> Iterator[dict]:
-    """The points of one variant, as they come from its process."""
-    left = list(request["batch_sizes"])
+def _answers(request: dict, keep_memory: bool, left: list) -> Generator[dict, None, int]:
+    """What the process says, one of `left` for each, and in the end its exit status."""
+    environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
     # what the process says of its failure goes to a file: nobody empties a second pipe meanwhile
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -297,7 +391,7 @@ def _points(request: dict) -> Iterator[dict]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=KEEP_MEMORY | os.environ,  # as training runs in the pipeline
+            env=environment | (KEEP_MEMORY if keep_memory else {}),
         ) as process,
     ):
         try:
@@ -310,14 +404,20 @@ def _points(request: dict) -> Iterator[dict]:
             process.kill()  # nothing is left running when this one is interrupted
         errors.seek(0)
         last_words = errors.read().strip().splitlines()
-    if status == -signal.SIGKILL and left:
-        yield {"batch_size": left[0], "note": "killed, as a system does when memory runs out"}
-    elif status != 0:
+    if status not in (0, -signal.SIGKILL):
         reason = last_words[-1] if last_words else f"exit status {status}"
         raise InputError(
-            f"the training step of {request['variant']} cannot be measured ({reason}): leave it "
-            "out of efficiency.variants, or change efficiency.image_size"
+            f"the {_named(request)} cannot be measured ({reason}): leave it out, or change "
+            "efficiency.image_size"
         )
+    return status
+
+
+def _named(request: dict) -> str:
+    if "peak" in request:
+        return f"matrix product in {request['peak']}"
+    kind = "training step" if request["workload"]["task"] == "train" else "prediction"
+    return f"{kind} of {request['workload']['variant']}"
 
 
 def _line(group: pd.DataFrame) -> tuple[float, float] | None:

@@ -69,6 +69,54 @@ def plot_costs(points: pd.DataFrame, cards: Sequence[int]) -> Figure:
     return figure
 
 
+def plot_benchmark(lines: pd.DataFrame, title: str, memory_name: str) -> Figure:
+    """Peak memory and time of a training step against the batch size, one line a case.
+
+    Args:
+        lines: case, batch_size, peak_bytes and step_seconds.
+        title: size of the images and machine.
+        memory_name: what the memory is of.
+
+    Returns:
+        Two panels, logarithmic upwards.
+    """
+    figure, (memory, time) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    plt.close(figure)
+    names = list(dict.fromkeys(lines["case"]))
+    colours = sns.color_palette("colorblind", len(names))
+    values = {
+        memory: lines["peak_bytes"].astype(float) / GIB,
+        time: lines["step_seconds"] / lines["batch_size"],
+    }
+    for place, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        own = lines["case"] == name
+        for axes, column in values.items():
+            axes.plot(
+                lines.loc[own, "batch_size"],
+                column[own],
+                color=colour,
+                marker=_MARKERS[place % len(_MARKERS)],
+                ms=6,
+                label=name,
+            )
+    batches = sorted(set(lines["batch_size"]))
+    for axes, column in values.items():
+        axes.set_xlabel("batch size")
+        axes.set_xticks(batches, batches)
+        axes.set_yscale("log")
+        axes.set_yticks(_ticks(column.min(), column.max()))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    memory.set_ylabel(f"{memory_name} (GiB)")
+    time.set_ylabel("training step, seconds for each image")
+    handles, labels = memory.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers, 1, 2 and 5 times a power of ten, that a logarithmic axis needs."""
     steps = [float(f"{base}e{power}") for power in range(-6, 6) for base in (1, 2, 5)]

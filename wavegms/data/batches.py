@@ -107,8 +107,7 @@ class TrainingBatches:
 
     @property
     def share(self) -> float:
-        """Share of the time that went into having batches at hand, in [0, 1]; 0 before the first.
-        """
+        """Share of the time that went into having batches at hand, in [0, 1]; at first 0."""
         return self.waiting / self.running if self.running else 0.0
 
     def _now(self) -> float:

@@ -1,0 +1,214 @@
+"""A pipeline as one ONNX file, for programs that have no torch.
+
+The file begins where `WaveGMSPipeline.predict` begins: resizing images to the side at which the
+network was trained, and masks back, is left to the program that reads it.
+"""
+
+import copy
+import logging
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from wavegms import __version__
+from wavegms.errors import InputError
+from wavegms.models.latent import map_latents
+
+if TYPE_CHECKING:  # the pipeline imports this module
+    from wavegms.models.pipeline import WaveGMSPipeline
+
+# Largest difference of a probability that is put down to rounding. At 64x64, 1e-5 to 6e-5 was
+# measured with trained networks and 3e-7 to 8e-5 with untrained ones.
+TOLERANCE = 1e-3
+
+# The exporter's own default. From 21 on it writes group normalisation as one operation, for which
+# ONNX Runtime 1.32 has no kernel on the CPU: it took 5 to 17 % longer, put together from others.
+_OPSET = 20
+
+
+class OnnxExport(NamedTuple):
+    """What an export wrote.
+
+    Attributes:
+        path: the file.
+        max_difference: the largest difference between a probability of ONNX Runtime and of
+            `WaveGMSPipeline.predict`, in [0, 1].
+    """
+
+    path: Path
+    max_difference: float
+
+
+class PlainPipeline(nn.Module):
+    """What `WaveGMSPipeline.predict` computes, in operations that ONNX has.
+
+    `decode_masks` is faster by an autograd function, which ONNX has not; the autoencoder's own
+    decoder gives the same.
+    """
+
+    def __init__(self, pipeline: "WaveGMSPipeline"):
+        super().__init__()
+        self.encoder, self.mapping = pipeline.encoder, pipeline.mapping
+        self.vae, self.network = pipeline.vae, pipeline.network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] -> (B, 1, S, S) in [0, 1]."""
+        if self.network is not None:
+            return self.network(images)
+        _, levels = map_latents(self.encoder, self.mapping, self.vae, images)
+        latents = levels[-1]
+        if isinstance(self.vae, AutoencoderKL):
+            latents = latents / self.vae.config.scaling_factor
+        decoded = self.vae.decode(latents).sample
+        return ((decoded.mean(dim=1, keepdim=True) + 1) / 2).clamp(0, 1)
+
+
+def write_onnx(pipeline: "WaveGMSPipeline", path: str | Path) -> OnnxExport:
+    """See :meth:`WaveGMSPipeline.export_onnx`."""
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise InputError(f"{path} does not end in .onnx: give the file to write that suffix")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder where a file is to be written: move it away")
+    if pipeline.encoder is not None and pipeline.encoder.config.sample_at_inference:
+        raise InputError(
+            "an ONNX file gives one answer to an image, but this encoder draws a sample "
+            "(model.sample_at_inference is true): train with it set to false, or call "
+            "pipeline.encoder.register_to_config(sample_at_inference=False) to export the mean"
+        )
+    plain = _plain_copy(pipeline)
+    with _replacing(path) as fresh:
+        content = _to_onnx(plain)
+        try:
+            fresh.write_bytes(content)
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}): choose another folder"
+            ) from error
+        difference = _largest_difference(fresh, plain)
+        # written so that a difference of nan is refused too
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"{path} was not written, as its probabilities in ONNX Runtime are up to "
+                f"{difference:.2g} from those of torch, more than {TOLERANCE:g}: check the weights "
+                "for nan, and install the versions of torch and onnxruntime that wavegms names"
+            )
+    return OnnxExport(path, difference)
+
+
+def _plain_copy(pipeline: "WaveGMSPipeline") -> "WaveGMSPipeline":
+    """The pipeline in float32 on the CPU and in evaluation mode; the one given stays as it is."""
+    parts = {
+        name: copy.deepcopy(part).cpu().float()
+        for name, part in pipeline.components.items()
+        if part is not None
+    }
+    plain = type(pipeline)(**parts, image_size=pipeline.config.image_size)
+    if plain.vae is not None:
+        # slices change no result, but would fix the batch size in the graph
+        plain.vae.disable_slicing()
+    return plain
+
+
+def _to_onnx(pipeline: "WaveGMSPipeline") -> bytes:
+    """The file's content."""
+    # here, because a prediction needs none of it
+    import onnx
+
+    side = pipeline.config.image_size
+    with _quiet_export(), torch.no_grad():
+        program = torch.onnx.export(
+            PlainPipeline(pipeline).eval(),
+            (torch.zeros(2, 3, side, side),),
+            dynamo=True,
+            verbose=False,
+            opset_version=_OPSET,
+            input_names=["images"],
+            output_names=["probabilities"],
+            # A name, not a `Dim`: that would be refused, and traced once more in vain, where torch
+            # itself treats many images in another way, in GMS 64 and more. The file does not.
+            dynamic_shapes={"images": {0: "batch"}},
+        )
+        model = program.model_proto
+    # where in whose source a node comes from: folders of this machine, and a fifth of Wave-GMS
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input):
+        part.ClearField("metadata_props")
+    onnx.helper.set_model_props(
+        model,
+        {
+            "wavegms_version": __version__,
+            "image_size": str(side),
+            "input_range": "images are RGB in [0, 1], resized to image_size x image_size",
+            "output": (
+                "probabilities in [0, 1]: how likely a pixel belongs to the segmented region, "
+                "which it does from 0.5"
+            ),
+            "notice": "research software, not for clinical use",
+        },
+    )
+    return model.SerializeToString()
+
+
+def _largest_difference(file: Path, pipeline: "WaveGMSPipeline") -> float:
+    """Between ONNX Runtime and `predict`, on the CPU, over batches of 1, 2 and 3 random images."""
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    session = InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    side = pipeline.config.image_size
+    images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    expected = pipeline.predict(images).numpy()
+    differences = []
+    for count in (1, 2, 3):
+        (given,) = session.run(["probabilities"], {"images": images[:count].numpy()})
+        differences.append(np.abs(given - expected[:count]).max())
+    return float(np.max(differences))
+
+
+@contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Silences what the exporter says about libraries it can do without and about itself.
+
+    It names the operations of torchvision, which is not installed, and uses what torch deprecates.
+    """
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """An empty file beside the target, which takes its place if the block raises nothing."""
+    # Where the target is a link, what it points to is replaced and the link stays.
+    target = target.resolve()
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh.touch()
+    except OSError as error:
+        raise InputError(
+            f"{target.parent} cannot be written ({error.strerror}): choose another folder"
+        ) from error
+    try:
+        yield fresh
+        fresh.replace(target)
+    finally:
+        fresh.unlink(missing_ok=True)
