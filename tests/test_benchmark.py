@@ -125,7 +125,7 @@ def test_a_small_run_leaves_tables_and_a_figure(tmp_path, monkeypatch):
     costs = pd.read_csv(tmp_path / "costs.csv")
     assert len(costs) == 3 and costs["share_of_peak"].between(0, 3).all()
     summary = (tmp_path / "summary.md").read_text()
-    assert "ONNX Runtime, CPU" in summary and "32×32 pixels, 1 rounds" in summary
+    assert "ONNX Runtime, CPU" in summary and "32×32 pixels, rounds: 1" in summary
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_batches_are_their_images(pipeline, rgb, grey):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
 def test_the_batch_size_does_not_change_the_result(pipeline, train_set, batch_size):
-    images = [*train_set.images, train_set.images[0][:, :13]]
+    images = [*train_set.images, train_set.images[0][:, 13:]]
     for soft, alone in zip(
         pipeline(images, batch_size=batch_size).probabilities,
         (probability(pipeline, image) for image in images),

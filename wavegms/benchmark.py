@@ -288,7 +288,8 @@ def draw(points: pd.DataFrame) -> Figure:
     columns = ["peak_bytes", "base_bytes", "step_seconds"]
     lines = training.groupby(["case", "batch_size"], sort=False)[columns].median().reset_index()
     first = training.iloc[0]
-    title = f"{first['image_size']}×{first['image_size']} pixels, {_machine(first)}"
+    size = first["image_size"]
+    title = f"{size}×{size} pixels, {_machine(first)}; plain and lean are forms of Wave-GMS"
     return plot_benchmark(lines, title, first["memory"])
 
 
@@ -314,8 +315,8 @@ def summarise(points: pd.DataFrame, costs: pd.DataFrame, ratios: pd.DataFrame) -
     rounds = points["round"].max()
     return "\n".join(
         [
-            f"{_machine(first)}, {first['image_size']}×{first['image_size']} pixels, {rounds} "
-            f"rounds, {first['memory']}.",
+            f"{_machine(first)}, {first['image_size']}×{first['image_size']} pixels, "
+            f"rounds: {rounds}, {first['memory']}. Plain and lean are forms of Wave-GMS.",
             "",
             "## Ratios",
             "Median over the rounds, with the lowest and the highest. Below 1 is less.",

@@ -31,27 +31,26 @@ class Augmentation(torch.nn.Module):
         shift_scale_rotate: float,
     ):
         super().__init__()
-        steps = {
-            K.RandomHorizontalFlip(p=horizontal_flip): horizontal_flip,
-            K.RandomVerticalFlip(p=vertical_flip): vertical_flip,
-            K.RandomRotation90(times=(0, 3), p=rotate_90): rotate_90,
-            K.ColorJitter(0.1, 0.1, 0.1, 0.1, p=color_jitter): color_jitter,
-            K.RandomAffine(
-                degrees=20,
-                translate=(0.15, 0.15),
-                scale=(0.9, 1.1),
-                padding_mode="reflection",
-                p=shift_scale_rotate,
-            ): shift_scale_rotate,
-        }
-        # one that never happens would still take a millisecond an image
-        chosen = [step for step, probability in steps.items() if probability > 0]
-        self.transforms = None
-        if chosen:
+        self._steps = [
             # the key also says that a mask keeps its values: it is resampled by the nearest pixel
-            self.transforms = K.AugmentationSequential(
-                *chosen, data_keys=[DataKey.INPUT, DataKey.MASK]
+            (probability, K.AugmentationSequential(step, data_keys=[DataKey.INPUT, DataKey.MASK]))
+            for probability, step in (
+                (horizontal_flip, K.RandomHorizontalFlip(p=1)),
+                (vertical_flip, K.RandomVerticalFlip(p=1)),
+                (rotate_90, K.RandomRotation90(times=(0, 3), p=1)),
+                (color_jitter, K.ColorJitter(0.1, 0.1, 0.1, 0.1, p=1)),
+                (
+                    shift_scale_rotate,
+                    K.RandomAffine(
+                        degrees=20,
+                        translate=(0.15, 0.15),
+                        scale=(0.9, 1.1),
+                        padding_mode="reflection",
+                        p=1,
+                    ),
+                ),
             )
+        ]
 
     @torch.no_grad()
     def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +63,16 @@ class Augmentation(torch.nn.Module):
         Returns:
             Images and masks of the same shapes and ranges.
         """
-        if self.transforms is None:
-            return images, masks
-        images, masks = self.transforms(images, masks)
+        pairs = [
+            self._augment(image, mask)
+            for image, mask in zip(images.split(1), masks.split(1), strict=True)
+        ]
+        images, masks = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         return images.clamp(0, 1), masks
+
+    def _augment(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        # kornia's own probabilities cost about as much for what is not done as for what is
+        for probability, step in self._steps:
+            if torch.rand(()).item() < probability:
+                image, mask = step(image, mask)
+        return image, mask
