@@ -14,7 +14,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto
 	$(BIN)/python -m pytest -m slow
 
-# On an idle machine: about 20 minutes on two cores, less on a GPU. BENCH="--batch-sizes 1 4 12" and
+# On an idle machine: about 25 minutes on two cores, less on a GPU. BENCH="--batch-sizes 1 4 12" and
 # the like change what is measured, see `python -m wavegms bench --help`.
 bench: $(VENV)/installed
 	$(BIN)/python -m wavegms bench $(BENCH)

@@ -49,6 +49,20 @@ def test_parameters_come_from_the_file_and_the_arguments(project):
     assert texts("reports/out.ipynb") == "b 5 random\n"
 
 
+@pytest.mark.parametrize(("rank", "written"), [("0", True), ("1", False)])
+def test_of_several_processes_the_first_writes(project, monkeypatch, rank, written):
+    """accelerate numbers them; every one runs the notebook, whose kernel learns its number too."""
+    monkeypatch.setenv("RANK", rank)
+    path = notebook(
+        project / "notebooks/n.ipynb",
+        "import os; open(f\"../ran_{os.environ['RANK']}\", 'w').close()",
+    )
+    run(path)
+    assert (project / f"ran_{rank}").is_file()
+    assert (project / "reports/out.ipynb").is_file() == written
+    assert [file.name for file in (project / "reports").iterdir()] == ["out.ipynb"] * written
+
+
 def test_it_runs_in_its_own_folder(project):
     path = notebook(
         project / "notebooks/n.ipynb", "import os; print(os.path.basename(os.getcwd()))"

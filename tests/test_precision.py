@@ -68,7 +68,7 @@ def test_bf16_gives_the_terms_and_gradients_to_its_digits(name, trained_vae, tra
     terms, rounded = terms_and_gradients(name, trained_vae, batch, "bf16")
     for key, value in terms.items():
         assert value.dtype == torch.float32  # sums are never of 8 bits
-        assert value.item() == pytest.approx(wanted[key].item(), rel=0.02)
+        assert value.item() == pytest.approx(wanted[key].item(), rel=0.05)
     assert not torch.equal(rounded, gradients)  # it did compute with fewer
     if VARIANTS[name].full_precision:
         return  # which is why it is fp32 unless asked

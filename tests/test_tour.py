@@ -38,8 +38,10 @@ def test_the_trace_is_one_prediction_and_leaves_no_hook(pipeline):
     steps = trace_prediction(pipeline, images)
     assert torch.equal(steps["encoder"].input, images)
     assert torch.equal(steps["encoder"].output, steps["mapping"].input)
-    decoded = (steps["vae.decoder"].output.mean(1, keepdim=True) + 1) / 2
-    torch.testing.assert_close(decoded.clamp(0, 1), expected)
+    decoded = (pipeline.vae.decode(steps["mapping.heads.3"].output).sample + 1) / 2
+    torch.testing.assert_close(decoded.mean(1, keepdim=True).clamp(0, 1), expected)
+    limited = torch.tanh(steps["mapping.heads.3"].output / 3) * 3
+    assert torch.equal(steps["vae.decoder.layers.0"].input, limited)
     assert "vae.encoder" not in steps, "a prediction does not encode by the frozen encoder"
     parts = pipeline.encoder, pipeline.mapping, pipeline.vae
     assert not any(module._forward_hooks for part in parts for module in part.modules())

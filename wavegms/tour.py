@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks
+from wavegms.models.formats import channels_last
 from wavegms.models.latent import map_latents
 from wavegms.models.pipeline import WaveGMSPipeline
 
@@ -33,7 +34,8 @@ def trace_prediction(pipeline: WaveGMSPipeline, images: Tensor) -> dict[str, Ste
 
     Returns:
         By the module's path, such as `encoder.feature_extraction.0`, in the order in which the
-        modules finished. Modules that a prediction does not call are not in it.
+        modules finished. Modules that a prediction does not call are not in it, among them the
+        decoder of the Tiny-VAE as a whole, whose layers are called one by one.
     """
     steps: dict[str, Step] = {}
     parts = {name: part for name, part in pipeline.components.items() if part is not None}
@@ -97,6 +99,7 @@ def follow_latents(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> 
     Returns:
         z_MR, z_I, predicted z_M and z_M by these names, each (B, 4, H/8, W/8).
     """
+    images = channels_last(images)  # as in a prediction
     latents, levels = map_latents(pipeline.encoder, pipeline.mapping, pipeline.vae, images)
     return {
         "z_MR": latents,
