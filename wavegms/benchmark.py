@@ -11,20 +11,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from wavegms.data.files import write_text
-from wavegms.efficiency import GIB, measured_peak, measured_points
-from wavegms.efficiency_worker import Workload, build_untrained, plain_terms
+from wavegms.efficiency import GIB, count_gflop, measured_peak, measured_points
+from wavegms.efficiency_worker import Workload
 from wavegms.errors import InputError
 from wavegms.figures_efficiency import plot_benchmark
 from wavegms.figures_results import save_figure
-from wavegms.losses import WaveGMSLoss
-from wavegms.models.export import PlainPipeline
-from wavegms.models.variants import as_pipeline, require_side, variant_spec
-from wavegms.training import loss_terms
+from wavegms.models.variants import require_side
 
 
 @dataclass(frozen=True)
@@ -250,32 +245,6 @@ def _quantities(one: pd.DataFrame, other: pd.DataFrame) -> list[tuple[str, pd.Se
 
 def _measured(points: pd.DataFrame) -> pd.DataFrame:
     return points.dropna(subset="step_seconds")
-
-
-def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
-    """Operations for one image, in units of 10^9, as `efficiency.count_sizes` counts them.
-
-    Args:
-        variant: a key of `VARIANTS`.
-        task: "train" or "predict".
-        form: "lean", "plain", or "onnx", which computes as the plain one.
-        image_size: side of the image in pixels.
-    """
-    with torch.device("meta"):
-        network, vae = build_untrained(variant)
-        images = torch.empty(1, 3, image_size, image_size)
-        masks = torch.empty(1, 1, image_size, image_size)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        if task == "train":
-            terms_of = plain_terms if form == "plain" else loss_terms
-            terms = terms_of(variant_spec(variant), network, WaveGMSLoss(), vae, images, masks)
-            terms["loss"].backward()
-        else:
-            pipeline = as_pipeline(network, vae, image_size)
-            predict = pipeline.predict if form == "lean" else PlainPipeline(pipeline)
-            with torch.no_grad():
-                predict(images)
-    return counter.get_total_flops() / 1e9
 
 
 def draw(points: pd.DataFrame) -> Figure:

@@ -26,9 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from wavegms.config import Precision
-from wavegms.efficiency_worker import Workload, build_untrained, open_onnx
+from wavegms.efficiency_worker import Workload, build_untrained, open_onnx, plain_terms
 from wavegms.errors import InputError
 from wavegms.losses import WaveGMSLoss
+from wavegms.models.export import PlainPipeline
 from wavegms.models.variants import as_pipeline, require_side, variant_spec
 from wavegms.notebooks import KEEP_MEMORY
 from wavegms.training import loss_terms
@@ -56,9 +57,7 @@ MEASUREMENT_COLUMNS = {
 def count_sizes(variants: Sequence[str], image_size: int) -> pd.DataFrame:
     """Parameters, and floating-point operations for one image.
 
-    Counted are matrix products (attention included) and convolutions, as torch's flop counter does,
-    a multiply-add as two operations. Nothing is computed: the tensors are on torch's `meta` device,
-    which has shapes only.
+    Nothing is computed, see `count_gflop`.
 
     Args:
         variants: keys of `VARIANTS`.
@@ -77,17 +76,7 @@ def count_sizes(variants: Sequence[str], image_size: int) -> pd.DataFrame:
         require_side(name, image_size, "efficiency.image_size")
         spec = variant_spec(name)
         with torch.device("meta"):
-            network, vae = build_untrained(name)
-            images = torch.empty(1, 3, image_size, image_size)
-            masks = torch.empty(1, 1, image_size, image_size)
-        # fused attention differs from device to device, and the counter does not know all of it
-        with sdpa_kernel(SDPBackend.MATH):
-            with FlopCounterMode(display=False) as training:
-                loss_terms(spec, network, WaveGMSLoss(), vae, images, masks)["loss"].backward()
-            pipeline = as_pipeline(network, vae, image_size)
-            with FlopCounterMode(display=False) as inference:
-                pipeline.predict(images)
-        counts = pipeline.parameter_counts
+            counts = as_pipeline(*build_untrained(name), image_size).parameter_counts
         rows.append(
             {
                 "variant": name,
@@ -95,11 +84,42 @@ def count_sizes(variants: Sequence[str], image_size: int) -> pd.DataFrame:
                 "trainable_parameters": counts.trainable,
                 "total_parameters": counts.total,
                 "image_size": image_size,
-                "training_gflop": training.get_total_flops() / 1e9,
-                "inference_gflop": inference.get_total_flops() / 1e9,
+                "training_gflop": count_gflop(name, "train", "lean", image_size),
+                "inference_gflop": count_gflop(name, "predict", "lean", image_size),
             }
         )
     return pd.DataFrame(rows)
+
+
+def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
+    """Operations for one image, in units of 10^9.
+
+    Counted are matrix products (attention included) and convolutions, as torch's flop counter does,
+    a multiply-add as two operations. Nothing is computed: the tensors are on torch's `meta` device,
+    which has shapes only.
+
+    Args:
+        variant: a key of `VARIANTS`.
+        task: "train" or "predict".
+        form: "lean", "plain", or "onnx", which computes as the plain one.
+        image_size: side of the image in pixels.
+    """
+    with torch.device("meta"):
+        network, vae = build_untrained(variant)
+        images = torch.empty(1, 3, image_size, image_size)
+        masks = torch.empty(1, 1, image_size, image_size)
+    # fused attention differs from device to device, and the counter does not know all of it
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        if task == "train":
+            terms_of = plain_terms if form == "plain" else loss_terms
+            terms = terms_of(variant_spec(variant), network, WaveGMSLoss(), vae, images, masks)
+            terms["loss"].backward()
+        else:
+            pipeline = as_pipeline(network, vae, image_size)
+            predict = pipeline.predict if form == "lean" else PlainPipeline(pipeline)
+            with torch.no_grad():
+                predict(images)
+    return counter.get_total_flops() / 1e9
 
 
 def measure(

@@ -34,7 +34,7 @@ from wavegms.models.variants import (
     build_variant,
     variant_spec,
 )
-from wavegms.precision import choose_precision, computing_with
+from wavegms.precision import HALVES, choose_precision, computing_with
 from wavegms.training import loss_terms
 
 PROCESS_MEMORY = "peak process memory"
@@ -256,7 +256,7 @@ def measure_peak(precision: Precision) -> float:
     device = torch.device("cuda" if on_gpu else "cpu")
     choose_precision(precision, device)
     computing_with(precision, device)
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    kind = HALVES.get(precision, torch.float32)
     best = 0.0
     for side in (4096, 8192) if on_gpu else (1024, 2048, 3072):
         one, other = (torch.rand(side, side, device=device).to(kind) for _ in range(2))

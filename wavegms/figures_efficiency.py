@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wavegms.efficiency import GIB
@@ -49,23 +50,17 @@ def plot_costs(points: pd.DataFrame, cards: Sequence[int]) -> Figure:
                 color="0.4",
                 fontsize=8,
             )
-    batches = sorted(set(rows["batch_size"]))
-    for axes, column in ((memory, "peak"), (time, "image_seconds")):
-        axes.set_xlabel("batch size")
+    for axes in (memory, time):
         axes.set_xscale("log", base=2)
-        axes.set_xticks(batches, batches)
-        axes.set_yscale("log")
-        axes.set_yticks(_ticks(rows[column].min(), rows[column].max()))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-        axes.grid(color="0.92")
-        axes.spines[["top", "right"]].set_visible(False)
-    memory.set_ylabel(f"{rows['memory'].iloc[0]} (GiB)")
-    time.set_ylabel("training step, seconds for each image")
-    handles, labels = memory.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     size = rows["image_size"].iloc[0]
-    figure.suptitle(f"{size}×{size} pixels, float32, {rows['device'].iloc[0]}", fontsize=10)
+    _label(
+        figure,
+        {memory: rows["peak"], time: rows["image_seconds"]},
+        sorted(set(rows["batch_size"])),
+        rows["memory"].iloc[0],
+        f"{size}×{size} pixels, float32, {rows['device'].iloc[0]}",
+        ncols=3,
+    )
     return figure
 
 
@@ -99,7 +94,19 @@ def plot_benchmark(lines: pd.DataFrame, title: str, memory_name: str) -> Figure:
                 ms=6,
                 label=name,
             )
-    batches = sorted(set(lines["batch_size"]))
+    _label(figure, values, sorted(set(lines["batch_size"])), memory_name, title, ncols=4)
+    return figure
+
+
+def _label(
+    figure: Figure,
+    values: dict[Axes, pd.Series],
+    batches: list[int],
+    memory_name: str,
+    title: str,
+    ncols: int,
+) -> None:
+    """Axes, legend and title of the two panels, memory and time, which hold `values`."""
     for axes, column in values.items():
         axes.set_xlabel("batch size")
         axes.set_xticks(batches, batches)
@@ -109,12 +116,12 @@ def plot_benchmark(lines: pd.DataFrame, title: str, memory_name: str) -> Figure:
         axes.minorticks_off()
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
+    memory, time = values
     memory.set_ylabel(f"{memory_name} (GiB)")
     time.set_ylabel("training step, seconds for each image")
     handles, labels = memory.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False)
     figure.suptitle(title, fontsize=10)
-    return figure
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -5,6 +5,8 @@ import torch
 from wavegms.config import Precision
 from wavegms.errors import InputError
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def choose_precision(wanted: Precision, device: torch.device) -> Precision:
     """What `training.precision` means on a device.
@@ -53,5 +55,5 @@ def computing_with(precision: Precision, device: torch.device) -> torch.autocast
     kind = "ieee" if precision == "fp32" else "tf32"
     torch.backends.cuda.matmul.fp32_precision = kind
     torch.backends.cudnn.conv.fp32_precision = kind
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    half = HALVES.get(precision)
     return torch.autocast(device.type, dtype=half, enabled=half is not None)

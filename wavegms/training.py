@@ -207,14 +207,14 @@ def train(
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
 
     rows, best_dice, best_epoch = [], -math.inf, 0
+    main = accelerator.is_main_process
     bar = tqdm(
         total=epochs * len(batches),
         desc=f"training {variant}",
         unit="step",
         mininterval=1,
-        disable=not accelerator.is_main_process,
+        disable=not main,
     )
-    main = accelerator.is_main_process
     with bar, _open_metrics(live_folder) if main else nullcontext() as live:
         for epoch in range(1, epochs + 1):
             model.train()
