@@ -13,17 +13,19 @@ from layouts import tree
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 
-from wavegms import InputError, WaveGMSPipeline, training
+from wavegms import InputError, WaveGMSPipeline, training_loop
 from wavegms.config import AugmentationParams
 from wavegms.losses import WaveGMSLoss, soft_dice
 from wavegms.models.variants import build_variant
 from wavegms.training import learning_rate_factor, train
+from wavegms.training_state import discard_state
 
 
 class Repeated(Dataset):
     """A split several times over, so that an epoch has many steps and one checkpoint."""
 
     def __init__(self, dataset, times):
+        self.data_hash, self.ids = dataset.data_hash, dataset.ids * times
         self.dataset, self.times, self.image_size = dataset, times, dataset.image_size
 
     def __len__(self):
@@ -58,14 +60,14 @@ def run(trained_vae, train_set, validation_set, training_params, tmp_path):
 def states(monkeypatch):
     """The weights after each epoch; a test may say what the selection Dice shall be."""
     seen, scores = [], []
-    measure = training._mean_soft_dice
+    measure = training_loop.mean_soft_dice
 
     def remember(accelerator, pipeline, batches):
         score = measure(accelerator, pipeline, batches)
         seen.append({key: value.clone() for key, value in trained_weights(pipeline).items()})
         return scores[len(seen) - 1] if scores else score
 
-    monkeypatch.setattr(training, "_mean_soft_dice", remember)
+    monkeypatch.setattr(training_loop, "mean_soft_dice", remember)
     return seen, scores
 
 
@@ -76,6 +78,10 @@ def trained_weights(pipe):
 
 def weights(folder):
     return trained_weights(WaveGMSPipeline.from_pretrained(folder))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def equal(first, second):
@@ -187,7 +193,7 @@ def test_best_and_last_are_kept(run, states, scores, best):
     result = run()
     assert (result.best_epoch, result.best_dice) == (best, max(scores))
     assert result.history["selection_dice"].tolist() == list(scores)
-    assert sorted(path.name for path in result.folder.iterdir()) == ["best", "last"]
+    assert names(result.folder) == ["best", "last", "resume.pt", "running.lock"]
     assert equal(weights(result.folder / "best"), seen[best - 1])
     assert equal(weights(result.folder / "last"), seen[-1])
     assert not equal(seen[0], seen[1]) and not equal(seen[1], seen[2])
@@ -226,7 +232,7 @@ def test_every_trained_weight_moves(run, states):
 class Counting:
     """The loss, and the number of images and the value of each batch it was given."""
 
-    supervision = "all_levels"
+    supervision, alignment_distance = "all_levels", "l1"
 
     def __init__(self, break_at=None):
         self.sizes, self.values, self.break_at = [], [], break_at
@@ -283,27 +289,28 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_last(run, states, tmp_path):
     seen, _ = states
     message = refused(lambda: run(loss=Counting(break_at=3)))
     folder = tmp_path / "run" / "model"
-    assert "the loss is nan in epoch 2" in message and "training.learning_rate" in message
-    assert str(folder / "last") in message
+    assert "the loss is nan in epoch 2, step 1 of 2:" in message
+    assert "lower training.learning_rate" in message
+    assert f"after epoch 1, are in {folder / 'last'}" in message
     assert len(seen) == 1 and equal(weights(folder / "last"), seen[0])
-    assert sorted(path.name for path in folder.iterdir()) == ["best", "last"]
+    assert names(folder) == ["best", "last", "running.lock"]
 
 
 def test_a_loss_that_is_not_finite_at_once_promises_nothing(run, tmp_path):
     message = refused(lambda: run(loss=Counting(break_at=1)))
-    assert "the loss is nan in epoch 1" in message and "last" not in message
-    assert not (tmp_path / "run" / "model").exists()
+    assert "the loss is nan in epoch 1, step 1 of 2:" in message and "last" not in message
+    assert names(tmp_path / "run" / "model") == ["running.lock"]
 
 
 def test_weights_that_break_in_an_epochs_last_step_are_not_kept(run, tmp_path):
     """One step an epoch: the loss of epoch 1 is still finite, what it leaves is not."""
     message = refused(lambda: run(batch_size=4, learning_rate=1e30))
     assert "selection Dice is nan in epoch 1" in message
-    assert not (tmp_path / "run" / "model").exists()
+    assert names(tmp_path / "run" / "model") == ["running.lock"]
 
 
 def test_a_failed_run_leaves_an_earlier_one_alone(run, tmp_path):
-    run(epochs=1)
+    discard_state(run(epochs=1).folder)
     before = tree(tmp_path / "run" / "model")
     refused(lambda: run(loss=Counting(break_at=1)))
     assert tree(tmp_path / "run" / "model") == before
@@ -330,7 +337,8 @@ def test_git_is_left_alone(run, tmp_path, monkeypatch, commits):
 
 
 def test_a_second_run_replaces_the_first(run):
-    first = weights(run(epochs=1, seed=1).folder / "last")
+    result = run(epochs=1, seed=1)
+    first = weights(result.folder / "last")
+    discard_state(result.folder)
     second = run(epochs=1, seed=2)
     assert not equal(weights(second.folder / "last"), first)
-    assert sorted(path.name for path in second.folder.iterdir()) == ["best", "last"]

@@ -1,4 +1,4 @@
-"""The training loop (paper, section 3.2): one loop for every network, through accelerate."""
+"""Training (paper, section 3.2): one recipe for every network, through accelerate."""
 
 import math
 from contextlib import nullcontext
@@ -9,19 +9,16 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from dvclive import Live
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from wavegms.config import Precision, TrainingParams
 from wavegms.data.augment import Augmentation
 from wavegms.data.batches import TrainingBatches
 from wavegms.data.dataset import PreparedDataset
-from wavegms.data.files import replace_folder
 from wavegms.errors import InputError
-from wavegms.losses import WaveGMSLoss, mask_loss, soft_dice
+from wavegms.losses import WaveGMSLoss, mask_loss
 from wavegms.models.autoencoder import Autoencoder, Generators
 from wavegms.models.formats import channels_last
 from wavegms.models.gms_checkpoint import load_gms_mapping
@@ -34,6 +31,15 @@ from wavegms.models.variants import (
     variant_spec,
 )
 from wavegms.precision import choose_precision, computing_with
+from wavegms.safeguards import explained
+from wavegms.training_loop import (
+    TrainingLoop,
+    log_row,
+    mean_soft_dice,
+    open_metrics,
+    save_weights,
+)
+from wavegms.training_state import describe_run, load_state, only_training
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,6 @@ def learning_rate_factor(epoch: int, epochs: int, warmup_epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class _Metrics(Live):
-    """dvclive's files without its Git: `Live` runs `dvc init` in a repository that lacks one.
-
-    Which run belongs to which commit is DVC's business, around this process.
-    """
-
-    def _init_dvc(self) -> None:
-        self._dvc_file = "dvc.yaml"
-
-
 def train(
     variant: str,
     vae: Autoencoder | None,
@@ -120,6 +116,13 @@ def train(
     all. Metrics go to `live_folder` as dvclive writes them, a progress bar to stderr; it ends with
     the share of the time that was spent on making batches.
 
+    The state of the training is saved twice a minute (with several processes, only between
+    epochs). Called again after an interruption of any kind, a training goes on from there and ends
+    with the weights, history and metrics of an uninterrupted one: on a CPU bit for bit, given the
+    same number of threads; on a GPU as far as its kernels repeat themselves, which some of cuDNN's
+    gradients do not. The state stays until `wavegms.training_state.discard_state`, which
+    `publish_model` calls. Until then a call with anything else changed is refused.
+
     Args:
         variant: name in `wavegms.models.variants.VARIANTS`.
         vae: the frozen autoencoder, of the kind that the variant needs; None if it needs none.
@@ -140,8 +143,11 @@ def train(
     Raises:
         InputError: the variant is unknown, or lacks its autoencoder or checkpoint; the image size
             does not suit it; the batch is larger than the training set, or is not to be shared by
-            the processes; the precision is not to be had here; the warm-up does not end; or the
-            loss or the selection Dice is no longer finite.
+            the processes; the precision is not to be had here; the warm-up does not end; the
+            folder holds an unfinished training of other parameters, data, code or versions, or
+            another process is training there; the loss or the selection Dice is no longer finite;
+            or memory or disk is full.
+        Stopped: by Ctrl-C, once the state was saved.
     """
     spec = variant_spec(variant)
     batch_size = spec.batch_size_or(settings.batch_size)
@@ -202,67 +208,49 @@ def train(
     if settings.compile:
         model.compile()
     pipeline = as_pipeline(model, vae, train_set.image_size)
-    model, selection_batches = accelerator.prepare(model, selection_batches)
-    autocast = computing_with(precision, accelerator.device)
-    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
-
-    rows, best_dice, best_epoch = [], -math.inf, 0
-    main = accelerator.is_main_process
-    bar = tqdm(
-        total=epochs * len(batches),
-        desc=f"training {variant}",
-        unit="step",
-        mininterval=1,
-        disable=not main,
+    wrapped, selection_batches = accelerator.prepare(model, selection_batches)
+    run = describe_run(
+        variant,
+        vae,
+        loss,
+        train_set,
+        selection_set,
+        settings,
+        epochs=epochs,
+        seed=seed,
+        sample_at_inference=sample_at_inference,
+        precision=precision,
     )
-    with bar, _open_metrics(live_folder) if main else nullcontext() as live:
-        for epoch in range(1, epochs + 1):
-            model.train()
-            sums: dict[str, torch.Tensor] = {}
-            for batch in batches.epoch(epoch):
-                with autocast:
-                    terms = loss_terms(
-                        spec, model, loss, vae, batch.images, batch.masks, batch.generators
-                    )
-                if not torch.isfinite(terms["loss"]):
-                    raise _diverged("loss", terms["loss"].item(), rows, folder)
-                optimizer.zero_grad()
-                scaler.scale(terms["loss"]).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                for name, value in terms.items():
-                    sums[name] = sums.get(name, 0) + value.detach()
-                bar.update()
-            model.eval()
-            row = {
-                "epoch": epoch,
-                "learning_rate": schedule.get_last_lr()[0],
-                **{
-                    name: accelerator.reduce(value / len(batches), "mean").item()
-                    for name, value in sums.items()
-                },
-                "selection_dice": _mean_soft_dice(accelerator, pipeline, selection_batches),
-            }
-            if not math.isfinite(row["selection_dice"]):
-                # the epoch's last step broke the weights: they must not become `last`
-                raise _diverged("selection Dice", row["selection_dice"], rows, folder)
-            schedule.step()
-            rows.append(row)
-            bar.set_postfix(
-                loss=f"{row['loss']:.3f}",
-                dice=f"{row['selection_dice']:.3f}",
-                data=f"{batches.share:.1%}",
-            )
-            if main:
-                improved = row["selection_dice"] > best_dice
-                _save(pipeline, folder, ("best", "last") if improved else ("last",))
-                _log(live, row)
-            if row["selection_dice"] > best_dice:
-                best_dice, best_epoch = row["selection_dice"], epoch
-    accelerator.wait_for_everyone()  # what was saved is there for all of them
+    training = TrainingLoop(
+        accelerator=accelerator,
+        step=lambda batch: loss_terms(
+            spec, wrapped, loss, vae, batch.images, batch.masks, batch.generators
+        ),
+        model=model,
+        pipeline=pipeline,
+        batches=batches,
+        selection_batches=selection_batches,
+        optimizer=optimizer,
+        schedule=schedule,
+        autocast=computing_with(precision, accelerator.device),
+        scaler=torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16"),
+        epochs=epochs,
+        seed=seed,
+        folder=folder,
+        run=run,
+    )
+    only = only_training(folder) if accelerator.is_main_process else nullcontext()
+    with only, explained(folder, batch_size, accelerator.num_processes):
+        state = training.go(load_state(folder, run), live_folder, f"training {variant}")
     trainable = pipeline.parameter_counts.trainable
     return TrainingResult(
-        pd.DataFrame(rows), best_epoch, best_dice, trainable, folder, precision, batches.share
+        pd.DataFrame(state.rows),
+        state.best_epoch,
+        state.best_dice,
+        trainable,
+        folder,
+        precision,
+        batches.share,
     )
 
 
@@ -324,46 +312,10 @@ def _keep_untrained(
     folder: Path,
     live_folder: Path,
 ) -> TrainingResult:
-    row = {"epoch": 0, "selection_dice": _mean_soft_dice(accelerator, pipeline, batches)}
+    row = {"epoch": 0, "selection_dice": mean_soft_dice(accelerator, pipeline, batches)}
     if accelerator.is_main_process:
-        _save(pipeline, folder, ("best", "last"))
-        with _open_metrics(live_folder) as live:
-            _log(live, row)
+        save_weights(pipeline, folder, ("best", "last"))
+        with open_metrics(live_folder) as live:
+            log_row(live, row)
     trainable = pipeline.parameter_counts.trainable
     return TrainingResult(pd.DataFrame([row]), 0, row["selection_dice"], trainable, folder)
-
-
-def _diverged(what: str, value: float, rows: list[dict], folder: Path) -> InputError:
-    kept = f"; the last good weights are in {folder / 'last'}" if rows else ""
-    return InputError(
-        f"the {what} is {value} in epoch {len(rows) + 1}: lower training.learning_rate{kept}"
-    )
-
-
-def _mean_soft_dice(
-    accelerator: Accelerator, pipeline: WaveGMSPipeline, batches: DataLoader
-) -> float:
-    """Of what the pipeline predicts, which is what will be saved."""
-    scores = []
-    for batch in batches:
-        soft_masks = pipeline.predict(PreparedDataset.to_float(batch["image"]))
-        dice = soft_dice(soft_masks, PreparedDataset.mask_to_float(batch["mask"]))
-        scores.append(accelerator.gather_for_metrics(dice))
-    return torch.cat(scores).mean().item()
-
-
-def _save(pipeline: WaveGMSPipeline, folder: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        with replace_folder(folder / name) as target:
-            pipeline.save_pretrained(target)
-
-
-def _open_metrics(folder: Path) -> Live:
-    return _Metrics(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
-
-
-def _log(live: Live, row: dict[str, float]) -> None:
-    for name, value in row.items():
-        if name != "epoch":
-            live.log_metric(name, value)
-    live.next_step()

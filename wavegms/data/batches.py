@@ -85,13 +85,14 @@ class TrainingBatches:
     def __len__(self) -> int:
         return len(self._order)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch.
 
         Args:
             number: Of the epoch; the same number gives the same batches.
+            first: The batch to begin with, from 0; those before it are left out.
         """
-        self._order.epoch = number
+        self._order.epoch, self._order.first = number, first
         started = self._now()
         for images, masks, indices in self._loader:
             batch = Batch(
@@ -120,7 +121,7 @@ class _Order:
     """A batch sampler: lists of (epoch, index)."""
 
     def __init__(self, images: int, batch_size: int, seed: int, process: int, processes: int):
-        self.epoch = 0
+        self.epoch = self.first = 0
         self._images, self._batch_size, self._seed = images, batch_size, seed
         share = batch_size // processes
         self._part = slice(process * share, (process + 1) * share)
@@ -130,7 +131,7 @@ class _Order:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = torch.randperm(self._images, generator=_generator(self._seed, self.epoch)).tolist()
-        for number in range(len(self)):
+        for number in range(self.first, len(self)):
             batch = order[number * self._batch_size : (number + 1) * self._batch_size]
             yield [(self.epoch, index) for index in batch[self._part]]
 
@@ -146,14 +147,15 @@ class _Augmented(Dataset):
         mask = PreparedDataset.mask_to_float(pair["mask"])
         # kornia draws from torch's own random state, which others draw from as well
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_mixed(self._seed, epoch, index, 0))
+            torch.default_generator.manual_seed(mixed_seed(self._seed, epoch, index, 0))
             images, masks = self._augmentation(image[None], mask[None])
         return images[0], masks[0], index
 
 
-def _mixed(*numbers: int) -> int:
+def mixed_seed(*numbers: int) -> int:
+    """A seed of 64 bits that follows from several numbers, each of which changes all of it."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _generator(*numbers: int) -> Generator:
-    return Generator().manual_seed(_mixed(*numbers))
+    return Generator().manual_seed(mixed_seed(*numbers))
