@@ -1,6 +1,10 @@
 """Running notebooks: parameters go in, progress shows, one sentence comes out of an error."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -150,3 +154,58 @@ def test_enter_project_outside_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"no params\.yaml in"):
         enter_project()
+
+
+@pytest.fixture
+def started(project):
+    """A maker of `python -m wavegms run` as a process, with a cell that waits for a signal."""
+
+    def start(cell):
+        path = notebook(
+            project / "notebooks/n.ipynb",
+            "from pathlib import Path; Path('../started').touch()\n" + cell,
+        )
+        command = [sys.executable, "-m", "wavegms", "run", str(path), "reports/out.ipynb"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        while not (project / "started").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        return process
+
+    return start
+
+
+def end_of(process):
+    said = process.communicate(timeout=60)[1]
+    assert not Path("reports/out.ipynb").exists() and list(Path("reports").iterdir()) == []
+    return process.returncode, said
+
+
+SLEEP = "import time\nfor _ in range(600): time.sleep(0.1)"
+
+
+def test_ctrl_c_ends_a_cell_and_says_so(started):
+    process = started(SLEEP)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    status, said = end_of(process)
+    assert status == 130 and said.splitlines()[-1] == "stopped" and "Traceback" not in said
+
+
+def test_ctrl_c_lets_a_cell_say_what_it_saved(started):
+    process = started(
+        "from wavegms.errors import Stopped\nimport time\ntry:\n"
+        "    for _ in range(600): time.sleep(0.1)\n"
+        "except KeyboardInterrupt:\n    raise Stopped('all is saved in x')"
+    )
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert end_of(process) == (130, "all is saved in x\n")
+
+
+def test_a_killed_kernel_is_explained(started, survived):
+    process = started("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    status, said = end_of(process)
+    assert status == 1 and "notebooks/n.ipynb was killed" in said and "memory ran out" in said
+    assert "Traceback" not in said and said.splitlines()[-1].startswith("error: ")
+    survived("kills")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from wavegms.errors import InputError
+from wavegms.errors import InputError, Stopped
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the command line without the program's name; sys.argv if None.
 
     Returns:
-        The exit status: 0, or 1 after an error in one sentence on stderr.
+        The exit status: 0, 1 after an error in one sentence on stderr, or 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="python -m wavegms", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -85,8 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except (Stopped, KeyboardInterrupt) as error:
+        print(str(error) or "stopped", file=sys.stderr)
         return 130
     return 0
 

@@ -3,21 +3,25 @@
 import ast
 import os
 import re
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
+import psutil
 import yaml
 from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 from wavegms.config import load_params
 from wavegms.data.files import write_text
-from wavegms.errors import InputError
+from wavegms.errors import InputError, Stopped
 from wavegms.project import is_first_process
 
 # A kernel warns that its channels are not encrypted; they do not leave this machine.
@@ -40,6 +44,9 @@ def run_notebook(
     comes. The executed notebook is written only when it ran to the end, and of several processes
     that `accelerate launch` started by the first alone.
 
+    The first Ctrl-C interrupts the cell that runs, which may save what it has; the second one ends
+    all at once.
+
     Args:
         notebook: the notebook, run in its own folder.
         output: where the executed copy goes.
@@ -47,8 +54,10 @@ def run_notebook(
         params_file: params.yaml.
 
     Raises:
-        InputError: the notebook met one, an argument is unknown to it, or a cell failed; the
-            latter's traceback goes to stderr.
+        InputError: the notebook met one, an argument is unknown to it, its kernel was killed, or a
+            cell failed; the latter's traceback goes to stderr.
+        Stopped: after Ctrl-C, by a cell that says how to go on.
+        KeyboardInterrupt: after Ctrl-C, by any other.
     """
     params = load_params(params_file).model_dump()
     declared = read_parameters(notebook)
@@ -62,15 +71,16 @@ def run_notebook(
     # each of several processes has one of its own
     partial = output.with_name(f".{output.stem}.{os.environ.get('RANK', '0')}.partial.ipynb")
     try:
-        executed = papermill.execute_notebook(
-            notebook,
-            partial,
-            parameters=values,
-            cwd=notebook.parent,
-            progress_bar=False,
-            stderr_file=sys.stderr,
-            extra_arguments=_QUIET_KERNEL,
-        )
+        with _ctrl_c_interrupts_the_cell():
+            executed = papermill.execute_notebook(
+                notebook,
+                partial,
+                parameters=values,
+                cwd=notebook.parent,
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                extra_arguments=_QUIET_KERNEL,
+            )
         for cell in executed.cells:
             _keep_last_state_of_progress_bars(cell)
         if is_first_process():
@@ -78,13 +88,39 @@ def run_notebook(
     except PapermillExecutionError as error:
         if error.ename == InputError.__name__:
             raise InputError(error.evalue) from None
+        if error.ename == Stopped.__name__:
+            raise Stopped(error.evalue) from None
+        if error.ename == KeyboardInterrupt.__name__:
+            raise KeyboardInterrupt from None
         print(_COLOURS.sub("", "\n".join(error.traceback)), file=sys.stderr)
         raise InputError(
             f"{notebook} failed with {error.ename} (traceback above): "
             "this looks like a defect of the code, please report it"
         ) from None
+    except DeadKernelError:
+        raise InputError(
+            f"the process that ran {notebook} was killed, by someone or by the system when memory "
+            "ran out (then lower training.batch_size or image_size): the same command runs it "
+            "again, and a training goes on where it was saved"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _ctrl_c_interrupts_the_cell() -> Iterator[None]:
+    """A kernel has a session of its own, so the terminal's Ctrl-C does not reach it."""
+
+    def forward(number, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for kernel in psutil.Process().children():
+            kernel.send_signal(signal.SIGINT)
+
+    usual = signal.signal(signal.SIGINT, forward)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def refresh_notebook(notebook: Path) -> None:
