@@ -44,10 +44,13 @@ def test_a_gpu_has_what_its_generation_has(monkeypatch, modern, wanted, chosen):
 
 
 def test_only_tf32_and_the_halves_allow_tf32():
-    for precision, kind in (("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "tf32"), ("fp32", "ieee")):
+    for precision, allowed in (("fp32", False), ("tf32", True), ("bf16", True), ("fp32", False)):
         computing_with(precision, CPU)
-        assert torch.backends.cuda.matmul.fp32_precision == kind
-        assert torch.backends.cudnn.conv.fp32_precision == kind
+        for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+            assert backend.allow_tf32 == allowed
+        # as the operators themselves see it
+        assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == allowed
+        assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == allowed
 
 
 def terms_and_gradients(name, vae, batch, precision):
@@ -156,7 +159,14 @@ def test_a_variant_that_bf16_would_change_is_left_in_fp32_unless_asked(
             training_params(precision=precision),
             epochs=1,
             seed=1,
-            folder=tmp_path / "model",
+            folder=tmp_path / variant / precision,
             live_folder=tmp_path / "live",
         )
     assert asked == ["fp32", "bf16", "auto"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_can_be_exported_after_a_training(pipeline, tmp_path, precision):
+    """torch.export reads torch's older switch of tf32, which refuses if the newer ones disagree."""
+    computing_with(precision, torch.device("cpu"))
+    pipeline.export_onnx(tmp_path / "model.onnx")

@@ -269,7 +269,7 @@ def refused(call, error=InputError):
         ({"learning_rate": 5e-4}, "training.learning_rate was 0.001 and is 0.0005"),
         ({"batch_size": 1}, "training.batch_size was 2 and is 1"),
         ({"weight_decay": 0.0}, "training.weight_decay was 0.01 and is 0.0"),
-        ({"precision": "bf16"}, "precision was auto and is bf16, precision was fp32 and is bf16"),
+        ({"precision": "bf16"}, "but precision was fp32 and is bf16:"),
         (
             {"augmentation": EVERYTHING.model_copy(update={"rotate_90": 0.0})},
             "training.augmentation.rotate_90 was 0.5 and is 0.0",

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import stat
 import subprocess
@@ -13,13 +12,12 @@ from threading import Timer
 
 import pytest
 import yaml
+from copies import ROOT, copy_repository, environment, run, started
 from dvc.repo import Repo
-from test_end_to_end import environment, run
 
 from wavegms.__main__ import main
 from wavegms.sweep import _run_item, find_items
 
-ROOT = Path(__file__).parents[1]
 # What all depend on, a stage with a matrix whose items can be told to fail or to last, and the end.
 PIPELINE = """
 stages:
@@ -123,8 +121,7 @@ def test_several_run_at_once_and_dvc_keeps_what_each_gives(project, monkeypatch,
     assert 2 <= most_at_once() <= 3
     assert Path("out/0.txt").read_text() == "GPUs 1\n"
     output = run(project, "dvc", "repro")
-    started = re.findall("Running stage '(.*)'", output)
-    assert started == ["check", "total"]
+    assert started(output) == ["check", "total"]
     assert Path("total.txt").read_text() == 6 * "GPUs 1\n"
 
 
@@ -257,18 +254,9 @@ ablation: {datasets: []}
 def repository(tmp_path_factory):
     """A copy of what git holds, with a profile of seconds."""
     root = tmp_path_factory.mktemp("clone") / "wave-gms"
-    command = ["git", "ls-files", "-co", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
+    (root / "conf/profile").mkdir(parents=True)
     (root / "conf/profile/tiny.yaml").write_text(TINY)
-    run(root, "git", "init", "-q")
-    run(root, "git", "config", "user.name", "test")
-    run(root, "git", "config", "user.email", "test@example.org")
-    run(root, "git", "add", "-A")
-    run(root, "git", "commit", "-qm", "copy")
+    copy_repository(root)
     return root
 
 
@@ -299,4 +287,4 @@ def test_trainings_run_side_by_side_and_the_pipeline_takes_them(repository):
         assert (repository / f"models/phantom_a/{variant}/seed_1/card.json").is_file()
         assert (repository / f"reports/02_train_phantom_a_{variant}_1.ipynb").is_file()
     output = run(repository, "dvc", "repro", "train")
-    assert re.findall("Running stage '(.*)'", output) == ["check"]
+    assert started(output) == ["check"]

@@ -52,8 +52,7 @@ def computing_with(precision: Precision, device: torch.device) -> torch.autocast
         The context in which to compute network and loss, for use again and again; it does nothing
         unless a half precision was chosen.
     """
-    kind = "ieee" if precision == "fp32" else "tf32"
-    torch.backends.cuda.matmul.fp32_precision = kind
-    torch.backends.cudnn.conv.fp32_precision = kind
+    # the newer switches, `fp32_precision`, make torch.export fail, which reads these
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
     half = HALVES.get(precision)
     return torch.autocast(device.type, dtype=half, enabled=half is not None)

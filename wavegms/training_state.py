@@ -116,13 +116,13 @@ def describe_run(
         loss: its choices.
         train_set: hash of the data, and which images.
         selection_set: likewise.
-        settings: every key.
+        settings: every key but the epochs and the precision, which are given as they apply.
         epochs: their number, which the schedule depends on.
         seed: of everything random.
         sample_at_inference: a choice of the network.
         precision: what is computed with.
     """
-    values = settings.model_dump(exclude={"epochs", "epochs_by_dataset"})
+    values = settings.model_dump(exclude={"epochs", "epochs_by_dataset", "precision"})
     augmentation = values.pop("augmentation")
     return {
         "variant": variant,
