@@ -14,9 +14,8 @@ SCRIPT = Path(__file__).parent / "train_script.py"
 CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-def run(out, folder, supervision, launcher):
-    """Losses of every epoch, the weights that were kept, and what each process noted."""
-    out.mkdir()
+def start(out, folder, supervision, launcher, **environment):
+    out.mkdir(exist_ok=True)
     arguments = [str(SCRIPT), str(out), str(folder), supervision]
     commands = {
         "alone": [sys.executable, *arguments],
@@ -28,9 +27,18 @@ def run(out, folder, supervision, launcher):
         ],
         "notebook_launcher": [sys.executable, *arguments, "2"],
     }
-    done = subprocess.run(
-        commands[launcher], env=os.environ | CPU, capture_output=True, text=True, timeout=300
+    return subprocess.run(
+        commands[launcher],
+        env=os.environ | CPU | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
+
+
+def run(out, *arguments):
+    """Losses of every epoch, the weights that were kept, and what each process noted."""
+    done = start(out, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     weights = {
         f"{part}.{key}": value
@@ -42,13 +50,23 @@ def run(out, folder, supervision, launcher):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "supervision"),
-    [("accelerate launch", "all_levels"), ("notebook_launcher", "last_three_levels")],
+    ("launcher", "supervision", "interrupted"),
+    [
+        ("accelerate launch", "all_levels", True),
+        ("notebook_launcher", "last_three_levels", False),
+    ],
 )
 def test_two_processes_give_the_losses_and_weights_of_one(
-    prepared, tmp_path, launcher, supervision
+    prepared, tmp_path, launcher, supervision, interrupted, survived
 ):
     alone, weights, _ = run(tmp_path / "one", prepared, supervision, "alone")
+    if interrupted:
+        # two of four images each: in the third epoch, and the first may not yet have saved two
+        failed = start(tmp_path / "two", prepared, supervision, launcher, STOP_AT="6")
+        assert failed.returncode != 0 and "ZeroDivisionError" in failed.stderr
+        state = torch.load(tmp_path / "two/model/resume.pt", weights_only=True)["state"]
+        assert state["epoch"] in (2, 3) and state["step"] == 0
+        survived("faults")
     shared, shared_weights, notes = run(tmp_path / "two", prepared, supervision, launcher)
     assert len(alone) == 4 and alone["loss"].nunique() == 4
     pd.testing.assert_frame_equal(shared, alone, check_exact=False, rtol=1e-4)

@@ -3,15 +3,18 @@
     train_script.py OUT TRAIN_FOLDER SUPERVISION [PROCESSES]
 
 With PROCESSES it starts them itself, as a cell of a notebook would. OUT gets a checkpoint and
-`history.csv` from the first process, and a line from every one in `processes`.
+`history.csv` from the first process, and a line from every one in `processes`. The state is saved
+after every epoch; with STOP_AT in the environment each process fails at its image of that number.
 """
 
+import os
 import sys
 from pathlib import Path
 
 import torch
 from accelerate import PartialState, notebook_launcher
 
+from wavegms import training_loop
 from wavegms.autoencoder_training import build_autoencoder
 from wavegms.config import AugmentationParams, TrainingParams
 from wavegms.data.dataset import PreparedDataset
@@ -39,16 +42,29 @@ SETTINGS = TrainingParams(
 )
 
 
+class Stopping(PreparedDataset):
+    """A split whose n-th image cannot be had."""
+
+    left = int(os.environ.get("STOP_AT", 0))
+
+    def __getitem__(self, index):
+        Stopping.left -= 1
+        if Stopping.left == 0:
+            raise ZeroDivisionError
+        return super().__getitem__(index)
+
+
 def go(out: str, folder: str, supervision: str) -> None:
     torch.manual_seed(3)
     vae = freeze(build_autoencoder(16, 1))
     vae.decoder.layers[-1].bias.fill_(0.5)  # mid grey, where the clamp lets gradients through
+    training_loop._SAVE_SECONDS = 0.0
     dataset = PreparedDataset(Path(folder), "train")
     result = train(
         "wave_gms",
         vae,
         WaveGMSLoss(supervision),
-        dataset,
+        Stopping(Path(folder), "train"),
         dataset,
         SETTINGS,
         epochs=4,
