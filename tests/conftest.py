@@ -1,6 +1,7 @@
-"""What several test files share: settings, real data, and a small trained world."""
+"""What several test files share: settings, real data, a small trained world, and a count."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,48 @@ NO_AUGMENTATION = {
     "color_jitter": 0.0,
     "shift_scale_rotate": 0.0,
 }
+
+
+# What the running test has withstood so far, by kind.
+_withstood = Counter()
+SURVIVED = {"inputs": "broken or hostile inputs", "faults": "faults", "kills": "kills"}
+
+
+@pytest.fixture(scope="session")
+def survived():
+    """Counts what a test has withstood: `survived("inputs")`, a kind of `SURVIVED`, and how many.
+
+    Called after the assertions; only tests that pass count. The sum over all tests, of all
+    processes of pytest-xdist, stands at the end of the run. Of the session's scope, so that
+    hypothesis may call it for every example.
+    """
+
+    def count(kind: str, number: int = 1) -> None:
+        assert kind in SURVIVED
+        _withstood[kind] += number
+
+    return count
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    _withstood.clear()
+    result = yield
+    # These travel in the test's report to the process that prints the summary.
+    item.user_properties += [("survived", pair) for pair in _withstood.items()]
+    return result
+
+
+def pytest_terminal_summary(terminalreporter):
+    total = Counter()
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "survived":
+                kind, number = value
+                total[kind] += number
+    parts = [f"{total[kind]:,} {title}" for kind, title in SURVIVED.items() if total[kind]]
+    if parts:
+        terminalreporter.write_line(f"survived: {', '.join(parts)}")
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -14,6 +15,7 @@ import yaml
 from wavegms import InputError
 from wavegms.notebooks import read_parameters, refresh_notebook, run_notebook
 from wavegms.project import enter_project
+from wavegms.provenance import run_record
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +53,13 @@ def test_parameters_come_from_the_file_and_the_arguments(project):
     path = notebook(project / "notebooks/n.ipynb", "print(dataset, seed, split['method'])")
     run(path, dataset="b")
     assert texts("reports/out.ipynb") == "b 5 random\n"
+
+
+def test_the_report_says_which_code_ran(project):
+    run(notebook(project / "notebooks/n.ipynb", "pass"))
+    record = nbformat.read("reports/out.ipynb", as_version=4).metadata.wavegms
+    assert record == run_record()
+    assert record.versions.torch == version("torch") and record.revision is None
 
 
 @pytest.mark.parametrize(("rank", "written"), [("0", True), ("1", False)])

@@ -23,6 +23,7 @@ from wavegms.config import load_params
 from wavegms.data.files import write_text
 from wavegms.errors import InputError, Stopped
 from wavegms.project import is_first_process
+from wavegms.provenance import run_record
 
 # A kernel warns that its channels are not encrypted; they do not leave this machine.
 _QUIET_KERNEL = ["--log-level=ERROR"]
@@ -42,7 +43,8 @@ def run_notebook(
     Its parameters are the values of the parameter file, as far as the notebook declares them, and
     `arguments` on top. What its kernel writes to stderr (the progress bars) appears here as it
     comes. The executed notebook is written only when it ran to the end, and of several processes
-    that `accelerate launch` started by the first alone.
+    that `accelerate launch` started by the first alone. Its metadata hold, as `wavegms`, which code
+    and libraries ran, see `run_record`.
 
     The first Ctrl-C interrupts the cell that runs, which may save what it has; the second one ends
     all at once.
@@ -67,6 +69,7 @@ def run_notebook(
     values = {name: value for name, value in params.items() if name in declared}
     values |= {name: _as_declared(name, text, declared[name]) for name, text in arguments.items()}
     os.environ |= KEEP_MEMORY | os.environ
+    record = run_record()
     output.parent.mkdir(parents=True, exist_ok=True)
     # each of several processes has one of its own
     partial = output.with_name(f".{output.stem}.{os.environ.get('RANK', '0')}.partial.ipynb")
@@ -83,6 +86,7 @@ def run_notebook(
             )
         for cell in executed.cells:
             _keep_last_state_of_progress_bars(cell)
+        executed.metadata["wavegms"] = record
         if is_first_process():
             write_text(output, nbformat.writes(executed) + "\n")
     except PapermillExecutionError as error:

@@ -1,6 +1,9 @@
 """Files: images that may be broken, hashes, and folders that are replaced whole or not at all."""
 
+import glob
 import hashlib
+import os
+import re
 import shutil
 import threading
 import uuid
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from PIL import Image
 
 from wavegms.errors import InputError
@@ -16,6 +20,8 @@ from wavegms.errors import InputError
 # A hundred megapixels is 300 MB of RGB: more than any 2-D image of these modalities has, and little
 # enough that a decompression bomb cannot take the machine down.
 MAX_PIXELS = 100_000_000
+
+_LEFTOVER = re.compile(r"(?P<process>\d+)-[0-9a-f]{8}\.(?P<ending>new|old)")
 
 # `warnings.catch_warnings` changes the state of the whole process; images are opened by threads.
 _opening = threading.Lock()
@@ -88,7 +94,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
     """Fill a new folder and put it in the place of another in one step.
 
     The new folder lies beside the target, on the same disk. If the block raises anything, an
-    interruption by the keyboard included, the target is as it was and nothing else remains.
+    interruption by the keyboard included, the target is as it was and nothing else remains. What a
+    process leaves that is killed meanwhile is put right by the next one.
 
     Args:
         target: The folder to create or to replace.
@@ -103,9 +110,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
     target = Path(target).resolve()
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file where a folder is to be written: move it away.")
-    token = uuid.uuid4().hex[:8]
-    fresh = target.with_name(f".{target.name}.{token}.new")
-    previous = target.with_name(f".{target.name}.{token}.old")
+    _put_leftovers_right(target)
+    fresh, previous = _beside(target, "new"), _beside(target, "old")
     try:
         fresh.mkdir(parents=True)
     except OSError as error:
@@ -136,9 +142,29 @@ def write_text(target: Path, text: str) -> None:
     """
     target = Path(target).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
+    _put_leftovers_right(target)
+    fresh = _beside(target, "new")
     try:
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(target)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _beside(target: Path, ending: str) -> Path:
+    """A name that tells whose it is, and which process is at work on it."""
+    return target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.{ending}")
+
+
+def _put_leftovers_right(target: Path) -> None:
+    """Clears what killed processes left; a target that one had just moved away comes back."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*-*.*"):
+        parts = _LEFTOVER.fullmatch(path.name.removeprefix(f".{target.name}."))
+        if parts is None or psutil.pid_exists(int(parts["process"])):
+            continue
+        if parts["ending"] == "old" and not target.exists():
+            path.rename(target)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
