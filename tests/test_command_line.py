@@ -119,7 +119,7 @@ def test_what_the_ablation_needs_is_checked_too(project, capfd, key, value, said
 def test_a_row_that_lacks_gmss_weights_stops_nothing(project):
     change("ablation.datasets", ["mine"])
     change("ablation.variants", ["tinyvae_mismatch", "tinyvae"])
-    note = Path("reports/imported_weights/mine/tinyvae_mismatch.txt")
+    note = Path("reports/imported/mine/tinyvae_mismatch.txt")
     assert main(["check", "--out", "reports/check.txt"]) == 0
     before, other = note.read_text(), note.with_name("tinyvae.txt").read_text()
     assert "models/gms/mine.pth" in before and "models/gms" not in other
@@ -127,6 +127,37 @@ def test_a_row_that_lacks_gmss_weights_stops_nothing(project):
     Path("models/gms/mine.pth").write_bytes(b"weights")
     assert main(["check", "--out", "reports/check.txt"]) == 0
     assert note.read_text() != before and note.with_name("tinyvae.txt").read_text() == other
+
+
+def notes():
+    assert main(["check", "--out", "reports/check.txt"]) == 0
+    return {
+        path.relative_to("reports/imported").as_posix(): path.read_text()
+        for path in Path("reports/imported").rglob("*.txt")
+    }
+
+
+def test_stages_can_tell_that_weights_or_lists_from_elsewhere_were_exchanged(project):
+    """What they depend on is a note of the hashes; it stays as it is as long as they do."""
+    files = {
+        "autoencoder.txt": Path("models/taesd/taesd_encoder.pth"),
+        "mine/gms.txt": Path("models/sd/config.json"),
+    }
+    for path in files.values():
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"one")
+    change("autoencoder.source", "path")
+    change("autoencoder.sd_vae", "models/sd")
+    change("variants", ["wave_gms", "gms"])
+    first = notes()
+    assert set(first) == {"autoencoder.txt", "mine/split.txt", "mine/wave_gms.txt", "mine/gms.txt"}
+    assert notes() == first
+    for name, path in files.items():
+        before = notes()
+        path.write_bytes(b"other")
+        after = notes()
+        assert {key for key in after if after[key] != before[key]} == {name}
+    assert first["mine/wave_gms.txt"] == first["mine/split.txt"] == "none needed\n"
 
 
 def test_a_folder_for_the_autoencoder_that_is_missing(project, capfd):

@@ -15,9 +15,10 @@ from wavegms.models.weights import is_hub_id
 def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
     """Checks the parameters and that every dataset can be paired, split and trained on.
 
-    Only names of files are read, so this takes seconds whatever the data's size. `out` gets the
-    same text each time: a pipeline stage that depends on it comes after this check, but does not
-    run again because of it.
+    Of the data only names of files are read, so this takes seconds whatever their size. `out` gets
+    the same text each time: a pipeline stage that depends on it comes after this check, but does
+    not run again because of it. Beside it, in `imported/`, come the hashes of the weights and split
+    lists from elsewhere that are used, for the stages that use them to depend on.
 
     Args:
         params_file: params.yaml.
@@ -57,7 +58,7 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
         if name not in params.phantom.datasets:
             _check_dataset(name, raw / name, params)
     write_text(out, "The parameters and the raw data were checked.\n")
-    _note_imported_weights(out.parent / "imported_weights", params)
+    _note_imports(out.parent / "imported", params)
 
 
 def _check_epochs(dataset: str, what: str, epochs: int, params: Params) -> None:
@@ -68,15 +69,34 @@ def _check_epochs(dataset: str, what: str, epochs: int, params: Params) -> None:
         )
 
 
-def _note_imported_weights(folder: Path, params: Params) -> None:
-    """Writes which weights from elsewhere each row of the ablation has, for the pipeline to see."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for dataset in params.ablation.datasets:
-        checkpoint = params.model.gms_checkpoint_for(dataset)
-        found = sha256_of(checkpoint) if checkpoint.is_file() else "missing"
-        for variant in params.ablation.variants:
-            weights = "none needed" if VARIANTS[variant].trained else f"{checkpoint}: {found}"
-            write_text(folder / dataset / f"{variant}.txt", weights + "\n")
+def _note_imports(folder: Path, params: Params) -> None:
+    source, path = params.autoencoder.source, params.autoencoder.path
+    _note(folder / "autoencoder.txt", Path(path) if source == "path" else None)
+    for dataset in params.datasets:
+        spec = spec_of(dataset)
+        lists = Path(params.split.folder) / spec.split_file if spec.split_file else None
+        published = params.split.method == "published"
+        _note(folder / dataset / "split.txt", lists if published else None)
+        ablation = params.ablation.variants if dataset in params.ablation.datasets else []
+        for variant in dict.fromkeys([*params.variants, *ablation]):
+            needed = None
+            if not VARIANTS[variant].trained:
+                needed = params.model.gms_checkpoint_for(dataset)
+            elif VARIANTS[variant].autoencoder == "kl" and Path(params.autoencoder.sd_vae).is_dir():
+                needed = Path(params.autoencoder.sd_vae)
+            _note(folder / dataset / f"{variant}.txt", needed)
+
+
+def _note(note: Path, needed: Path | None) -> None:
+    """Writes the hashes of a file, or of all files in a folder."""
+    if needed is None:
+        lines = ["none needed"]
+    elif needed.is_dir():
+        files = sorted(path for path in needed.rglob("*") if path.is_file())
+        lines = [f"{path.as_posix()}: {sha256_of(path)}" for path in files]
+    else:
+        lines = [f"{needed.as_posix()}: {sha256_of(needed) if needed.is_file() else 'missing'}"]
+    write_text(note, "\n".join(lines) + "\n")
 
 
 def _check_network(variants_key: str, name: str, size_key: str, size: int) -> None:

@@ -25,8 +25,8 @@ from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.safeguards import Forecast, StopRequest, say
 from wavegms.training_state import TrainingState, discard_state, save_state
 
-# A state of 2.6 million weights is 41 MB and takes 0.1 s to write; no more than this much work and
-# the step begun is lost to a kill.
+# A state of 2.6 million weights is 43 MB and takes 0.1 to 0.4 s to write. What a kill loses is no
+# more than this much work and the step that was begun.
 _SAVE_SECONDS = 30.0
 
 

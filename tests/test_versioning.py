@@ -1,0 +1,157 @@
+"""What runs again after a change, and what a clone gets back from a remote; about 4 minutes.
+
+A copy of the repository has one simulated scanner and a folder of one's own images, at a setting of
+seconds: the scores mean nothing.
+"""
+
+import csv
+import json
+from io import StringIO
+
+import pytest
+import yaml
+from copies import ROOT, ask, commit, copy_repository, run, started
+from layouts import picture, save, tree, write_plain
+
+from wavegms import WaveGMSPipeline
+from wavegms.training_state import _CODE
+
+pytestmark = pytest.mark.slow
+
+TINY = """
+# @package _global_
+datasets: [phantom_a, own]
+seed: 1
+seeds: [1]
+image_size: 32
+phantom: {datasets: [phantom_a], images: 16, seed: 1}
+split: {method: random}
+autoencoder: {source: train, min_mask_dice: 0.0, train: {channels: 16, blocks: 1, steps: 40}}
+training: {epochs: 2, batch_size: 4, warmup_epochs: 0}
+evaluation: {threshold: 0.2, bootstrap_resamples: 100}
+generalization: []
+ablation: {datasets: []}
+"""
+UP_TO_SCORES = ["check", "prepare", "autoencoder", "train", "evaluate", "data/raw/own.dvc"]
+TRAINED, EVALUATED = "train@own-wave_gms-1", "evaluate@own-wave_gms-1"
+SCORES = "results/scores/own/wave_gms/seed_1/own.json"
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """Evaluated once, committed, and pushed to a remote in a folder."""
+    root = tmp_path_factory.mktemp("versions") / "wave-gms"
+    (root / "conf/profile").mkdir(parents=True)
+    (root / "conf/profile/tiny.yaml").write_text(TINY)
+    write_plain(root / "data/raw/own", count=16)
+    copy_repository(root)
+    (root / "dvc.lock").unlink()  # of the sample, whose results are not here
+    run(root, "dvc", "add", "data/raw/own")
+    output = run(root, "dvc", "exp", "run", "-S", "profile=tiny", "evaluate")
+    assert started(output) == [
+        *("check", "phantom@phantom_a", *of_both("prepare"), *of_both("autoencoder")),
+        *(*of_both("train"), *of_both("evaluate")),
+    ]
+    run(root, "dvc", "remote", "add", "--default", "store", str(root.parent / "store"))
+    run(root, "dvc", "push")
+    commit(root, "evaluated")
+    return root
+
+
+def of_both(stage):
+    run_of = "-wave_gms-1" if stage in ("train", "evaluate") else ""
+    return [f"{stage}@{dataset}{run_of}" for dataset in ("phantom_a", "own")]
+
+
+@pytest.fixture
+def project(committed):
+    """As it was committed; what a test leaves is taken away."""
+    yield committed
+    run(committed, "git", "checkout", "-q", ".")
+    run(committed, "dvc", "checkout", "-q", "--allow-missing")
+
+
+def changed(project, *targets):
+    return list(json.loads(ask(project, "dvc", "status", "--json", *targets)))
+
+
+def test_a_clone_gets_data_models_and_scores_back_without_training(committed, tmp_path):
+    run(tmp_path, "git", "clone", "-q", str(committed), "clone")
+    clone = tmp_path / "clone"
+    run(clone, "dvc", "pull", "--allow-missing")
+    for place in ("data", "models", "reports", "results"):
+        assert tree(clone / place) == tree(committed / place)
+    assert changed(clone, *UP_TO_SCORES) == ["check"]
+    assert WaveGMSPipeline.from_pretrained(clone / "models/own/wave_gms").config.image_size == 32
+    assert started(run(clone, "dvc", "repro", "evaluate")) == ["check"]
+    assert run(clone, "git", "status", "--porcelain") == ""
+
+
+def test_a_changed_image_runs_again_what_depends_on_it(project):
+    save(picture(99), project / "data/raw/own/images/scan 0.png")
+    output = run(project, "dvc", "repro", "evaluate")
+    assert started(output) == ["check", "prepare@own", "autoencoder@own", TRAINED, EVALUATED]
+    assert "data/raw/own.dvc" in run(project, "git", "status", "--porcelain")
+
+
+def test_a_changed_parameter_runs_again_what_depends_on_it(project):
+    change(project, "evaluation", {"threshold": 0.3, "bootstrap_resamples": 100})
+    output = run(project, "dvc", "repro", "evaluate")
+    assert started(output) == ["check", *of_both("evaluate")]
+
+
+def test_another_image_size_starts_at_the_preparation(project):
+    change(project, "image_size", 40)
+    assert changed(project, *UP_TO_SCORES) == ["check", *of_both("prepare")]
+
+
+def change(project, name, value):
+    path = project / "params.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {name: value}))
+
+
+def test_an_edited_text_of_a_notebook_runs_its_own_stage_again(project):
+    """The stages after it do not, since it writes the same bytes again."""
+    for name, text in (("01_prepare", "Reads a dataset"), ("02_train", "Trains one network")):
+        notebook = project / f"notebooks/{name}.ipynb"
+        original = notebook.read_text()
+        assert original.count(text) == 1
+        notebook.write_text(original.replace(text, f"Indeed {text}"))
+    output = run(project, "dvc", "repro", EVALUATED)
+    assert started(output) == ["check", "prepare@own", TRAINED]
+
+
+def test_an_experiment_is_compared_with_what_is_committed(project):
+    """In a workspace of its own, where DVC puts the images."""
+    slower = ["-S", "profile=tiny", "-S", "training.learning_rate=0.0001", EVALUATED]
+    output = run(project, "dvc", "exp", "run", "--temp", "--name", "slower", *slower)
+    assert started(output) == ["check", TRAINED, EVALUATED]
+    assert run(project, "git", "status", "--porcelain") == ""
+
+    means = {}
+    for row in csv.DictReader(StringIO(ask(project, "dvc", "exp", "show", "--csv"))):
+        rate, mean = row["training.learning_rate"], row[f"{SCORES}:dsc.mean"]
+        means[row["Experiment"] or row["rev"]] = (float(rate), float(mean))
+    assert means["workspace"][0] == 0.002 and means["slower"][0] == 0.0001
+
+    compared = ["diff", "--json", "HEAD", "slower"]
+    changes = json.loads(ask(project, "dvc", "metrics", *compared))
+    assert list(changes) == [SCORES]
+    assert changes[SCORES]["dsc.mean"]["old"] == means["workspace"][1]
+    assert changes[SCORES]["dsc.mean"]["new"] == means["slower"][1] != means["workspace"][1]
+
+    plots = json.loads(ask(project, "dvc", "plots", *compared))["data"]
+    for curve in ("loss", "selection_dice"):
+        for dataset, same in (("own", False), ("phantom_a", True)):
+            file = f"reports/training/{dataset}/wave_gms/seed_1/plots/metrics/{curve}.tsv"
+            points = plots[file][0]["content"]["data"]["values"]
+            assert [(point["rev"], point["step"]) for point in points] == [
+                *(("HEAD", "0"), ("HEAD", "1"), ("slower", "0"), ("slower", "1"))
+            ]
+            values = [point[curve] for point in points]
+            assert (values[:2] == values[2:]) == same
+
+
+def test_the_stage_that_trains_names_the_code_that_weights_follow_from():
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
+    assert {f"wavegms/{name}" for name in _CODE} <= set(deps)
