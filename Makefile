@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # DVC calls `python`: it must be the one with the pins, and kernels must find themselves.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test bench lab lint notebooks
+.PHONY: repro test bench lab lint audit notebooks
 repro: $(VENV)/installed
 	$(BIN)/dvc repro
 
@@ -26,15 +26,28 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Online only: asks PyPI which pins have known weaknesses. Its tool stays in a place of its own, since
+# no result follows from it and what it depends on would move the pins.
+audit: $(VENV)/audit/installed
+	@$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps \
+	  --disable-pip || { \
+	  echo "make audit: a pin has a known weakness, or the service was not reached; see above" >&2; \
+	  exit 1; }
+
 # For those who change a notebook: run all anew, in the order of the pipeline, and store their outputs
 # for git. DVC is told that the notebooks' new outputs are no reason to run the stages again.
 notebooks: repro
 	$(BIN)/python -m wavegms refresh $(patsubst %,notebooks/%.ipynb,00b_phantom 01_prepare \
 	  01b_autoencoder 02_train 03_evaluate 04_ablation 05_domain_generalization 06_visualize 00_tour \
-	  07_efficiency 08_results)
+	  07_efficiency 08_results 09_explore)
 	$(BIN)/dvc commit --force
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)/audit/installed: Makefile
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 	touch $@

@@ -17,6 +17,7 @@ def invent_scores(
     image_size=224,
     epochs=50,
     selection="best_on_validation",
+    data_hash="0",
 ) -> pd.DataFrame:
     """One run's table; the first image's prediction is empty, the others scatter about `dsc`."""
     noise = np.random.default_rng([seed, sum(map(ord, f"{train_set}{test_set}{variant}"))])
@@ -33,6 +34,7 @@ def invent_scores(
             "image_size": image_size,
             "epochs": epochs,
             "selection": selection,
+            "card": f"of seed {seed}",
             # an id that pandas would read as a number, and one that it would read as missing
             "id": ["NA", *(f"{number:06d}" for number in range(1, images))],
             "label": "",
@@ -43,6 +45,7 @@ def invent_scores(
             "empty_prediction": empty,
             "true_area": 0.1,
             "predicted_area": np.where(empty, 0, 0.1),
+            "data_hash": data_hash,
         }
     )
 

@@ -1,6 +1,9 @@
 """The card of a model, and the folder in which others find it."""
 
+import hashlib
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -10,10 +13,11 @@ import torch
 
 from wavegms import InputError, WaveGMSPipeline
 from wavegms.autoencoder_training import AutoencoderCard, ReconstructionQuality
-from wavegms.cards import library_versions, read_card, write_card
+from wavegms.cards import card_hash, library_versions, read_card, weights_hash, write_card
 from wavegms.config import LossParams
 from wavegms.publishing import publish_model, published_models
 from wavegms.training import TrainingResult
+from wavegms.training_state import STATE_NAME
 
 QUALITY = ReconstructionQuality(image_psnr=22.5, mask_dice=0.97, images=4)
 
@@ -23,12 +27,14 @@ def published(tmp_path, pipeline, train_set, validation_set, training_params):
     """The card of a model whose training was skipped, and its folder."""
     for name in ("best", "last"):
         pipeline.save_pretrained(tmp_path / "run" / name)
+    (tmp_path / "run" / STATE_NAME).touch()
     result = TrainingResult(
         history=pd.DataFrame({"epoch": [1, 2]}),
         best_epoch=2,
         best_dice=0.5,
         trainable_parameters=2_600_668,
         folder=tmp_path / "run",
+        precision="bf16",
     )
     card = publish_model(
         result,
@@ -64,14 +70,55 @@ def test_the_card_says_what_made_the_model(published, train_set, validation_set)
     assert stored["autoencoder"]["train"]["mask_dice"] == 0.97
     assert stored["versions"]["torch"] == version("torch")
     assert set(stored["versions"]) == set(library_versions())
+    # what "auto" came to
+    assert (stored["precision"], stored["parameters"]["training"]["precision"]) == ("bf16", "auto")
     assert read_card(folder) == card
 
 
-def test_a_network_without_autoencoder_has_none_on_its_card(published, tmp_path):
-    card, _ = published
-    (tmp_path / "other").mkdir()
-    write_card(tmp_path / "other", replace(card, autoencoder=None))
-    assert read_card(tmp_path / "other").autoencoder is None
+def test_a_model_that_is_in_place_needs_no_state_to_go_on_from(published, tmp_path):
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "last"]
+
+
+def test_a_network_without_autoencoder_has_none_on_its_card(published):
+    card, folder = published
+    write_card(folder, replace(card, autoencoder=None))
+    assert read_card(folder).autoencoder is None
+
+
+def test_the_hashes_are_those_of_a_shell(published):
+    card, folder = published
+    command = "sha256sum */*.safetensors | sha256sum"
+    done = subprocess.run(
+        command, shell=True, cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert f"{card.weights}  -\n" == done.stdout
+    assert card_hash(card) == hashlib.sha256((folder / "card.json").read_bytes()).hexdigest()
+    assert card_hash(read_card(folder)) == card_hash(card) != card_hash(replace(card, seed=8))
+
+
+def test_every_weight_counts_and_so_does_its_place(published):
+    card, folder = published
+    seen = {card.weights}
+    file = folder / "encoder/diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    seen.add(weights_hash(folder))
+    file.write_bytes(content)
+    file.rename(file.with_name("other.safetensors"))
+    seen.add(weights_hash(folder))
+    file.with_name("other.safetensors").unlink()
+    seen.add(weights_hash(folder))
+    assert len(seen) == 4
+
+
+def test_a_card_beside_other_weights_is_refused(published, pipeline):
+    _, folder = published
+    for file in (folder / "last").rglob("*.safetensors"):
+        file.write_bytes(b"the card does not describe these")
+    read_card(folder)
+    pipeline.vae.save_pretrained(folder / "another")
+    with pytest.raises(InputError, match=r"the weights in .*wave_gms are not those that its card"):
+        read_card(folder)
 
 
 def test_the_summary_has_one_line_for_each_entry(published):
@@ -97,7 +144,7 @@ def test_the_models_that_are_there_are_found_in_the_order_asked_for(published, t
     card, folder = published
     for variant, seed, epochs in (("unet", 7, 3), ("tinyvae", 7, 2), ("tinyvae", 8, 2)):
         place = tmp_path / "models/phantom_a" / variant / f"seed_{seed}"
-        place.mkdir(parents=True)
+        shutil.copytree(folder, place)
         write_card(place, replace(card, variant=variant, seed=seed, epochs=epochs))
     found = published_models(folder.parent, ["tinyvae", "wave_gms", "unet"], 7)
     assert [model.title for model in found] == ["Tiny-VAE (trained), 2 epochs", "UNet, 3 epochs"]

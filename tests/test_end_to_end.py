@@ -16,6 +16,7 @@ import yaml
 from copies import ROOT, copy_repository, environment, run, started
 from filelock import FileLock
 from layouts import tree
+from no_network.guard import attempts, guarded, processes
 
 from wavegms import WaveGMSPipeline
 from wavegms.cards import read_card
@@ -51,7 +52,7 @@ def project(tmp_path_factory):
 def run_with_interruptions(root):
     """The pipeline, killed in its first training, stopped by Ctrl-C in its next run, and ended.
 
-    Returns what the last run said.
+    None of it may speak to other machines. Returns what the last run said.
     """
     state = root / "checkpoints/phantom_a/wave_gms/seed_2333/resume.pt"
     log = root.parent / "log.txt"
@@ -62,7 +63,7 @@ def run_with_interruptions(root):
             return subprocess.Popen(
                 ["dvc", "repro"],
                 cwd=root,
-                env=environment(root),
+                env=guarded(environment(root), root.parent / "network"),
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
@@ -90,7 +91,10 @@ def run_with_interruptions(root):
     assert re.search(r"going on (in|after) epoch \d+ of 14", said)
     assert re.search(r"stopped (in|after) epoch \d+ of 14.* the same command goes on", said)
     assert not (root / "models/phantom_a/wave_gms").exists()
-    return run(root, "dvc", "repro")
+
+    process = start()
+    assert process.wait() == 0, log.read_text()[-4000:]
+    return log.read_text()
 
 
 def test_the_pipeline_went_on_where_it_was_stopped(project, survived):
@@ -101,6 +105,14 @@ def test_the_pipeline_went_on_where_it_was_stopped(project, survived):
     assert not list((project / "checkpoints").rglob("resume.pt"))
     survived("kills")
     survived("faults")
+
+
+def test_the_pipeline_spoke_to_no_other_machine(project):
+    log = project.parent / "network"
+    assert attempts(log) == ""
+    seen = processes(log)
+    for part in ("dvc", "-m wavegms check", "-m wavegms run", "-m ipykernel_launcher"):
+        assert any(part in command for command in seen)
 
 
 def scores(project, dataset):
@@ -234,7 +246,7 @@ def test_every_stage_left_its_executed_notebook(project):
 
 def test_the_stored_outputs_of_the_notebooks_are_what_they_give(project):
     """In the order of the pipeline, since each reads what the one before wrote."""
-    order = ["00b", "01_", "01b", "02_", "03_", "04_", "05_", "06_", "00_", "07_", "08_"]
+    order = ["00b", "01_", "01b", "02_", "03_", "04_", "05_", "06_", "00_", "07_", "08_", "09_"]
     notebooks = sorted(
         (project / "notebooks").glob("*.ipynb"),
         key=lambda path: next(n for n, start in enumerate(order) if path.name.startswith(start)),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from medpy.metric import binary
 
-from wavegms.cards import ModelCard
+from wavegms.cards import ModelCard, card_hash
 from wavegms.errors import InputError
 from wavegms.evaluation import (
     METRICS,
@@ -36,10 +36,11 @@ def probabilities(train_set):
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
 def test_scores_are_the_formulas_image_by_image(train_set, probabilities, threshold):
     scores = score_split(probabilities, train_set, threshold)
-    fields = [*METRICS, "empty_prediction", "true_area", "predicted_area"]
+    fields = [*METRICS, "empty_prediction", "true_area", "predicted_area", "data_hash"]
     assert list(scores) == ["id", "label", *fields]
     assert scores["id"].tolist() == train_set.ids
     assert scores["label"].tolist() == train_set.labels
+    assert set(scores["data_hash"]) == {train_set.data_hash}
     assert scores["empty_prediction"].tolist() == [False, True, False, False]
     for k, row in scores.iterrows():
         truth, guess = train_set.masks[k, 0].numpy() > 0, probabilities[k] >= threshold
@@ -206,6 +207,8 @@ def test_written_scores_are_what_the_results_read(train_set, probabilities, tmp_
         selection="best_on_validation",
         selection_dice=0.5,
         trainable_parameters=1,
+        precision="fp32",
+        weights="0",
         autoencoder=None,
         parameters={},
         versions={},
@@ -217,6 +220,8 @@ def test_written_scores_are_what_the_results_read(train_set, probabilities, tmp_
     again = read_scores(tmp_path)
     assert again["id"].tolist() == scores["id"].tolist()
     assert set(again["train_set"]) == {"here"} and set(again["test_set"]) == {"there"}
+    assert set(again["card"]) == {card_hash(card)}
+    assert set(again["data_hash"]) == {train_set.data_hash}
     assert again[list(METRICS)].to_numpy() == pytest.approx(
         scores[list(METRICS)].to_numpy(), abs=1e-6
     )

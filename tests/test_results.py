@@ -121,6 +121,8 @@ def test_a_missing_column_is_named(tmp_path, column):
         ("id", "000001", "lists 000001 twice"),
         ("epochs", "7", "mixes several values of epochs"),
         ("variant", "gms", "mixes several values of variant"),
+        ("card", "1", "mixes several values of card"),
+        ("data_hash", "1", "mixes several values of data_hash"),
     ],
 )
 def test_one_bad_value_is_refused(tmp_path, column, value, message):
@@ -154,6 +156,7 @@ def test_a_file_in_the_wrong_place_is_refused(tmp_path, column):
         ({"image_size": 64}, "has image_size 64 and"),
         ({"selection": "best_on_test"}, "has selection best_on_test and"),
         ({"images": 15}, "score different images"),
+        ({"data_hash": "1"}, "has data_hash 1 and"),
     ],
 )
 def test_seeds_that_cannot_be_averaged_are_refused(tmp_path, change, message):

@@ -264,7 +264,7 @@ def test_too_large_a_split_is_not_read(tmp_path):
     path = tmp_path / "split.pkl"
     with open(path, "wb") as file:
         file.truncate(MAX_SPLIT_BYTES + 1)
-    with pytest.raises(InputError, match="larger than 5 MB"):
+    with pytest.raises(InputError, match="larger than 1 MB"):
         read_published_split(path)
 
 

@@ -54,6 +54,46 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("--steps", type=int, default=1, help="timed at each batch size")
     bench.add_argument("--out", type=Path, default=Path("results/bench"))
 
+    predict = commands.add_parser("predict", help="segment images and volumes with a trained model")
+    predict.add_argument("inputs", nargs="+", help="files, folders, or patterns such as 'scans/*'")
+    predict.add_argument("--model", required=True, help="its folder, or a hub id")
+    predict.add_argument("--out", type=Path, required=True, help="the folder to make")
+    predict.add_argument("--threshold", type=float, default=0.5, help="of the mask; 0.5 by default")
+    predict.add_argument("--batch-size", type=int, default=12, help="12 by default")
+    predict.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    predict.add_argument(
+        "--plane",
+        choices=["axial", "coronal", "sagittal"],
+        help="in which volumes are cut; that of their stored slices if not given",
+    )
+    predict.add_argument(
+        "--tta", action="store_true", help="average over flips; says whether it helps"
+    )
+    predict.add_argument(
+        "--prepared",
+        type=Path,
+        default=Path("data/prepared"),
+        help="where --tta looks for the validation images of the model",
+    )
+
+    get = commands.add_parser("get", help="download public data, verified; without names, list it")
+    get.add_argument("names", nargs="*", help="such as busi, splits, taesd")
+
+    trace = commands.add_parser("trace", help="follow a number in results/tables to what made it")
+    trace.add_argument("train_set", help="the dataset that the network was trained on")
+    trace.add_argument("variant", help="name of the network")
+    trace.add_argument("--test-set", help="another dataset that it was tested on")
+    trace.add_argument("--metric", default="dsc", help="dsc, iou, hd95 or hd95_zero_if_empty")
+    trace.add_argument("--ablation", action="store_true", help="in the table of the ablation")
+
+    html = commands.add_parser("report", help="one HTML file of the executed notebooks")
+    html.add_argument("--out", type=Path, default=Path("results/report.html"))
+
+    share = commands.add_parser("share", help="make a folder of a trained model for others")
+    share.add_argument("model", type=Path, help="its folder in models/")
+    share.add_argument("out", type=Path, help="the folder to make")
+    share.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
+
     options = parser.parse_args(arguments)
     try:
         if options.command == "check":
@@ -64,6 +104,15 @@ def main(arguments: list[str] | None = None) -> int:
             from wavegms.notebooks import run_notebook
 
             run_notebook(options.notebook, options.output, dict(options.pairs), options.params)
+        elif options.command == "get":
+            from wavegms.data.download import describe_sources, get_sources
+            from wavegms.project import enter_project
+
+            if options.names:
+                enter_project()
+                get_sources(options.names, Path())
+            else:
+                print(describe_sources(), end="")
         elif options.command == "bench":
             from wavegms.benchmark import run_benchmark
 
@@ -76,6 +125,30 @@ def main(arguments: list[str] | None = None) -> int:
             sweep_stage(
                 options.stage, options.executor, options.logs, options.options, options.jobs
             )
+        elif options.command == "trace":
+            from wavegms.trace import Cell, report_trace, trace_cell
+
+            test_set = options.test_set or options.train_set
+            cell = Cell(
+                options.train_set, test_set, options.variant, options.metric, options.ablation
+            )
+            print(report_trace(trace_cell(cell)))
+        elif options.command == "report":
+            from wavegms.report import write_report
+
+            written = write_report(options.out)
+            print(*written.missing, sep="\n", end="\n" if written.missing else "")
+            print(f"written: {written.path} and {len(written.cards)} model cards beside it")
+        elif options.command == "share":
+            from wavegms.sharing import share_model
+
+            share_model(options.model, options.out, hub_id=options.push)
+            print(f"written: {options.out}", f"and uploaded to {options.push}" * bool(options.push))
+        elif options.command == "predict":
+            from wavegms.predict import predict_files, report
+
+            chosen = {name: value for name, value in vars(options).items() if name != "command"}
+            report(predict_files(**chosen), options.out)
         else:
             from wavegms.notebooks import refresh_notebook
 

@@ -230,14 +230,26 @@ def read_quality(folder: Path) -> AutoencoderCard:
     path = Path(folder) / QUALITY_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        train, test = (ReconstructionQuality(**values.pop(name)) for name in ("train", "test"))
+        train, test = (_read_side(values.pop(name)) for name in ("train", "test"))
+        if not isinstance(values["source"], str):
+            raise TypeError("source")
         return AutoencoderCard(**values, train=train, test=test)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: run the autoencoder stage first") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} does not tell the quality of an autoencoder: run the autoencoder stage again"
         ) from error
+
+
+def _read_side(values: dict[str, Any]) -> ReconstructionQuality:
+    """The quality on one split; only what a later comparison understands."""
+    quality = ReconstructionQuality(**values)
+    if not (isinstance(quality.image_psnr, float) and type(quality.images) is int):
+        raise TypeError("image_psnr or images")
+    if isinstance(quality.mask_dice, bool) or not 0 <= quality.mask_dice <= 1:  # NaN is refused too
+        raise ValueError("mask_dice")
+    return quality
 
 
 def frozen_autoencoder(

@@ -5,13 +5,26 @@ params.yaml itself says what each knob means; here stands what it may be. Notebo
 """
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
+
+# Ten times what params.yaml has, aliases written out.
+MAX_BYTES = 100_000
+MAX_VALUES = 10_000
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -19,6 +32,8 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 def _check_name(name: str) -> str:
     if not _SAFE_NAME.fullmatch(name):
         raise ValueError("a name may hold letters, digits, _ and - only, as it becomes a folder")
+    if len(name) > 64:
+        raise ValueError("a name may have 64 letters, as it becomes part of the names of files")
     if name in ("ablation", "autoencoder"):
         raise ValueError(f"models/{name} is taken, choose another name")
     return name
@@ -27,7 +42,7 @@ def _check_name(name: str) -> str:
 def _check_unique(values: list) -> list:
     for position, value in enumerate(values):
         if value in values[:position]:
-            raise ValueError(f"{value} stands there twice")
+            raise ValueError(f"{value} stands there twice: remove one")
     return values
 
 
@@ -43,13 +58,36 @@ def _check_size(size: int) -> int:
     return size
 
 
+def _check_no_truth(value: object) -> object:
+    # YAML reads yes and on as true, and pydantic would take that for 1.
+    if isinstance(value, bool):
+        raise ValueError(f"a number belongs here, not {str(value).lower()}")
+    return value
+
+
+def _check_place(place: str) -> str:
+    # A disk takes 255 bytes for each part of a path; whatever is longer is no path but a mistake.
+    if not place.isprintable() or any(len(part.encode()) > 200 for part in place.split("/")):
+        raise ValueError("neither a path nor a hub id looks like this")
+    if len(place) > 1000:
+        raise ValueError("a path may have 1000 letters")
+    return place
+
+
+Integer = Annotated[int, BeforeValidator(_check_no_truth)]
+Number = Annotated[float, BeforeValidator(_check_no_truth)]
+Place = Annotated[str, AfterValidator(_check_place)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_check_unique)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+Probability = Annotated[Number, Field(ge=0, le=1)]
+# No run ends that does more of anything than this.
+PositiveInt = Annotated[Integer, Field(ge=1, le=100_000_000)]
+# Width and depth of networks.
+Channels = Annotated[Integer, Field(ge=1, le=4096)]
+Blocks = Annotated[Integer, Field(ge=1, le=64)]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -85,7 +123,7 @@ class SplitParams(Section):
     """How a dataset is divided into train, val and test."""
 
     method: Literal["published", "official", "random", "grouped"]
-    folder: str
+    folder: Place
     test_fraction: Fraction
     validation_fraction: Fraction
 
@@ -93,20 +131,20 @@ class SplitParams(Section):
 class AutoencoderTraining(Section):
     """How the small autoencoder of the embedded default is trained."""
 
-    channels: PositiveInt
-    blocks: PositiveInt
+    channels: Channels
+    blocks: Blocks
     steps: PositiveInt
     batch_size: PositiveInt
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    learning_rate: Annotated[Number, Field(gt=0, allow_inf_nan=False)]
 
 
 class AutoencoderParams(Section):
     """Where the frozen autoencoders come from."""
 
     source: Literal["train", "hub", "path"]
-    hub: str
-    path: str
-    sd_vae: str
+    hub: Place
+    path: Place
+    sd_vae: Place
     min_mask_dice: Probability
     train: AutoencoderTraining
 
@@ -115,7 +153,7 @@ class ModelParams(Section):
     """Choices of the network."""
 
     sample_at_inference: bool
-    gms_checkpoint: str
+    gms_checkpoint: Place
 
     def gms_checkpoint_for(self, dataset: str) -> Path:
         """The file for one dataset."""
@@ -145,9 +183,9 @@ class TrainingParams(Section):
     epochs: PositiveInt
     epochs_by_dataset: dict[Name, PositiveInt]
     batch_size: PositiveInt
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    warmup_epochs: Annotated[int, Field(ge=0)]
+    learning_rate: Annotated[Number, Field(gt=0, allow_inf_nan=False)]
+    weight_decay: Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+    warmup_epochs: Annotated[Integer, Field(ge=0, le=100_000_000)]
     selection: Literal["best_on_validation", "best_on_test"]
     precision: Precision
     compile: bool
@@ -171,8 +209,8 @@ class TrainingParams(Section):
 class EvaluationParams(Section):
     """How predictions are scored."""
 
-    threshold: Annotated[float, Field(gt=0, lt=1)]
-    bootstrap_resamples: Annotated[int, Field(ge=100)]
+    threshold: Annotated[Number, Field(gt=0, lt=1)]
+    bootstrap_resamples: Annotated[Integer, Field(ge=100, le=1_000_000)]
 
 
 class AblationParams(Section):
@@ -195,7 +233,7 @@ class EfficiencyParams(Section):
 
     variants: Names
     # below 32 pixels a single image leaves the U-Net's batch norm one position
-    image_size: Annotated[int, Field(ge=32), AfterValidator(_check_size)]
+    image_size: Annotated[Integer, Field(ge=32, le=4096), AfterValidator(_check_size)]
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=2), AfterValidator(_check_ascending)]
     steps: PositiveInt
     cards: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_check_unique)]
@@ -208,7 +246,7 @@ class Params(Section):
     variants: Names
     seed: Seed
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_check_unique)]
-    image_size: Annotated[int, Field(ge=16), AfterValidator(_check_size)]
+    image_size: Annotated[Integer, Field(ge=16, le=4096), AfterValidator(_check_size)]
     phantom: PhantomParams
     split: SplitParams
     autoencoder: AutoencoderParams
@@ -269,20 +307,52 @@ def load_params(path: str | Path) -> Params:
         path: params.yaml.
 
     Raises:
-        InputError: the file is missing, is no YAML, or holds an unknown key or impossible value;
-            the sentence names the first offending key as it stands in the file.
+        InputError: the file is missing, is no YAML, stands for too much by its aliases, or
+            holds an unknown key or impossible value; the sentence names the first offending key as
+            it stands in the file.
     """
     path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise InputError(
-            f"{path} does not exist: run from the project's folder, or restore it with git"
+            f"{path} does not exist or is not a file: run from the project's folder, or restore it "
+            "with git"
+        )
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES // 1000} kB")
+        # Not only YAMLError: the constructors of dates, numbers and deep lists have others.
+        values = _parse(path.read_text(encoding="utf-8-sig"))
+    except Exception as error:
+        reason = first_line(error) if isinstance(error, OSError) else " ".join(str(error).split())
+        raise InputError(
+            f"{path} is not valid YAML ({reason or repr(error)}): correct it, or restore it with "
+            "git"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not valid YAML: {reason}") from error
     return check_params(values, source=path.name)
+
+
+def _parse(text: str) -> object:
+    """Reads YAML of plain values, and stops where aliases stand for more than fits into memory."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _written_out(node, {}) > MAX_VALUES:
+            raise ValueError("it holds too much, or itself, through aliases (a * before a name)")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _written_out(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node stands for."""
+    if id(node) not in sizes:
+        sizes[id(node)] = MAX_VALUES + 1  # for one that holds itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for entry in inner for part in (entry if type(entry) is tuple else (entry,))]
+        sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def check_params(values: object, source: str = "params.yaml") -> Params:
@@ -301,5 +371,16 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing: add it, or compose the file anew from a profile in conf/"
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if problem["type"] == "value_error" else f" (it is {problem['input']!r})"
-    return f"{key}: {message}{shown}" if problem["loc"] else message
+    shown = "" if problem["type"] == "value_error" else f" (it is {_shown(problem['input'])})"
+    if problem["loc"]:
+        return f"{key}: {message}{shown}"
+    return message if not shown else f"{message}: correct the file, or restore it with git"
+
+
+def _shown(value: object) -> str:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 60
+    try:
+        return short.repr(value)
+    except ValueError:  # python writes no whole number of more than 4300 digits
+        return "too long to show"

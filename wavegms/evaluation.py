@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from wavegms.cards import ModelCard
+from wavegms.cards import ModelCard, card_hash
 from wavegms.data.audit import leaking_ids
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.files import write_text
@@ -53,8 +53,9 @@ def score_split(
         threshold: probability from which a pixel belongs to the mask.
 
     Returns:
-        One row an image: id, label, the fields of `MaskMetrics`, and the fraction of the image
-        that truth and prediction cover (true_area, predicted_area).
+        One row an image: id, label, the fields of `MaskMetrics`, the fraction of the image that
+        truth and prediction cover (true_area, predicted_area), and data_hash, of the prepared
+        folder that the split lies in.
     """
     rows = []
     for index, soft_mask in enumerate(probabilities):
@@ -69,7 +70,7 @@ def score_split(
                 "predicted_area": prediction.mean(),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(data_hash=dataset.data_hash)
 
 
 def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ()) -> dict[str, str]:
@@ -154,7 +155,8 @@ def write_scores(
 ) -> None:
     """Writes the per-image metrics as tidy CSV, and their summary beside it as JSON for DVC.
 
-    Every row says what it was trained on and tested on, so files can be stacked.
+    Every row says what it was trained on and tested on, so files can be stacked, and which model
+    it is of, by the hash of its card.
 
     Args:
         path: the CSV file.
@@ -171,6 +173,7 @@ def write_scores(
         "image_size": card.image_size,
         "epochs": card.epochs,
         "selection": card.selection,
+        "card": card_hash(card),
     }
     table = scores.assign(**origin)[[*origin, *scores.columns]]
     write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))

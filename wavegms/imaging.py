@@ -8,6 +8,9 @@ from PIL import Image, ImageOps
 
 from wavegms.errors import InputError
 
+# 65535 = 255 · 257, so dividing by 257 maps one range onto the other; 128 rounds.
+_SIXTEEN_TO_EIGHT_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """Turn an image into 8-bit RGB, upright.
@@ -27,9 +30,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     image = _upright(image)
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
-        # 65535 = 255 · 257, so dividing by 257 maps one range onto the other; 128 rounds.
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(_SIXTEEN_TO_EIGHT_BIT[np.asarray(image)])
     if image.mode == "P":
         # Straight to RGB, PIL would warn about a palette with transparency.
         image = image.convert("RGBA")

@@ -32,6 +32,7 @@ _QUIET_KERNEL = ["--log-level=ERROR"]
 # fast (batch 12 at 128x128, 2 cores). Other C libraries ignore these names.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -146,12 +147,17 @@ def refresh_notebook(notebook: Path) -> None:
     for cell in node.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in cell.outputs if _is_given_again(output)]
     node.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     write_text(notebook, nbformat.writes(node) + "\n")
+
+
+def _is_given_again(output: NotebookNode) -> bool:
+    """Whether another run gives an output again: bars have times, and widgets a random id."""
+    return output.get("name") != "stderr" and _WIDGET not in output.get("data", {})
 
 
 def read_parameters(notebook: Path) -> dict[str, Any]:

@@ -8,13 +8,21 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from wavegms.autoencoder_training import AutoencoderCard
-from wavegms.cards import CARD_NAME, ModelCard, library_versions, read_card, write_card
+from wavegms.cards import (
+    CARD_NAME,
+    ModelCard,
+    library_versions,
+    read_card,
+    weights_hash,
+    write_card,
+)
 from wavegms.config import TrainingParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.files import replace_folder
 from wavegms.models.variants import variant_spec
 from wavegms.project import is_first_process
 from wavegms.training import TrainingResult
+from wavegms.training_state import discard_state
 
 
 def publish_model(
@@ -32,7 +40,8 @@ def publish_model(
 ) -> ModelCard:
     """Puts the best weights in place, the last ones in `last/`, and the card beside them.
 
-    Of several processes that shared the training, the first does it.
+    Of several processes that shared the training, the first does it. The state that an interrupted
+    training goes on from is forgotten then.
 
     Args:
         result: of `wavegms.training.train`.
@@ -62,6 +71,8 @@ def publish_model(
         selection=training.selection,
         selection_dice=result.best_dice,
         trainable_parameters=result.trainable_parameters,
+        precision=result.precision,
+        weights=weights_hash(result.folder / "best"),
         autoencoder=asdict(autoencoder) if autoencoder else None,
         parameters={
             name: section.model_dump() for name, section in {"training": training, **other}.items()
@@ -74,6 +85,7 @@ def publish_model(
         shutil.copytree(result.folder / "best", target, dirs_exist_ok=True)
         shutil.copytree(result.folder / "last", target / "last")
         write_card(target, card)
+    discard_state(result.folder)
     return card
 
 

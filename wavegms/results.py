@@ -24,6 +24,7 @@ SCORE_COLUMNS = {
     "image_size": "side of the images, pixels",
     "epochs": "number of training epochs",
     "selection": "how the checkpoint was chosen, see params.yaml",
+    "card": "SHA-256 of the model's card.json",
     "id": "name of the image",
     "label": "class, empty where the dataset has none",
     "dsc": "Dice coefficient, 0 to 1",
@@ -33,6 +34,7 @@ SCORE_COLUMNS = {
     "empty_prediction": "True where the predicted mask has no pixel",
     "true_area": "share of the image that is foreground, 0 to 1",
     "predicted_area": "share of the image that is predicted as foreground, 0 to 1",
+    "data_hash": "SHA-256 of manifest.csv of the prepared test_set",
 }
 # What a mean over seeds belongs to. The last three are the setting.
 SYSTEM = ["train_set", "test_set", "variant", "image_size", "epochs", "selection"]
@@ -85,7 +87,7 @@ def read_scores(folder: Path) -> pd.DataFrame:
     for path, run in runs.items():
         system = tuple(run.loc[0, ["train_set", "test_set", "variant"]])
         first = first_of.setdefault(system, path)
-        for column in ("image_size", "epochs", "selection"):
+        for column in ("image_size", "epochs", "selection", "data_hash"):
             ours, theirs = run.loc[0, column], runs[first].loc[0, column]
             if ours != theirs:
                 raise InputError(
@@ -377,7 +379,7 @@ def _read_run(path: Path, folder: Path) -> pd.DataFrame:
     twice = run["id"][run["id"].duplicated()]
     if not twice.empty:
         raise InputError(f"{path} lists {twice.iloc[0]} twice: {remedy}.")
-    for column in [*SYSTEM, "seed"]:
+    for column in [*SYSTEM, "seed", "card", "data_hash"]:
         if run[column].nunique() > 1:
             raise InputError(f"{path} mixes several values of {column}: {remedy}.")
     first = run.iloc[0]

@@ -17,7 +17,7 @@ from wavegms.data.duplicates import (
     find_duplicates,
     read_thumbnails,
 )
-from wavegms.data.files import open_image, write_text
+from wavegms.data.files import read_image, write_text
 from wavegms.data.prepare import load_manifest
 from wavegms.errors import InputError
 from wavegms.imaging import as_rgb
@@ -105,7 +105,7 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
     folder = Path(folder)
     manifest = load_manifest(folder)
     paths = [folder / "images" / f"{id}.png" for id in manifest["id"]]
-    thumbnails, digests = read_thumbnails(paths, lambda path: as_rgb(open_image(path)))
+    thumbnails, digests = read_thumbnails(paths, lambda path: read_image(path, as_rgb)[0])
     found = {
         (pair.first, pair.second): (pair.kind, pair.similarity)
         for pair in find_duplicates(thumbnails, digests)

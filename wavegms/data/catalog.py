@@ -13,6 +13,9 @@ from pathlib import Path
 
 from wavegms.errors import InputError
 
+# Room for the endings of what is written under an image's name, where a name may have 255 bytes.
+MAX_ID_BYTES = 200
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
@@ -87,6 +90,11 @@ def case_id(stem: str) -> str:
     return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", stem)).strip("._")
 
 
+def is_id(text: str) -> bool:
+    """Whether a text can be the id of a case, and so a file's name."""
+    return bool(text) and case_id(text) == text and len(text.encode()) <= MAX_ID_BYTES
+
+
 def root_of(name: str, folder: Path) -> Path:
     """Find the folder that directly holds a dataset's layout.
 
@@ -124,7 +132,8 @@ def find_cases(name: str, folder: Path) -> list[Case]:
 
     Raises:
         InputError: Missing folder, wrong layout, an image without mask or the reverse, two files
-            with the same id, a name without any usable letter.
+            with the same id, a name that is too long, no text or without any usable letter,
+            a folder or a broken link in place of a file.
     """
     spec = spec_of(name)
     root = root_of(name, folder)
@@ -137,6 +146,7 @@ def find_cases(name: str, folder: Path) -> list[Case]:
             raise InputError(
                 f"{case.image} has no letter or digit in its name to make an id of: rename it."
             )
+        _check_files(case)
         other = seen.setdefault(case.id.casefold(), case)
         if other is not case:
             raise InputError(
@@ -144,6 +154,26 @@ def find_cases(name: str, folder: Path) -> list[Case]:
                 "rename or remove one of them."
             )
     return sorted(cases, key=lambda case: _natural(case.id))
+
+
+def _check_files(case: Case) -> None:
+    # Control codes break the lines of a table, and surrogates stand for bytes that are no text.
+    for what, text in (("name", case.image.name), ("class", case.label), ("group", case.group)):
+        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+            raise InputError(
+                f"{case.image} has control codes or other bytes that are no text in its {what} "
+                f"({text!r}): rename it, or correct it in the table of metadata."
+            )
+    if len(case.id.encode()) > MAX_ID_BYTES:
+        raise InputError(
+            f"{case.image} has a name of more than {MAX_ID_BYTES} bytes: rename it and its mask."
+        )
+    for path in (case.image, *case.masks):
+        if not path.is_file():
+            raise InputError(
+                f"{path} is not a file, or a link to none: put the file there, or remove the image "
+                "with its mask."
+            )
 
 
 def spec_of(name: str) -> DatasetSpec:
@@ -191,9 +221,15 @@ def _natural(text: str) -> tuple:
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is missing: see data/README.md for the layout of each dataset.")
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be read ({error.strerror}): check its rights."
+        ) from error
     return sorted(
         path
-        for path in folder.iterdir()
+        for path in entries
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wavegms.data.files import open_image
+from wavegms.data.files import open_image, read_image
 from wavegms.data.prepare import SPLITS, data_hash, load_manifest, pixels_hash
 from wavegms.errors import InputError
 from wavegms.imaging import as_mask
@@ -127,8 +127,11 @@ class PreparedDataset(Dataset):
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         id = self.ids[index]
         image = np.array(open_image(self._image_path(id)))
-        mask = as_mask(open_image(self._folder / "masks" / f"{id}.png"))
-        if pixels_hash(image, mask) != self.manifest["pixels"][index]:
+        mask, _ = read_image(self._folder / "masks" / f"{id}.png", as_mask)
+        side = self.image_size
+        # The hash is of bytes alone, which another shape may have too.
+        as_prepared = image.shape == (side, side, 3) and mask.shape == (side, side)
+        if not as_prepared or pixels_hash(image, mask) != self.manifest["pixels"][index]:
             raise InputError(
                 f"{self._image_path(id)} or its mask was changed since it was prepared: "
                 "run the prepare stage again."

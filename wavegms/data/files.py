@@ -8,18 +8,27 @@ import shutil
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 from PIL import Image
 
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
+
+# Others are not even tried. Pillow also knows formats that are programs: it hands EPS, under
+# whatever name, to Ghostscript, which runs it.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 
 # A hundred megapixels is 300 MB of RGB: more than any 2-D image of these modalities has, and little
 # enough that a decompression bomb cannot take the machine down.
 MAX_PIXELS = 100_000_000
+# JPEG's own limit. Pillow takes many times an image's size for one that is all rows.
+MAX_SIDE = 65_535
+
+_Pixels = TypeVar("_Pixels")
 
 _LEFTOVER = re.compile(r"(?P<process>\d+)-[0-9a-f]{8}\.(?P<ending>new|old)")
 
@@ -30,6 +39,8 @@ _opening = threading.Lock()
 def open_image(path: Path) -> Image.Image:
     """Open and fully decode an image; of an animated file, the first frame.
 
+    The content decides, not the ending of the name.
+
     Args:
         path: The file.
 
@@ -37,20 +48,20 @@ def open_image(path: Path) -> Image.Image:
         The image in its own mode, detached from the file.
 
     Raises:
-        InputError: The file is missing, empty, not an image, truncated, or larger than
-            `MAX_PIXELS`; the message names it.
+        InputError: The file is missing, empty, in none of `FORMATS`, truncated, or larger than
+            `MAX_PIXELS` or `MAX_SIDE`; the message names it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist or is not a file: put the image there.")
     try:
+        if not path.is_file():
+            raise InputError(f"{path} does not exist or is not a file: put the image there.")
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes): replace it with an intact copy.")
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is judged below, by an error
-            image = Image.open(path)
+            image = Image.open(path, formats=FORMATS)
         with image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError
             image.load()
             return image.copy()
@@ -58,16 +69,39 @@ def open_image(path: Path) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"{path} has more than {MAX_PIXELS // 1_000_000} million pixels: "
-            "scale it down before use."
+            f"{path} has more than {MAX_PIXELS // 1_000_000} million pixels or a side of more than "
+            f"{MAX_SIDE}: scale it down before use."
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(
+            f"{path} cannot be read as an image (no known image format): replace it with an intact "
+            f"copy, saved as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
         ) from error
     except Exception as error:  # decoders raise whatever a damaged file leads them to
-        reason = (
-            "no known image format" if isinstance(error, Image.UnidentifiedImageError) else error
-        )
         raise InputError(
-            f"{path} cannot be read as an image ({reason}): replace it with an intact copy."
+            f"{path} cannot be read as an image ({first_line(error)}): "
+            "replace it with an intact copy."
         ) from error
+
+
+def read_image(path: Path, convert: Callable[[Image.Image], _Pixels]) -> tuple[_Pixels, str]:
+    """Open and convert an image; whatever is wrong with it is said with the file's name.
+
+    Args:
+        path: The file.
+        convert: `as_rgb` or `as_mask`.
+
+    Returns:
+        What `convert` gives, and the mode that the image had.
+
+    Raises:
+        InputError: See `open_image` and the converter.
+    """
+    image = open_image(path)
+    try:
+        return convert(image), image.mode
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -139,9 +173,19 @@ def write_text(target: Path, text: str) -> None:
     Args:
         target: The file to create or to replace; its folder is made if missing.
         text: Its content.
+
+    Raises:
+        InputError: The target is a folder, or one above it a file.
     """
     target = Path(target).resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"{target} cannot be written, as {error.filename} is a file: move it away."
+        ) from error
+    if target.is_dir():
+        raise InputError(f"{target} is a folder where a file is to be written: move it away.")
     _put_leftovers_right(target)
     fresh = _beside(target, "new")
     try:

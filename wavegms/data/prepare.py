@@ -18,11 +18,11 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from wavegms.data.catalog import Case, DatasetSpec, find_cases, root_of, spec_of
+from wavegms.data.catalog import Case, DatasetSpec, find_cases, is_id, root_of, spec_of
 from wavegms.data.duplicates import find_duplicates, merge_groups, read_thumbnails
-from wavegms.data.files import open_image, replace_folder, sha256_of
+from wavegms.data.files import read_image, replace_folder, sha256_of
 from wavegms.data.splits import assign_splits
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
 from wavegms.imaging import as_mask, as_rgb, resize_image, resize_mask
 
 SPLITS = ("train", "val", "test")
@@ -52,7 +52,8 @@ class PreparationReport:
         counts: Number of images of each of "train", "val" and "test".
         published: The paper's number of "pairs", "train" (validation included) and "test" images,
             None where the paper does not use the dataset.
-        differences: Sentences on whatever deviates from the paper's table or was left out.
+        differences: Sentences on whatever deviates from the paper's table or was left out, and on
+            masks that look inverted.
         image_modes: Number of image files of each PIL mode.
         mask_modes: Number of mask files of each PIL mode.
         joined: Number of images whose mask was joined from several files.
@@ -183,7 +184,7 @@ def prepare_dataset(
             if spec.pairs is None
             else {"pairs": spec.pairs, "train": spec.train, "test": spec.test}
         ),
-        differences=_differences(spec, cases, split_of),
+        differences=_differences(spec, cases, split_of) + _inverted(chosen, results),
         image_modes=dict(sorted(Counter(result.image_mode for result in results).items())),
         mask_modes=dict(
             sorted(Counter(mode for result in results for mode in result.mask_modes).items())
@@ -219,20 +220,27 @@ def load_manifest(folder: Path) -> pd.DataFrame:
         manifest = manifest.astype(
             {column: kind for column, kind in numbers.items() if column in manifest}
         )
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read ({reason}): {remedy}.") from error
+    except (ValueError, OverflowError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}): {remedy}.") from error
     missing = [column for column in MANIFEST_COLUMNS if column not in manifest]
     if missing:
         raise InputError(f"{path} lacks the column {missing[0]}: {remedy}.")
     if manifest.empty:
         raise InputError(f"{path} lists no image: {remedy}.")
+    if manifest.isna().any(axis=None):
+        raise InputError(f"{path} has a row with too few values: {remedy}.")
+    for id in manifest["id"]:
+        # Ids become names of files, here and wherever results are written.
+        if not is_id(id):
+            raise InputError(f"{path} has the id {id!r}, which cannot be a file's name: {remedy}.")
     if manifest["id"].duplicated().any():
         twice = manifest["id"][manifest["id"].duplicated()].iloc[0]
         raise InputError(f"{path} lists {twice} twice: {remedy}.")
     unknown = set(manifest["split"]) - set(SPLITS)
     if unknown:
         raise InputError(f"{path} has the unknown split {min(unknown)!r}: {remedy}.")
+    if (manifest[["original_width", "original_height"]] < 1).any(axis=None):
+        raise InputError(f"{path} has an image without pixels: {remedy}.")
     if not manifest["mask_area"].between(0, 1, inclusive="right").all():
         raise InputError(f"{path} has a mask_area that is not above 0 and up to 1: {remedy}.")
     return manifest
@@ -280,6 +288,7 @@ class _Prepared:
     mask_modes: tuple[str, ...]
     sha256: str
     mask_area: float
+    surrounds: bool
     pixels: str
 
 
@@ -297,7 +306,7 @@ def _check_target(raw: Path, out: Path) -> None:
 
 def _group_duplicates(cases: Sequence[Case]) -> list[Case]:
     paths = [case.image for case in cases]
-    duplicates = find_duplicates(*read_thumbnails(paths, lambda path: _read(path, as_rgb)[0]))
+    duplicates = find_duplicates(*read_thumbnails(paths, lambda path: read_image(path, as_rgb)[0]))
     return merge_groups(cases, [(pair.first, pair.second) for pair in duplicates])
 
 
@@ -333,10 +342,10 @@ def _prepare_all(
 def _prepare_case(
     case: Case, folder: Path, image_size: int, masks_at_another_size: bool
 ) -> _Prepared:
-    image, image_mode = _read(case.image, as_rgb)
+    image, image_mode = read_image(case.image, as_rgb)
     mask, mask_modes = None, []
     for path in case.masks:
-        part, mode = _read(path, as_mask)
+        part, mode = read_image(path, as_mask)
         mask_modes.append(mode)
         if masks_at_another_size and _same_shape(part.shape, (image.height, image.width)):
             part = resize_mask(part, (image.width, image.height))
@@ -366,22 +375,32 @@ def _prepare_case(
         mask_modes=tuple(mask_modes),
         sha256=sha256_of(case.image),
         mask_area=float(small_mask.mean()),
+        surrounds=_surrounds(small_mask),
         pixels=pixels_hash(np.asarray(small_image), small_mask),
     )
-
-
-def _read(path: Path, convert):
-    """Open and convert an image; whatever is wrong with it is said with the file's name."""
-    image = open_image(path)
-    try:
-        return convert(image), image.mode
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether one is the other scaled, to the pixel."""
     return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+
+
+def _surrounds(mask: np.ndarray) -> bool:
+    """Whether foreground is most of the mask and most of its border, as background usually is."""
+    border = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
+    return bool(mask.mean() > 0.5 and border.mean() > 0.5)
+
+
+def _inverted(cases: Sequence[Case], results: Sequence[_Prepared]) -> list[str]:
+    """A lesion may fill its image, but hardly most images of a dataset: then say so."""
+    ids = [case.id for case, result in zip(cases, results, strict=True) if result.surrounds]
+    if 2 * len(ids) <= len(cases):
+        return []
+    more = ", ..." if len(ids) > 3 else ""
+    return [
+        f"In {len(ids)} of {len(cases)} masks the foreground fills most of the image and of its "
+        f"border ({', '.join(ids[:3])}{more}): if black and white are exchanged, invert the masks."
+    ]
 
 
 def _differences(spec: DatasetSpec, cases: list[Case], split_of: dict[str, str]) -> list[str]:

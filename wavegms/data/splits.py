@@ -12,22 +12,22 @@ from io import BytesIO
 from pathlib import Path
 
 from wavegms.data.catalog import IMAGE_SUFFIXES, Case, case_id
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
 
 # The largest published split, of 10,015 names, has 150 kB.
-MAX_SPLIT_BYTES = 5_000_000
+MAX_SPLIT_BYTES = 1_000_000
 
-# Instructions that build dicts, lists, tuples, texts and numbers, and nothing else. Whatever
+# Instructions that build dicts, lists, texts and small numbers, and nothing else. Whatever
 # imports, calls, builds an object or asks the process for one (extension registry, persistent ids)
-# is absent.
+# is absent. So are tuples and large numbers: as keys of a dict, a few of the former, each holding
+# the one before twice, or many of the latter with the same hash would take forever.
 # fmt: off
 _PLAIN_OPCODES = {
     "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE",
     "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET",
-    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT",
+    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2",
     "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING",
     "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS",
-    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
 }
 # fmt: on
 
@@ -45,8 +45,8 @@ class _PlainUnpickler(pickle.Unpickler):
 def read_published_split(path: Path) -> dict[str, list[str]]:
     """Read a published train/test split, a pickle of the GMS repository.
 
-    A pickle can make the reader run any code. This one may hold plain containers, texts and numbers
-    only; anything else is refused before a single instruction of it is carried out.
+    A pickle can make the reader run any code. This one may hold dicts, lists, texts and small
+    numbers only; anything else is refused before a single instruction of it is carried out.
 
     Args:
         path: A pickle of `{"train": {"name_list": [...]}, "test": {"name_list": [...]}}`.
@@ -73,7 +73,7 @@ def read_published_split(path: Path) -> dict[str, list[str]]:
         content = _load_plain(path.read_bytes())
     except Exception as error:  # a damaged pickle raises nearly anything
         raise InputError(
-            f"{path} is not a plain pickle of names ({error}): "
+            f"{path} is not a plain pickle of names ({first_line(error)}): "
             "replace it with the published file and do not open it by other means."
         ) from error
     lists = {}
@@ -82,7 +82,7 @@ def read_published_split(path: Path) -> dict[str, list[str]]:
             names = content[part]["name_list"]
         except (KeyError, TypeError, IndexError):
             names = None
-        if not isinstance(names, list | tuple):
+        if not isinstance(names, list):
             raise InputError(
                 f"{path} has no list of names under {part}, name_list: "
                 "replace it with the published file."
@@ -92,7 +92,7 @@ def read_published_split(path: Path) -> dict[str, list[str]]:
                 f"{path} lists something other than names under {part}: "
                 "replace it with the published file."
             )
-        lists[part] = list(names)
+        lists[part] = names
     _check_lists(lists, path)
     return lists
 
@@ -115,12 +115,12 @@ def read_official_split(folder: Path) -> dict[str, list[str]]:
     lists = {}
     for part in ("train", "test"):
         path = Path(folder) / f"{part}.txt"
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except FileNotFoundError as error:
+        if not path.is_file():
             raise InputError(
                 f"{path} is missing: write one image name a line into it, or set split to random."
-            ) from error
+            )
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{path} cannot be read as text ({error}): save it as UTF-8."

@@ -11,10 +11,16 @@ from pathlib import Path
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Generator, Tensor
 
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
 from wavegms.models.formats import at_least_float32, channels_last
 from wavegms.models.frozen_decoder import decode_mean
-from wavegms.models.weights import first_line, is_hub_id, quiet_loading, read_tensors
+from wavegms.models.weights import (
+    is_hub_id,
+    quiet_loading,
+    read_tensors,
+    require_finite,
+    require_modest,
+)
 
 Autoencoder = AutoencoderTiny | AutoencoderKL
 # As in diffusers: torch's own random state, another, or one for each image of a batch.
@@ -108,6 +114,8 @@ def _load_folder(folder: Path) -> AutoencoderTiny:
 
 
 def _load_pretrained(kind: type[Autoencoder], where: str | Path, way_out: str) -> Autoencoder:
+    if Path(where).is_dir():
+        require_modest(Path(where))
     try:
         with quiet_loading():
             vae, info = kind.from_pretrained(where, use_safetensors=True, output_loading_info=True)
@@ -124,6 +132,7 @@ def _load_pretrained(kind: type[Autoencoder], where: str | Path, way_out: str) -
                 f"the autoencoder {where} does not fit its config.json: {problem} parameter "
                 f"{min(map(str, keys))}; use the files as published"
             )
+    require_finite(vae, f"the autoencoder {where}")
     return vae
 
 
@@ -135,7 +144,7 @@ def _convert_original(encoder: Path, decoder: Path) -> AutoencoderTiny:
     state = {}
     for part, path, offset in (("encoder", encoder, 0), ("decoder", decoder, -1)):
         for key, value in read_tensors(path).items():
-            layer, _, rest = str(key).partition(".")
+            layer, _, rest = key.partition(".")
             if not layer.isdigit() or not rest:
                 raise InputError(f"{path} is not an original TAESD file: unexpected key {key}")
             state[f"{part}.layers.{int(layer) + offset}.{rest}"] = value.float()

@@ -14,24 +14,33 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
 from wavegms.imaging import as_rgb, resize_image
 from wavegms.models.autoencoder import decode_masks, freeze
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.export import OnnxExport, write_onnx
 from wavegms.models.formats import channels_last
+from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.latent import map_latents
 from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_network import MaskNetwork
 from wavegms.models.weights import (
-    first_line,
     is_hub_id,
     only_seed,
     quiet_loading,
     require_complete,
+    require_finite,
 )
 
 ImageInput = Image.Image | np.ndarray | Tensor
+
+# What may stand in a saved pipeline.
+_NETWORKS = {
+    "encoder": (MultiResolutionEncoder,),
+    "mapping": (LatentMappingModel, GuidedLatentMappingModel),
+    "vae": (AutoencoderTiny, AutoencoderKL),
+    "network": (MaskNetwork,),
+}
 
 
 @dataclass
@@ -111,8 +120,9 @@ class WaveGMSPipeline(DiffusionPipeline):
             The pipeline in evaluation mode.
 
         Raises:
-            InputError: there is no such folder, it holds the weights of several seeds, or a weight
-                is missing, broken or of another shape.
+            InputError: there is no such folder, it holds the weights of several seeds or names
+                other networks than ours, or a weight is missing, broken, of another shape, or
+                no finite number.
         """
         where = pretrained_model_name_or_path
         try:
@@ -124,9 +134,12 @@ class WaveGMSPipeline(DiffusionPipeline):
                 raise InputError(
                     f"the folder {where} does not exist: train the model first, or correct the path"
                 )
-            require_complete(folder)
+            require_complete(folder, _NETWORKS)
             with quiet_loading():
-                return super().from_pretrained(folder, **options)
+                pipeline = super().from_pretrained(folder, **options | {"use_safetensors": True})
+            for part in pipeline._parts():
+                require_finite(part, folder)
+            return pipeline
         except InputError:
             raise
         except Exception as error:  # of diffusers, the hub client or safetensors

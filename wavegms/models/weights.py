@@ -1,39 +1,45 @@
 """Weights on the disk: what may be read, and whether a saved pipeline is whole.
 
-Nothing that comes from outside is unpickled freely, and nothing is loaded half: where a file lacks
-weights, diffusers only warns and leaves random ones in their place.
+Nothing that comes from outside is unpickled freely, nothing in it chooses what is imported, and
+nothing is loaded half: where a file lacks weights, diffusers only warns and leaves random ones in
+their place.
 """
 
 import inspect
 import json
+import pickletools
 import re
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
 from diffusers.utils import logging
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PACKAGES = ("diffusers", "wavegms")
+# Those of diffusers; a file of another name would not be read.
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+# What a saved pipeline's index may say besides its parts and its settings.
+_INDEX_NOTES = ("_class_name", "_diffusers_version", "_name_or_path")
+# Of a settings file; ours have less than one.
+_MOST_KILOBYTES = 100
+# The numbers of channels and layers of an SD-VAE, all in one, come to less than a tenth of this.
+_MOST_LAYERS = 20_000
+# Of a tuple in a torch file; those of tensors hold about 20.
+_MOST_OBJECTS = 10_000
 
 
 def is_hub_id(where: str | Path) -> bool:
     """Whether this is a hub id, "owner/name". A `Path` never is."""
     return isinstance(where, str) and _HUB_ID.fullmatch(where) is not None
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message as part of a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)
 
 
 @contextmanager
@@ -62,26 +68,68 @@ def read_tensors(path: Path, section: str | None = None) -> dict[str, Tensor]:
         section: where a torch file holds the tensors under this key, the key.
 
     Returns:
-        The tensors by name, on the CPU.
+        The tensors by name, on the CPU; every number in them is finite.
 
     Raises:
         InputError: the file is broken, or holds more than tensors.
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if section is not None:
-            if section not in state:
-                raise ValueError(f"it has no entry {section!r}")
-            state = state[section]
-        if not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("it holds more than tensors")
+            state = load_file(path)
+        else:
+            _check_torch_file(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if section is not None:
+                if section not in state:
+                    raise ValueError(f"it has no entry {section!r}")
+                state = state[section]
+            _check_plain(state)
+        # Views may repeat what lies in the file, as GMS's do with single numbers.
+        if sum(value.nbytes for value in state.values()) > 2 * path.stat().st_size:
+            raise ValueError("its tensors are larger than the file")
+        _check_finite(state)
     except Exception as error:
         raise InputError(
             f"{path} cannot be read as weights ({first_line(error)}): download it again"
         ) from error
     return dict(state)
+
+
+def require_finite(network: nn.Module, where: str | Path) -> None:
+    """Checks that weights are numbers to compute with.
+
+    Args:
+        network: what was loaded.
+        where: from where.
+
+    Raises:
+        InputError: a weight is NaN or infinite; the sentence names the parameter.
+    """
+    try:
+        _check_finite(network.state_dict())
+    except ValueError as error:
+        raise InputError(
+            f"{where} cannot be used, as {error}: copy it anew, or train again"
+        ) from error
+
+
+def require_modest(folder: Path) -> dict[str, Any]:
+    """Checks that a network's config.json describes one that can be built.
+
+    Args:
+        folder: what `save_pretrained` of one network wrote.
+
+    Returns:
+        The settings.
+
+    Raises:
+        InputError: config.json is missing, broken, or asks for layers without end.
+    """
+    path = folder / "config.json"
+    config = _read_json(path)
+    if _sum_of(config) > _MOST_LAYERS:
+        raise InputError(f"{path} describes too large a network: copy the folder anew")
+    return config
 
 
 def only_seed(folder: Path) -> Path:
@@ -103,21 +151,23 @@ def only_seed(folder: Path) -> Path:
     return seeds[0]
 
 
-def require_complete(folder: Path) -> None:
+def require_complete(folder: Path, networks: Mapping[str, tuple[type[ModelMixin], ...]]) -> None:
     """Checks that a saved pipeline has every weight of every part, in the right shape.
 
     Only the headers of the safetensors are read.
 
     Args:
         folder: what `WaveGMSPipeline.save_pretrained` wrote.
+        networks: the parts that a pipeline can have, and what each may be. The index in the folder
+            chooses among them; it comes with the weights and must not make us import anything.
 
     Raises:
         InputError: something is missing, broken or does not fit; the sentence names the folder and
             the first parameter concerned.
     """
-    for name, (library, class_name) in _parts_of(folder).items():
+    for name, network in _parts_of(folder / "model_index.json", networks).items():
         part = folder / name
-        expected = _expected_shapes(part, library, class_name)
+        expected = _expected_shapes(part, network)
         stored = _stored_shapes(part)
         for key in [*expected, *stored]:
             if expected.get(key) != stored.get(key):
@@ -134,26 +184,113 @@ def require_complete(folder: Path) -> None:
                 )
 
 
-def _parts_of(folder: Path) -> dict[str, tuple[str, str]]:
-    index = _read_json(folder / "model_index.json")
-    parts = {
-        name: tuple(value)
-        for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and value[0] is not None
-    }
+def _check_torch_file(path: Path) -> None:
+    """Refuses what torch, for all its caution, would take endless time or memory to read."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("it unpacks to more than it holds")
+        for entry in entries:
+            if entry.filename.endswith("data.pkl"):
+                _check_pickle(archive.read(entry))
+
+
+def _check_pickle(data: bytes) -> None:
+    """Refuses tuples that hold each other many times over, and many large numbers.
+
+    As keys of a dict, tuples are hashed with all that they hold: forty of them, each with the one
+    before twice, take forever. Of large numbers, any many can have the same hash. The sizes that
+    objects would have, written out, are counted here without building any.
+    """
+    stack, marks, memo = [], [], {}
+    for opcode, argument, _ in pickletools.genops(data):
+        name = opcode.name
+        if name in ("INT", "LONG", "LONG1", "LONG4"):
+            raise ValueError(f"it holds the instruction {name}")
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        else:
+            taken = opcode.stack_before
+            if pickletools.markobject in taken:
+                start = marks.pop() - taken.index(pickletools.markobject)
+            else:
+                start = len(stack) - len(taken)
+            size = 1 + sum(stack[start:])
+            stack[start:] = [size] * len(opcode.stack_after)
+            if size > _MOST_OBJECTS and name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"):
+                raise ValueError("it holds objects within objects without end")
+
+
+def _check_plain(state: Mapping[str, Any]) -> None:
+    for key, value in state.items():
+        if not isinstance(key, str):
+            raise ValueError(f"its key {key!r} is no name")
+        if not isinstance(value, Tensor):
+            raise ValueError("it holds more than tensors")
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise ValueError(f"its tensor {key} is of an unusual kind")
+
+
+def _check_finite(state: Mapping[str, Tensor]) -> None:
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"its parameter {key} has values that are no finite numbers")
+
+
+def _parts_of(
+    path: Path, networks: Mapping[str, tuple[type[ModelMixin], ...]]
+) -> dict[str, type[ModelMixin]]:
+    """The networks of the pipeline whose index this is."""
+    index, parts = _read_json(path), {}
+    for name, value in index.items():
+        if name in _INDEX_NOTES:
+            # A list in place of the class would have diffusers look for its code beside the index.
+            if not isinstance(value, str):
+                raise InputError(f"{path}: {name} is no text: copy the folder anew")
+        elif name == "image_size":
+            if type(value) is not int or value % 8 or not 8 <= value <= 8192:
+                raise InputError(
+                    f"{path}: image_size is {value!r}, not a multiple of 8 up to 8192: copy the "
+                    "folder anew"
+                )
+        elif name not in networks:
+            raise InputError(
+                f"{path} names {name!r}, which is no part of a pipeline: install the version of "
+                "wavegms that wrote it, or copy the folder anew"
+            )
+        elif value != [None, None]:
+            parts[name] = _network_of(path, value, networks[name])
     if not parts:
-        raise InputError(f"{folder / 'model_index.json'} names no networks: copy the folder anew")
+        raise InputError(f"{path} names no networks: copy the folder anew")
     return parts
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+def _network_of(path: Path, value: object, known: tuple[type[ModelMixin], ...]) -> type[ModelMixin]:
+    for network in known:
+        module = network.__module__
+        if value in ([module, network.__name__], [module.split(".")[0], network.__name__]):
+            return network
+    shown = ".".join(map(str, value)) if isinstance(value, list) else repr(value)
+    raise InputError(
+        f"{path} is meant for {shown}, which this version does not know: install the version of "
+        "wavegms that wrote it"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
         raise InputError(
             f"{path} is missing: give a folder that WaveGMSPipeline.save_pretrained wrote"
-        ) from error
-    except (OSError, ValueError) as error:
+        )
+    try:
+        if path.stat().st_size > _MOST_KILOBYTES * 1000:
+            raise ValueError(f"it has more than {_MOST_KILOBYTES} kB")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read ({first_line(error)}): copy the folder anew"
         ) from error
@@ -162,20 +299,15 @@ def _read_json(path: Path) -> dict:
     return values
 
 
-def _expected_shapes(part: Path, library: str, class_name: str) -> dict[str, list[int]]:
-    config = _read_json(part / "config.json")
-    # the index comes with the weights: it must not make us import just anything
-    try:
-        if library.split(".")[0] not in _PACKAGES:
-            raise ImportError(library)
-        network = getattr(import_module(library), class_name)
-        if not issubclass(network, ModelMixin):
-            raise TypeError(class_name)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"{part} is meant for {library}.{class_name}, which this version does not know: "
-            "install the version of wavegms that wrote it"
-        ) from error
+def _sum_of(value: object) -> int:
+    """The whole numbers anywhere in it."""
+    if isinstance(value, dict | list):
+        return sum(map(_sum_of, value.values() if isinstance(value, dict) else value))
+    return abs(value) if isinstance(value, int) else 0
+
+
+def _expected_shapes(part: Path, network: type[ModelMixin]) -> dict[str, list[int]]:
+    config = require_modest(part)
     try:
         known = inspect.signature(network.__init__).parameters
         with torch.device("meta"):  # shapes only, no memory
@@ -189,16 +321,16 @@ def _expected_shapes(part: Path, library: str, class_name: str) -> dict[str, lis
 
 
 def _stored_shapes(part: Path) -> dict[str, list[int]]:
-    files = sorted(part.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{part} holds no safetensors: copy the folder anew")
-    shapes = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-        except Exception as error:  # safetensors has an exception of its own
-            raise InputError(
-                f"{path} cannot be read as weights ({first_line(error)}): copy the folder anew"
-            ) from error
-    return shapes
+    path = part / _WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{part} holds no {_WEIGHTS}: copy the folder anew")
+    # An index of several files goes before the one file.
+    if others := sorted(part.glob("*.index.json")):
+        raise InputError(f"{others[0]} tells of weights in several files: copy the folder anew")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has an exception of its own
+        raise InputError(
+            f"{path} cannot be read as weights ({first_line(error)}): copy the folder anew"
+        ) from error

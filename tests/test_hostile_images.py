@@ -1,0 +1,486 @@
+"""Images and masks that are broken, hostile or merely unusual: whole pixels, or one sentence."""
+
+import io
+import os
+import resource
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile import damaged, fuzz, outcome, scratch, sentence, snapshot
+from hypothesis import given
+from hypothesis import strategies as st
+from layouts import box_mask, mask_image, picture, save
+from PIL import EpsImagePlugin, Image, ImageOps
+
+from wavegms import InputError
+from wavegms.data.catalog import find_cases
+from wavegms.data.dataset import PreparedDataset
+from wavegms.data.files import FORMATS, MAX_PIXELS, open_image, read_image
+from wavegms.data.prepare import load_manifest, prepare_dataset
+from wavegms.imaging import as_mask, as_rgb
+
+# Every format with every mode that it can hold, and how it packs them.
+ENCODINGS = [
+    *((mode, "png", {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+    *((mode, "jpg", {"quality": 95}) for mode in ("L", "RGB", "CMYK")),
+    ("RGB", "jpg", {"progressive": True}),
+    *((mode, "bmp", {}) for mode in ("1", "L", "P", "RGB")),
+    *((mode, "gif", {}) for mode in ("L", "P")),
+    *((mode, "tif", {}) for mode in ("1", "L", "RGB", "RGBA", "I;16", "CMYK")),
+    *(("RGB", "tif", {"compression": kind}) for kind in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")),
+    *((mode, "webp", {"lossless": True}) for mode in ("RGB", "RGBA")),
+]
+FORMAT_OF = {"jpg": "JPEG", "tif": "TIFF"}
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, FORMAT_OF.get(kind, kind.upper()), **options)
+    return buffer.getvalue()
+
+
+def in_mode(mode: str) -> Image.Image:
+    image = picture(1, (12, 9))
+    return (
+        mask_image(box_mask((12, 9), (2, 2, 9, 7)), mode) if mode == "I;16" else image.convert(mode)
+    )
+
+
+def animated(kind: str) -> bytes:
+    others = [Image.new("RGB", (12, 9), colour) for colour in ("red", "blue")]
+    return encoded(picture(1, (12, 9)), kind, save_all=True, append_images=others)
+
+
+CONTENTS = [encoded(in_mode(mode), kind, **options) for mode, kind, options in ENCODINGS]
+CONTENTS += [animated(kind) for kind in ("gif", "png", "webp", "tif")]
+NAMES = st.sampled_from(["a.png", "a.JPG", "a.tif", "a.webp", "a.gif", "a.bmp"])
+
+
+@fuzz(1000)
+@given(damaged(CONTENTS), NAMES)
+def test_damaged_bytes_give_an_image_or_a_sentence(survived, data, name):
+    with scratch() as folder:
+        path = folder / name
+        path.write_bytes(data)
+        rgb = outcome(folder, [path], lambda: read_image(path, as_rgb))
+        mask = outcome(folder, [path], lambda: read_image(path, as_mask))
+    if rgb is not None:
+        image, _ = rgb
+        assert image.mode == "RGB" and 1 <= image.width * image.height <= MAX_PIXELS
+        assert np.asarray(image).shape == (image.height, image.width, 3)
+        if mask is not None:
+            assert mask[0].dtype == bool and mask[0].shape == (image.height, image.width)
+    survived("inputs")
+
+
+@fuzz(300)
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=80).map(str.encode)), NAMES)
+def test_what_is_no_image_is_refused(survived, data, name):
+    with scratch() as folder:
+        path = folder / name
+        path.write_bytes(data)
+        assert outcome(folder, [path], lambda: open_image(path)) is None
+    survived("inputs")
+
+
+@pytest.mark.parametrize(("mode", "kind", "options"), ENCODINGS)
+def test_the_content_decides_not_the_ending(survived, tmp_path, mode, kind, options):
+    """Every encoding under every ending: the pixels that it has under its own."""
+    own = tmp_path / f"own.{kind}"
+    own.write_bytes(encoded(in_mode(mode), kind, **options))
+    expected = np.asarray(read_image(own, as_rgb)[0])
+    for suffix in ("png", "jpg", "tif", "gif"):
+        path = tmp_path / f"other.{suffix}"
+        path.write_bytes(own.read_bytes())
+        assert np.array_equal(np.asarray(read_image(path, as_rgb)[0]), expected)
+        survived("inputs")
+    if mode not in ("I;16", "1") and kind != "jpg" and options.get("compression") != "jpeg":
+        shown = in_mode(mode).convert("RGB") if mode != "RGBA" else picture(1, (12, 9))
+        # A GIF chooses its palette.
+        assert np.abs(expected.astype(int) - np.asarray(shown)).mean() < (
+            20 if kind == "gif" else 1
+        )
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tif"])
+def test_an_animation_is_its_first_frame(survived, tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(animated(kind))
+    difference = np.asarray(read_image(path, as_rgb)[0], int) - np.asarray(picture(1, (12, 9)))
+    assert np.abs(difference).mean() < 20  # red and blue would be 100 away
+    survived("inputs")
+
+
+# What each orientation makes of the upright picture, so that the note in EXIF undoes it.
+_STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", list(_STORED))
+def test_every_orientation_stands_upright(survived, tmp_path, kind, orientation):
+    upright, turn = (
+        mask_image(box_mask((24, 16), (2, 2, 9, 7))).convert("RGB"),
+        _STORED[orientation],
+    )
+    stored = upright if turn is None else upright.transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "webp" else {"quality": 100}
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(encoded(stored, kind, exif=exif, **options))
+    rgb, mask = read_image(path, as_rgb)[0], read_image(path, as_mask)[0]
+    assert np.abs(np.asarray(rgb, int) - np.asarray(upright)).max() <= 8  # of JPEG
+    assert np.array_equal(mask, np.asarray(upright)[..., 0] > 127)
+    survived("inputs")
+
+
+@fuzz(150)
+@given(st.binary(max_size=60), st.sampled_from(["png", "jpg", "webp"]))
+def test_a_broken_exif_block(survived, block, kind):
+    with scratch() as folder:
+        path = folder / f"a.{kind}"
+        exif = block if kind == "png" else b"Exif\0\0" + block
+        path.write_bytes(encoded(picture(1, (12, 9)), kind, exif=exif))
+        result = outcome(folder, [path], lambda: read_image(path, as_rgb))
+        assert result is None or sorted(result[0].size) == [9, 12]
+    survived("inputs")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def black_png(width: int, height: int) -> bytes:
+    """One bit a pixel, all zero: whole, and a thousandth of its pixels in bytes."""
+    packer, row = zlib.compressobj(9), bytes(1 + -(-width // 8))
+    rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def gif_of(screen: int, frame: int) -> bytes:
+    head = b"GIF89a" + struct.pack("<HH", screen, screen) + b"\x80\0\0\0\0\0\xff\xff\xff"
+    return head + b"," + struct.pack("<HHHH", 0, 0, frame, frame) + b"\0\x02\x02\x4c\x01\0;"
+
+
+def bmp_of(side: int) -> bytes:
+    sizes = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + sizes
+
+
+def webp_of(side: int) -> bytes:
+    payload = b"\x2f" + struct.pack("<I", (side - 1) | (side - 1) << 14) + bytes(21)
+    body = b"WEBPVP8L" + struct.pack("<I", len(payload)) + payload
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def tiff_of(side: int, *tags: tuple[int, int]) -> bytes:
+    tags = sorted([(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), *tags])
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    body = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + body + zlib.compress(bytes(1000))
+
+
+BOMBS = {
+    "all zeros": lambda: black_png(20_000, 20_000),
+    "all rows": lambda: black_png(1, 90_000_000 // 900),
+    "GIF": lambda: gif_of(60_000, 60_000),
+    "GIF, a frame beyond its screen": lambda: gif_of(1, 60_000),
+    "BMP": lambda: bmp_of(60_000),
+    "WebP": lambda: webp_of(16_383),
+    "TIFF": lambda: tiff_of(60_000, (273, 8), (278, 60_000), (279, 64)),
+    "TIFF, a tile": lambda: tiff_of(9, (322, 60_000), (323, 60_000), (324, 134), (325, 19)),
+    "TIFF, a strip": lambda: tiff_of(9, (273, 110), (278, 4_000_000_000), (279, 19)),
+}
+
+
+@pytest.mark.parametrize("name", list(BOMBS))
+def test_a_decompression_bomb_takes_no_memory(survived, tmp_path, name):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(BOMBS[name]())
+    assert path.stat().st_size < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError) as error:
+        open_image(path)
+    sentence(error.value, path)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 100_000, "kB, and the smallest of them has 90 million pixels"
+    survived("inputs")
+
+
+def test_a_file_that_never_ends_is_not_waited_for(survived, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "folder.png").mkdir()
+    for path in [*tmp_path.iterdir(), tmp_path / ("x" * 300), tmp_path / "nul\0.png"]:
+        assert (
+            outcome(tmp_path, [repr(str(path))[1:-1]], lambda path=path: open_image(path)) is None
+        )
+        survived("inputs")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(hello) print\n%%EOF\n"
+
+
+def test_no_program_hides_in_an_image(survived, tmp_path, monkeypatch):
+    """Pillow would hand PostScript to Ghostscript, whatever the file's ending."""
+    canary = tmp_path / "ran"
+    ghostscript = tmp_path / "bin/gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {canary}\nexit 1\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=os.pathsep)
+    path = tmp_path / "scan.png"
+    path.write_bytes(EPS)
+    with pytest.raises(InputError, match="no known image format") as error:
+        open_image(path)
+    sentence(error.value, path)
+    assert not canary.exists()
+    with pytest.raises(Exception):  # noqa: B017  whatever comes of the script's status
+        Image.open(path).load()
+    assert canary.exists(), "the careless way runs nothing either, so this test shows nothing"
+    survived("inputs")
+
+
+@pytest.mark.parametrize("kind", ["PPM", "PCX", "TGA", "ICO", "JPEG2000", "PDF", "IM", "SGI"])
+def test_formats_that_nobody_uses_here_are_not_even_tried(survived, tmp_path, kind):
+    path = tmp_path / "scan.png"
+    picture(1, (32, 32)).save(path, kind)
+    with pytest.raises(InputError) as error:
+        open_image(path)
+    assert all(name in sentence(error.value, path) for name in FORMATS)
+    survived("inputs")
+
+
+# From here on: whole folders.
+
+
+def prepare(raw: Path, out: Path, name: str = "mine") -> object:
+    return prepare_dataset(
+        name,
+        raw,
+        out,
+        image_size=16,
+        split="random",
+        split_folder=raw,
+        test_fraction=0.3,
+        validation_fraction=0.3,
+        seed=1,
+    )
+
+
+def assert_whole(out: Path, report) -> None:
+    """By the contract alone: the files, the manifest, and pixels that fit it."""
+    manifest = load_manifest(out)
+    expected = {f"{part}/{id}.png" for part in ("images", "masks") for id in manifest["id"]}
+    assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
+        "manifest.csv",
+        *expected,
+    }
+    for id in manifest["id"]:
+        with Image.open(out / "images" / f"{id}.png") as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "RGB", (16, 16))
+        with Image.open(out / "masks" / f"{id}.png") as mask:
+            assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (16, 16))
+            assert {0, 255} >= set(np.unique(mask)) and 255 in np.asarray(mask)
+    for part, count in report.counts.items():
+        assert count == 0 or len(PreparedDataset(out, part)) == count
+
+
+def check_preparation(root: Path, raw: Path, names: list, dataset: str = "mine"):
+    """A whole folder, or a sentence and the earlier folder as it was."""
+    out = root / "prepared" / "x"
+    before, inputs = snapshot(out.parent), snapshot(raw)
+    try:
+        report = prepare(raw, out, dataset)
+    except InputError as error:
+        sentence(error, *names)
+        assert snapshot(out.parent) == before
+        report = None
+    else:
+        assert_whole(out, report)
+    assert snapshot(raw) == inputs
+    assert [path.name for path in out.parent.iterdir()] in ([], ["x"])
+    return report
+
+
+def masks_of(size: tuple[int, int]) -> st.SearchStrategy[Image.Image]:
+    """Grey levels, colours, label maps, inverted, empty, full, in any mode or size."""
+    box = box_mask(size, (2, 2, 9, 7))
+    levels = st.tuples(st.integers(0, 255), st.integers(0, 255))
+    grey = levels.map(lambda two: Image.fromarray(np.where(box, two[0], two[1]).astype(np.uint8)))
+    colour = st.tuples(*[st.integers(0, 255)] * 3).map(lambda rgb: Image.new("RGB", size, rgb))
+    modes = st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+    usual = modes.map(lambda mode: mask_image(box, mode))
+    edges = st.just(ImageOps.invert(mask_image(box)).resize((36, 27)).resize(size))
+    unusual = st.sampled_from(["F", "I", "CMYK", "HSV", "YCbCr", "LAB"]).map(
+        lambda mode: Image.new(mode, size)
+    )
+    resized = st.tuples(st.integers(1, 30), st.integers(1, 30)).map(
+        lambda other: mask_image(box).resize(other)
+    )
+    return st.one_of(grey, colour, usual, edges, unusual, resized)
+
+
+@fuzz(60)
+@given(st.lists(masks_of((12, 9)), min_size=5, max_size=5), st.booleans())
+def test_masks_of_every_kind(survived, masks, earlier):
+    with scratch() as root:
+        raw = root / "raw"
+        for i, mask in enumerate(masks):
+            save(picture(i, (12, 9)), raw / f"images/{i}.png")
+            (raw / "masks").mkdir(exist_ok=True)
+            # TIFF holds every mode.
+            mask.convert("RGB" if mask.mode == "HSV" else mask.mode).save(
+                raw / f"masks/{i}.tif", "TIFF"
+            )
+        (root / "prepared").mkdir()
+        if earlier:
+            good = root / "good"
+            for i in range(4):
+                save(picture(i, (12, 9)), good / f"images/{i}.png")
+                save(mask_image(box_mask((12, 9), (2, 2, 9, 7))), good / f"masks/{i}.png")
+            prepare(good, root / "prepared/x")
+        check_preparation(root, raw, [f"masks/{i}.tif" for i in range(5)])
+    survived("inputs", len(masks))
+
+
+@fuzz(80)
+@given(st.lists(damaged(CONTENTS), min_size=1, max_size=3), st.data())
+def test_a_folder_with_damaged_files(survived, contents, data):
+    with scratch() as root:
+        raw = root / "raw"
+        for i in range(5):
+            save(picture(i, (12, 9)), raw / f"images/{i}.png")
+            save(mask_image(box_mask((12, 9), (2, 2, 9, 7))), raw / f"masks/{i}.png")
+        (root / "prepared").mkdir()
+        hit = []
+        for content in contents:
+            part = data.draw(st.sampled_from(["images", "masks"]))
+            path = raw / part / f"{data.draw(st.integers(0, 4))}.png"
+            path.write_bytes(content)
+            hit.append(path)
+        # An image that came out at another size is told by its mask.
+        check_preparation(root, raw, [*hit, *(raw / "masks" / path.name for path in hit)])
+    survived("inputs", len(contents))
+
+
+def test_inverted_masks_are_told_in_the_report(survived, tmp_path):
+    """They are taken as they are: whether black is the lesion only a person can say."""
+    for i in range(6):
+        save(picture(i, (12, 9)), tmp_path / f"raw/images/{i}.png")
+        mask = mask_image(box_mask((12, 9), (4, 3, 8, 6)))
+        save(ImageOps.invert(mask) if i < 4 else mask, tmp_path / f"raw/masks/{i}.png")
+    report = prepare(tmp_path / "raw", tmp_path / "out")
+    (told,) = report.differences
+    assert "4 of 6 masks" in told and "(0, 1, 2, ...)" in told and "invert" in told
+    for i in range(3):
+        save(
+            ImageOps.invert(Image.open(tmp_path / f"raw/masks/{i}.png")),
+            tmp_path / f"raw/masks/{i}.png",
+        )
+    assert prepare(tmp_path / "raw", tmp_path / "out").differences == []
+    survived("inputs", 4)
+
+
+ODD = ["\n", "\r", "\t", "\x1b[31m", '"', ",", "'", " ", "é", "e\u0301", "\u202e", "ß", "界", "%s"]
+stems = st.one_of(
+    st.lists(st.sampled_from([*ODD, "a", "1", "_", ".", "-", "(", ")"]), max_size=6).map("".join),
+    st.sampled_from(["con", "..", "-rf", "a" * 245, "界" * 80, "\u0958" * 40, "x" * 201, "\udcff"]),
+)
+
+
+def entry(kind: str, path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "folder":
+        path.mkdir(exist_ok=True)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind in ("broken", "loop"):
+        path.symlink_to("nowhere" if kind == "broken" else path.name)
+    elif kind == "link":
+        target = path.parent.parent / "elsewhere" / image.mode
+        path.symlink_to(save(image, target.with_suffix(".png")))
+    else:
+        image.save(path, "PNG")
+
+
+@fuzz(120)
+@given(
+    st.lists(stems, min_size=3, max_size=6, unique=True),
+    st.lists(
+        st.sampled_from(
+            ["file", "file", "file", "link", "folder", "broken", "loop", "fifo", "none"]
+        ),
+        min_size=2,
+        max_size=2,
+    ),
+)
+def test_odd_names_links_and_folders(survived, stems, kinds):
+    with scratch() as root:
+        raw = root / "raw"
+        (root / "prepared").mkdir()
+        for number, stem in enumerate(stems):
+            parts = ("images", picture(number, (12, 9))), ("masks", mask_image(box_mask((12, 9))))
+            for kind, (part, image) in zip(kinds, parts, strict=True):
+                name = f"{stem}.png"
+                if len(os.fsencode(name)) > 255 or (kind == "none" and number == 0):
+                    name, kind = f"{number}.png", "file"
+                path = raw / part / name
+                # Only the first pair is odd by its kind, or no other fault would ever be reached.
+                entry(kind if number == 0 else "file", path, image)
+        report = check_preparation(root, raw, ["raw/images", "raw/masks", "_fraction"])
+        if report is not None:
+            sources = load_manifest(root / "prepared/x")["source"]
+            assert {str(raw / source) for source in sources} == {
+                str(path) for path in (raw / "images").iterdir() if not path.name.startswith(".")
+            }
+    survived("inputs", len(stems))
+
+
+metadata = st.one_of(
+    st.binary(max_size=120),
+    st.lists(
+        st.sampled_from(
+            [*ODD, "ISIC_0", "ISIC_1", "HAM_1", ",", ",", "\n", '"', "nv", "\0", "\ud7ff", "\x85"]
+        ),
+        max_size=30,
+    ).map(lambda parts: ("lesion_id,image_id,dx\n" + "".join(parts)).encode()),
+)
+
+
+@fuzz(50)
+@given(metadata)
+def test_any_table_of_metadata(survived, content):
+    """Whatever labels and groups come out of it must come back from the manifest."""
+    with scratch() as root:
+        raw = root / "raw"
+        (root / "prepared").mkdir()
+        masks = raw / "HAM10000_segmentations_lesion_tschandl"
+        for i in range(4):
+            save(picture(i, (12, 9)), raw / f"HAM10000_images_part_{1 + i % 2}/ISIC_{i}.jpg")
+            save(mask_image(box_mask((12, 9))), masks / f"ISIC_{i}_segmentation.png")
+        (raw / "HAM10000_metadata").write_bytes(content)
+        names = ["HAM10000_metadata", "test_fraction", "validation_fraction"]
+        report = check_preparation(root, raw, names, "ham10000")
+        if report is not None:
+            manifest = load_manifest(root / "prepared/x")
+            cases = find_cases("ham10000", raw)
+            assert manifest["label"].tolist() == [case.label for case in cases]
+            assert manifest["group"].tolist() == [case.group for case in cases]
+    survived("inputs")
