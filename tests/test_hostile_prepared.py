@@ -114,6 +114,22 @@ def test_cells_of_a_manifest(survived, good, pixels, data):
     survived("inputs")
 
 
+@pytest.mark.parametrize("column", list(MANIFEST_COLUMNS))
+def test_every_cell_in_every_column(survived, good, column):
+    rows = list(csv.DictReader(io.StringIO((good / "manifest.csv").read_text())))
+    for cell in CELLS:
+        with scratch() as folder:
+            path = folder / "manifest.csv"
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                table = csv.DictWriter(file, list(MANIFEST_COLUMNS), lineterminator="\n")
+                table.writeheader()
+                table.writerows([rows[0] | {column: cell}, *rows[1:]])
+            manifest = outcome(folder, [path], lambda folder=folder: load_manifest(folder))
+        if manifest is not None:
+            assert_sound(manifest)
+        survived("inputs")
+
+
 @fuzz(70)
 @given(st.data())
 def test_bytes_of_any_file_of_it(survived, good, pixels, data):

@@ -157,6 +157,7 @@ UNUSUAL = {
         {"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}
     ),
     "one number, 90 billion times": lambda: torch_file({"a": torch.ones(1).expand(HUGE, HUGE)}),
+    "one number, 90 million times": lambda: torch_file({"a": torch.ones(1).expand(9000, 10_000)}),
     "more than there is": lambda: claiming(100_000),
     "much more than there is": lambda: claiming(2_000_000_000),
     "a key that is a number": lambda: torch_file({0: torch.ones(1), "a": torch.ones(1)}),
@@ -371,6 +372,18 @@ def test_settings_without_end(survived, saved, tmp_path, name, content):
     folder = linked(saved / name.split("/")[0], tmp_path / "x")
     rewrite(folder / name.split("/", 1)[1], content)
     assert open_folder(tmp_path, folder) is None
+    survived("inputs")
+
+
+@pytest.mark.parametrize("name", ["wave_gms", "vae"])
+def test_a_network_without_end(survived, saved, tmp_path, name):
+    folder = linked(saved / name, tmp_path / "x")
+    path = folder / ("vae/config.json" if name == "wave_gms" else "config.json")
+    values = json.loads(path.read_text()) | {"num_encoder_blocks": [30_000] * 4}
+    rewrite(path, json.dumps(values).encode())
+    start = time.process_time()
+    assert open_folder(tmp_path, folder) is None
+    assert time.process_time() - start < 5
     survived("inputs")
 
 

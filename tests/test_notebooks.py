@@ -1,6 +1,7 @@
 """Running notebooks: parameters go in, progress shows, one sentence comes out of an error."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,8 +95,9 @@ def test_a_list_given_as_text_becomes_a_list(project):
     path = notebook(project / "notebooks/n.ipynb", "print(ids)", parameters="ids = ['x']")
     run(path, ids="['000130', b]")
     assert texts("reports/out.ipynb") == "['000130', 'b']\n"
-    with pytest.raises(InputError, match="-p ids 130: expected a list"):
-        run(path, ids="130")
+    for text in ("130", "2024-13-45", "[1"):
+        with pytest.raises(InputError, match=f"^-p ids {re.escape(text)}: expected a list"):
+            run(path, ids=text)
 
 
 def test_progress_is_shown_as_it_comes_and_stored_once(project, capfd):

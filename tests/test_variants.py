@@ -209,8 +209,8 @@ def test_trained_kept_and_opened_again(name, run, validation_set, vae_of):
         assert soft.shape == (2, 1, 32, 32) and soft.min() >= 0 and soft.max() <= 1
         dice = soft_dice(soft, validation_set.masks.float()).mean().item()
         assert dice == pytest.approx(result.best_dice, abs=1e-5)
-    stored = {path.suffix for path in result.folder.rglob("*") if path.is_file()}
-    assert stored == {".json", ".safetensors"}
+    kept = [path for name in ("best", "last") for path in (result.folder / name).rglob("*.*")]
+    assert {path.suffix for path in kept} == {".json", ".safetensors"}
     parts = {path.name for path in (result.folder / "best").iterdir() if path.is_dir()}
     without_encoder = {"mapping", "vae"}
     assert parts == (
@@ -234,7 +234,7 @@ def test_any_image_goes_through_every_pipeline(vae_of):
 class Counting:
     """The loss, and the number of images of each batch."""
 
-    supervision = "all_levels"
+    supervision, alignment_distance = "all_levels", "l1"
 
     def __init__(self):
         self.sizes = []

@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
             from wavegms.sharing import share_model
 
             share_model(options.model, options.out, hub_id=options.push)
-            print(f"written: {options.out}", f"and uploaded to {options.push}" * bool(options.push))
+            print(f"written: {options.out}")
         elif options.command == "predict":
             from wavegms.predict import predict_files, report
 

@@ -184,7 +184,10 @@ def read_parameters(notebook: Path) -> dict[str, Any]:
 
 def _as_declared(name: str, text: str, default: Any) -> Any:
     """An argument of the command line, in the type of the notebook's default."""
-    value = text if isinstance(default, str) else yaml.safe_load(text)
+    try:
+        value = text if isinstance(default, str) else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # a date of no calendar, say
+        value = None
     if type(value) is not type(default):
         raise InputError(f"-p {name} {text}: expected a {type(default).__name__}, as {default!r}")
     return value

@@ -17,7 +17,12 @@ from wavegms.config import Params, load_params
 from wavegms.data.catalog import spec_of
 from wavegms.data.files import write_text
 from wavegms.errors import InputError
-from wavegms.model_card import read_scored_model, render_model_card, shown_interval
+from wavegms.model_card import (
+    not_to_be_passed_on,
+    read_scored_model,
+    render_model_card,
+    shown_interval,
+)
 from wavegms.report_notebooks import (
     SECTIONS,
     Executed,
@@ -101,6 +106,7 @@ def write_report(out: Path, project: Path = Path(".")) -> Report:
     cards, without_card = _render_cards(params, project)
     scores, without_scores = _score_rows(params, project / "results/scores")
     missing += without_scores + without_card
+    datasets = [*params.datasets, *params.external]
     exporter = _make_exporter()
     sections = {
         section: [
@@ -119,12 +125,8 @@ def write_report(out: Path, project: Path = Path(".")) -> Report:
         scores=scores,
         settings=_settings(params),
         code=_code(executed),
-        datasets=[_dataset(name, params) for name in [*params.datasets, *params.external]],
-        private=[
-            spec_of(name).title
-            for name in [*params.datasets, *params.external]
-            if "no copy may be passed on" in spec_of(name).licence
-        ],
+        datasets=[_dataset(name, params) for name in datasets],
+        private=not_to_be_passed_on(datasets),
         sections=[(name, SECTIONS[name], parts) for name, parts in sections.items() if parts],
         cards=[
             {"name": card.name, "title": card.title, "html": _as_html(exporter, [card.as_cell()])}

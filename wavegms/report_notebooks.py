@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape, unescape
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nbformat
 from nbformat import NotebookNode
@@ -43,6 +43,9 @@ _OF_DATASETS = ("Dataset", "Trained on", "Tested on")
 # Pixels from which a figure would be too small on a phone.
 _BROAD = 800
 _HEADING = re.compile(r"^#+ ", re.MULTILINE)
+
+# A dataset, or that with another one to be tested on.
+_Place = TypeVar("_Place")
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,9 @@ def read_executed(expected: Expected, folder: Path, datasets: Collection[str]) -
     return Executed(expected, notebook.metadata.get("wavegms"), cells)
 
 
-def _runs(places, variants, seeds):
+def _runs(
+    places: list[_Place], variants: list[str], seeds: list[int]
+) -> list[tuple[_Place, str, int]]:
     return [(place, variant, seed) for place in places for variant in variants for seed in seeds]
 
 

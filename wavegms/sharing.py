@@ -44,11 +44,11 @@ def share_model(
     text = render_model_card(model, evaluation, shared=True)
     pipeline = WaveGMSPipeline.from_pretrained(folder)
     with replace_folder(out) as target:
-        shutil.copy(folder / "model_index.json", target)
-        shutil.copy(folder / CARD_NAME, target)
+        shutil.copyfile(folder / "model_index.json", target / "model_index.json")
+        shutil.copyfile(folder / CARD_NAME, target / CARD_NAME)
         for name, part in pipeline.components.items():
             if part is not None:
-                shutil.copytree(folder / name, target / name)
+                shutil.copytree(folder / name, target / name, copy_function=shutil.copyfile)
         pipeline.export_onnx(target / ONNX_NAME)
         write_text(target / "README.md", text)
     if hub_id is not None:

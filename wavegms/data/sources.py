@@ -1,7 +1,8 @@
 """Where the public datasets, split lists and weights come from: recipes, as plain data.
 
-Nothing here was downloaded by this project: addresses, sizes and checksums are those that their
-publishers or, where `vouched_by` says so, others state. Only the split lists were measured here.
+This project has tried none of these addresses: sizes and checksums are second-hand, as public
+repositories quote them (`vouched_by` says of whom). Only the split lists were measured here, on
+copies of the published files; that the pinned commit holds the same ones is assumed.
 """
 
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ class Source:
 
 def _dataverse(file: str, number: str, size: int, md5: str, into: str | None) -> Download:
     url = f"https://dataverse.harvard.edu/api/access/datafile/{number}"
-    return Download(file, url, size, f"md5:{md5}", "Harvard Dataverse", into=into)
+    return Download(
+        file, url, size, f"md5:{md5}", "Harvard Dataverse, as quoted by others", into=into
+    )
 
 
 def _split(folder: str, file: str, size: int, sha256: str) -> Download:
@@ -67,7 +70,7 @@ def _split(folder: str, file: str, size: int, sha256: str) -> Download:
         "https://raw.githubusercontent.com/King-HAW/GMS/5a9ce0084d2558c800e420f2712ab2adc1af38a6/"
         f"Dataset/{folder}/{file}"
     )
-    return Download(file, url, size, f"sha256:{sha256}", "this project, measured on the files")
+    return Download(file, url, size, f"sha256:{sha256}", "this project, measured on a copy")
 
 
 def _taesd(file: str, size: int, sha256: str) -> Download:
@@ -75,7 +78,7 @@ def _taesd(file: str, size: int, sha256: str) -> Download:
         "https://huggingface.co/madebyollin/taesd/resolve/614f76814bbe30edbe2e627ace1c2234c81a2c0e/"
         f"{file}"
     )
-    return Download(file, url, size, f"sha256:{sha256}", "the hub's own record of the file")
+    return Download(file, url, size, f"sha256:{sha256}", "the hub, as quoted by others")
 
 
 SOURCES: dict[str, Source] = {
@@ -85,7 +88,7 @@ SOURCES: dict[str, Source] = {
             name="busi",
             title="BUSI, breast ultrasound",
             target="data/raw/busi",
-            terms="public, no licence text comes with it; cite the article",
+            terms="public, this project knows of no licence text; cite the article",
             page="https://scholar.cu.edu.eg/?q=afahmy/pages/dataset",
             downloads=(
                 Download(

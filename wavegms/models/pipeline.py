@@ -1,6 +1,6 @@
 """`WaveGMSPipeline`: the door for users. It saves, loads and predicts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
 from diffusers.utils import BaseOutput
+from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional
@@ -33,6 +34,8 @@ from wavegms.models.weights import (
 )
 
 ImageInput = Image.Image | np.ndarray | Tensor
+
+_DOWNLOADED = ["model_index.json", "*/config.json", "*/*.safetensors"]
 
 # What may stand in a saved pipeline.
 _NETWORKS = {
@@ -129,7 +132,7 @@ class WaveGMSPipeline(DiffusionPipeline):
             if Path(where).is_dir():
                 folder = only_seed(Path(where))
             elif is_hub_id(where):
-                folder = Path(cls.download(where, **options))
+                folder = _download(where, options)
             else:
                 raise InputError(
                     f"the folder {where} does not exist: train the model first, or correct the path"
@@ -242,6 +245,16 @@ class WaveGMSPipeline(DiffusionPipeline):
                 inference, or a probability differs by more than `wavegms.models.export.TOLERANCE`.
         """
         return write_onnx(self, path)
+
+
+def _download(hub_id: str, options: Mapping[str, Any]) -> Path:
+    """What a pipeline needs of a repository on the hub, and no code.
+
+    `DiffusionPipeline.download` refuses classes that are not its own library's.
+    """
+    known = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+    asked = {name: options[name] for name in known if name in options}
+    return Path(snapshot_download(hub_id, allow_patterns=_DOWNLOADED, **asked))
 
 
 def _as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:

@@ -1,0 +1,235 @@
+"""A run as one HTML file: all of it is there, nothing else is, and what is missing is said."""
+
+import base64
+import re
+import shutil
+from io import BytesIO
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from copies import ROOT
+from dvc.repo import Repo
+from PIL import Image
+from report_project import RUN, edit_json, write_report_project
+
+from wavegms import InputError
+from wavegms.__main__ import main
+from wavegms.config import load_params
+from wavegms.provenance import run_record
+from wavegms.report import write_report
+from wavegms.report_notebooks import (
+    SECTIONS,
+    Unusable,
+    expected_notebooks,
+    read_executed,
+)
+
+TRAINING = "reports/02_train_phantom_a_wave_gms_2333.ipynb"
+PARAMETERS = ("metadata", "papermill", "parameters")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, prepared):
+    root = tmp_path_factory.mktemp("reported")
+    write_report_project(root, prepared)
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(original):
+    return write_report(original / "results/report.html", original)
+
+
+@pytest.fixture
+def project(original, tmp_path, monkeypatch):
+    """A copy to break, as the working directory."""
+    shutil.copytree(original, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def rows_of(html, section):
+    """The rows of a section's tables, each as the texts of its cells."""
+    (part,) = re.findall(rf'<section id="{section}">.*?</section>', html, re.DOTALL)
+    rows = re.findall(r"<tr>.*?</tr>", part, re.DOTALL)
+    return [[re.sub("<.*?>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", r)] for r in rows]
+
+
+def test_a_whole_run_is_reported_whole(original, written):
+    html = written.path.read_text()
+    assert written.missing == [] and "not complete" not in html
+    assert re.findall(r'<section id="(\w+)">', html) == ["glance", *SECTIONS, "cards", "code"]
+    links = re.findall(r'<a href="#(\w+)">', html)
+    assert links == ["glance", *SECTIONS, "cards", "code"]
+    assert "Not for clinical use" in html and run_record(ROOT)["versions"]["torch"] in html
+    assert html.count("Wave-GMS, trained on Phantom A, seed 2333") >= 4
+    assert len(html) < 3_000_000
+
+
+def test_scores_at_a_glance_are_those_of_the_images(original, written):
+    rows = [row for row in rows_of(written.path.read_text(), "glance") if len(row) == 8]
+    assert len(rows) == 4
+    for row in rows:
+        train, test = (name.lower().replace(" ", "_") for name in row[1:3])
+        path = original / f"results/scores/{train}/wave_gms/seed_2333/{test}.csv"
+        images = pd.read_csv(path)
+        assert row[3:5] == ["16", "1"]
+        for text, metric, scale in zip(row[5:], ("dsc", "iou", "hd95"), (100, 100, 1), strict=True):
+            mean, low, high = map(float, re.findall(r"[\d.]+", text))
+            assert mean == pytest.approx(scale * images[metric].mean(), abs=0.051)
+            assert low < mean < high
+
+
+def test_every_marked_figure_is_there_pixel_by_pixel(original, written):
+    expected = set()
+    for path in (original / "reports").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if any(tag.startswith("report-") for tag in cell.metadata.get("tags", [])):
+                for output in cell.get("outputs", []):
+                    if png := output.get("data", {}).get("image/png"):
+                        expected.add(pixels(png))
+    content = re.findall(r'src="data:image/webp;base64,([^"]+)"', written.path.read_text())
+    assert len(expected) > 8 and {pixels(picture) for picture in content} == expected
+
+
+def pixels(encoded):
+    with Image.open(BytesIO(base64.b64decode(encoded))) as image:
+        return np.asarray(image.convert("RGB")).tobytes()
+
+
+def test_neither_code_nor_anything_from_outside_is_in_it(written):
+    html = written.path.read_text()
+    assert (
+        "<script" not in html
+        and "<iframe" not in html
+        and "<link" not in html.partition("<link")[2]
+    )
+    assert not re.search(r'(src|srcset|action|poster|data)="(?!data:)', html)
+    assert not re.search(r"@import|url\(", html)
+    assert "default-src 'none'" in html.partition("<style>")[0]
+    assert "from wavegms.results import" not in html and "enter_project()" not in html
+
+
+def test_tables_have_the_rows_of_this_run_and_no_empty_columns(written):
+    html = written.path.read_text()
+    rows = rows_of(html, "results")
+    assert any(row[:2] == ["Phantom A", "Wave-GMS"] for row in rows)
+    assert not any(row and row[0] in ("BUS", "HAM10000") for row in rows)
+    (head,) = re.findall(r"<tr><th>Dataset</th><th>System</th>.*?</tr>", html)[:1]
+    assert "<th>DSC</th>" in head and "paper" not in head and "<th></th>" not in head
+    # a column that says something stays
+    assert "<th></th><th>image_psnr</th>" in html and "<td>train</td>" in html
+
+
+def test_cards_lie_beside_it_and_in_it(written):
+    names = [path.name for path in written.cards]
+    assert names == [
+        "phantom_a_wave_gms_seed_2333.md",
+        "phantom_b_wave_gms_seed_2333.md",
+        "ablation_phantom_a_wave_gms_seed_2333.md",
+    ]
+    html = written.path.read_text()
+    for path in written.cards:
+        assert path.name in html and path.read_text().startswith("---\n")
+    assert html.count("<h2>Leakage</h2>") + html.count('id="Leakage"') >= 3
+    assert "library_name" not in html
+
+
+@pytest.mark.parametrize(
+    ("path", "broken", "said"),
+    [
+        (TRAINING, lambda p: p.unlink(), "02_train_phantom_a_wave_gms_2333 was not run"),
+        (TRAINING, lambda p: p.write_text("{"), "is no executed notebook"),
+        (TRAINING, lambda p: p.write_bytes(b"\xff\x00"), "is no executed notebook"),
+        (TRAINING, lambda p: edit_json(p, "metadata", value={}), "is no executed notebook"),
+        (TRAINING, lambda p: edit_json(p, *PARAMETERS, "loss", value=1), "as its loss is not"),
+        (TRAINING, lambda p: edit_json(p, "cells", value=[]), "was run by an earlier version"),
+        (
+            f"results/scores/{RUN}/phantom_a.csv",
+            lambda p: p.unlink(),
+            "holds no scores on the test images of phantom_a",
+        ),
+        (f"results/scores/{RUN}/phantom_a.csv", lambda p: p.write_text("a"), "lacks the column"),
+        (f"models/{RUN}/card.json", lambda p: p.unlink(), "card.json does not exist"),
+        ("reports/audit/phantom_a.csv", lambda p: p.unlink(), "phantom_a.csv does not exist"),
+    ],
+)
+def test_what_is_missing_is_said_and_the_rest_is_shown(
+    project, path, broken, said, capsys, survived, monkeypatch
+):
+    # figures take most of the time, and stay as they are
+    monkeypatch.setattr("wavegms.report_notebooks._picture", lambda png, title: "<img>")
+    broken(project / path)
+    assert main(["report"]) == 0
+    html = (project / "results/report.html").read_text()
+    assert "This report is not complete" in html and said in html
+    assert said in capsys.readouterr().out
+    assert "Wave-GMS, trained on Phantom B, seed 2333" in html
+    survived("inputs")
+
+
+def test_a_broken_figure_is_said(project, survived):
+    path = project / TRAINING
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = (c for c in notebook.cells if "report-training" in c.metadata.get("tags", []))
+    for output in cell.outputs:
+        if "data" in output:
+            output.data["image/png"] = base64.b64encode(b"no picture").decode()
+    nbformat.write(notebook, path)
+    params = load_params(project / "params.yaml")
+    (expected,) = (e for e in expected_notebooks(params) if e.name == path.stem)
+    with pytest.raises(Unusable, match="is no executed notebook"):
+        read_executed(expected, project / "reports", params.datasets)
+    survived("inputs")
+
+
+def test_without_any_run_nothing_is_written(project, capsys):
+    shutil.rmtree(project / "reports")
+    shutil.rmtree(project / "results")
+    assert main(["report"]) == 1
+    assert "holds no executed notebook of this params.yaml: run `dvc repro`" in (
+        capsys.readouterr().err
+    )
+    assert not (project / "results").exists()
+
+
+def test_images_that_may_not_be_passed_on_are_warned_of(project, monkeypatch):
+    monkeypatch.setattr("wavegms.report_notebooks._picture", lambda png, title: "<img>")
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["external"] = ["bus"]
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    html = write_report(project / "results/report.html").path.read_text()
+    assert "Do not pass this file on" in html and "01_prepare_bus was not run" in html
+    params["external"] = []
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    assert "Do not pass" not in write_report(project / "results/report.html").path.read_text()
+
+
+def test_it_looks_for_what_the_pipeline_leaves_and_up_to_date_is_of_this_run():
+    """Else a new stage were forgotten, or a notebook that DVC need not run again left out."""
+    params = load_params(ROOT / "params.yaml")
+    expected = {f"reports/{one.name}.ipynb": one for one in expected_notebooks(params)}
+    with Repo(str(ROOT)) as repo:
+        stages = {
+            out.def_path: stage
+            for stage in repo.index.stages
+            for out in stage.outs
+            if re.fullmatch(r"reports/(?!00).*\.ipynb", out.def_path)
+        }
+        assert set(stages) == set(expected)
+        for path, one in expected.items():
+            stage = stages[path]
+            tracked = [key for dep in stage.deps for key in getattr(dep, "params", None) or ()]
+            for name in one.settings:
+                inside = any(f"{name}.".startswith(f"{key}.") for key in tracked)
+                assert inside or f" -p {name} " in stage.cmd, (path, name)
+
+
+def test_a_folder_in_the_way_is_named(project, monkeypatch):
+    monkeypatch.setattr("wavegms.report_notebooks._picture", lambda png, title: "<img>")
+    (project / "out/report.html").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"report\.html is a folder where a file is to be written"):
+        write_report(project / "out/report.html")
