@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def copy_repository(root):
     """Copies what git holds, changes that are not committed included, and commits it."""
     command = ["git", "ls-files", "-co", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     for name in listed.stdout.splitlines():
         if (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def ask(project, *command):
 
 def _complete(project, command):
     done = subprocess.run(
-        command, cwd=project, env=environment(project), capture_output=True, text=True
+        command, cwd=project, env=environment(project), capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done

@@ -49,7 +49,8 @@ def assert_sane(params) -> None:
         entries = value if isinstance(value, list) else [value]
         for entry in entries:
             if isinstance(entry, int | float) and not isinstance(entry, bool):
-                assert math.isfinite(entry) and 0 <= entry < 2**32, path
+                assert math.isfinite(entry) and entry >= 0, path
+                assert isinstance(entry, float) or entry < 2**32, path
             if isinstance(entry, str):
                 assert entry.isprintable() and len(entry) <= 1000, path
     for name in [*params.datasets, *params.variants, *params.external, *params.phantom.datasets]:

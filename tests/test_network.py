@@ -83,7 +83,7 @@ def python(tmp_path):
             cwd=tmp_path,
             env=guarded(dict(os.environ) | variables, tmp_path / "log"),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
 
     return start
@@ -145,7 +145,7 @@ def notebook(tmp_path):
             cwd=tmp_path,
             env=guarded(environment(ROOT), tmp_path / "log") | hub,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
 
     return start
@@ -188,7 +188,7 @@ def dvc(tmp_path):
             cwd=tmp_path,
             env=guarded(environment(tmp_path), tmp_path / "log"),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
 
     return start

@@ -177,7 +177,7 @@ def started(project):
             "from pathlib import Path; Path('../started').touch()\n" + cell,
         )
         command = [sys.executable, "-m", "wavegms", "run", str(path), "reports/out.ipynb"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8")
         while not (project / "started").exists():
             assert process.poll() is None
             time.sleep(0.05)

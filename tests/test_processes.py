@@ -31,7 +31,7 @@ def start(out, folder, supervision, launcher, **environment):
         commands[launcher],
         env=os.environ | CPU | environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
     )
 

@@ -78,7 +78,7 @@ def texts_in(value):
 def tracked_files():
     """What git has or would take: a copy of the project without git lists what lies there."""
     command = ["git", "ls-files", "-co", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
@@ -135,7 +135,9 @@ def test_the_paper_profile_has_the_papers_setting(tmp_path):
 def test_only_make_audit_asks_for_known_weaknesses():
     def says(*targets):
         command = ["make", "--dry-run", "--always-make", *targets]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+        ).stdout
 
     # strict: a pin that cannot be looked up is no pin without weaknesses
     assert "pip-audit --strict --requirement constraints.txt" in says("audit")

@@ -381,7 +381,11 @@ def test_a_record_names_what_is_not_as_committed(tmp_path):
     def git(*command):
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
         done = subprocess.run(
-            ["git", *identity, *command], cwd=tmp_path, check=True, capture_output=True, text=True
+            ["git", *identity, *command],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
         )
         return done.stdout.strip()
 

@@ -49,7 +49,8 @@ def _git(project: Path, *arguments: str) -> str:
     # other processes may be at work in the same repository
     command = ["git", "--no-optional-locks", *arguments]
     try:
-        done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+        # some libraries change the process's locale, and with it what `text=True` means
+        done = subprocess.run(command, cwd=project, capture_output=True, encoding="utf-8")
     except FileNotFoundError:
         return ""
     return done.stdout if done.returncode == 0 else ""
