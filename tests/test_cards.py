@@ -89,7 +89,7 @@ def test_the_hashes_are_those_of_a_shell(published):
     card, folder = published
     command = "sha256sum */*.safetensors | sha256sum"
     done = subprocess.run(
-        command, shell=True, cwd=folder, capture_output=True, text=True, check=True
+        command, shell=True, cwd=folder, capture_output=True, encoding="utf-8", check=True
     )
     assert f"{card.weights}  -\n" == done.stdout
     assert card_hash(card) == hashlib.sha256((folder / "card.json").read_bytes()).hexdigest()
@@ -133,9 +133,17 @@ def test_a_missing_card_names_the_stage(tmp_path):
         read_card(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"text"', '{"variant": "wave_gms"}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '"text"', '{"variant": "wave_gms"}', "\xff", "[" * 100_000], ids=range(6)
+)
 def test_a_broken_card_is_refused_by_name(tmp_path, text):
     (tmp_path / "card.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"card\.json is not the card of a trained model"):
+        read_card(tmp_path)
+
+
+def test_a_folder_in_the_place_of_a_card_is_refused_by_name(tmp_path):
+    (tmp_path / "card.json").mkdir()
     with pytest.raises(InputError, match=r"card\.json is not the card of a trained model"):
         read_card(tmp_path)
 

@@ -238,7 +238,9 @@ def test_a_second_call_asks_nobody_and_changes_nothing(project, server, busi, ca
 def test_git_sees_the_record_and_not_the_download(project, busi):
     get_source(busi, project, 5)
     seen = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=all"], capture_output=True, text=True
+        ["git", "status", "--porcelain", "--untracked-files=all"],
+        capture_output=True,
+        encoding="utf-8",
     )
     assert "data/downloads/busi.zip.dvc" in seen.stdout
     assert not re.search(r"busi\.zip$|data/raw|data/downloads/\.", seen.stdout, re.MULTILINE)

@@ -1,5 +1,6 @@
 """The whole pipeline in a fresh copy of the project, as a newcomer runs it; about 20 minutes."""
 
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from itertools import permutations
 import pandas as pd
 import pytest
 import yaml
-from copies import ROOT, copy_repository, environment, run, started
+from copies import ROOT, ask, copy_repository, environment, run, started
 from filelock import FileLock
 from layouts import tree
 from no_network.guard import attempts, guarded, processes
@@ -113,6 +114,19 @@ def test_the_pipeline_spoke_to_no_other_machine(project):
     seen = processes(log)
     for part in ("dvc", "-m wavegms check", "-m wavegms run", "-m ipykernel_launcher"):
         assert any(part in command for command in seen)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reports"), [([], 3), (["--test-set", "phantom_b"], 3), (["--ablation"], 2)]
+)
+def test_a_number_is_followed_to_what_made_it(project, extra, reports):
+    head = run(project, "git", "rev-parse", "HEAD").strip()
+    said = ask(project, sys.executable, "-m", "wavegms", "trace", "phantom_a", "wave_gms", *extra)
+    assert said.count(f".ipynb, git {head}\n") == reports
+    models = project / ("models/ablation" if "--ablation" in extra else "models")
+    card = models / "phantom_a/wave_gms/seed_2333/card.json"
+    assert hashlib.sha256(card.read_bytes()).hexdigest() in said
+    assert json.loads(card.read_text())["data_hash"] in said
 
 
 def scores(project, dataset):
@@ -270,7 +284,7 @@ def test_a_profile_is_composed_and_queued_by_one_command(project):
         cwd=project,
         env=environment(project),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     said = failed.stdout + failed.stderr
     assert failed.returncode != 0

@@ -199,7 +199,7 @@ def test_a_fresh_process_says_nothing(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert (done.stdout, done.stderr) == ("", "")
     assert (tmp_path / "model.onnx").is_file()

@@ -384,7 +384,7 @@ def test_a_process_of_its_own_says_one_line(survived, copied):
     result = subprocess.run(
         [sys.executable, "-m", "wavegms", *CHECK],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
         check=False,
     )

@@ -116,6 +116,7 @@ def test_a_missing_column_is_named(tmp_path, column):
         ("hd95_zero_if_empty", "-1", "hd95_zero_if_empty that is no distance"),
         ("hd95", "far", "hd95 that is no number"),
         ("epochs", "many", "epochs that is no number"),
+        ("epochs", "9" * 30, "epochs that is no number"),
         ("true_area", "25", "true_area outside"),
         ("empty_prediction", "maybe", "other than True or False"),
         ("id", "000001", "lists 000001 twice"),

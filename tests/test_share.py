@@ -93,7 +93,7 @@ def test_a_shared_model_goes_to_a_hub_and_comes_back(original, tmp_path):
             cwd=original,
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
     assert done.returncode == 0, done.stderr[-4000:]
     assert attempts(tmp_path / "network") == ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wavegms.data.files import sha256_of, write_text
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
 
 CARD_NAME = "card.json"
 _LIBRARIES = ("torch", "diffusers", "accelerate", "kornia", "numpy", "wavegms")
@@ -127,9 +127,10 @@ def read_card(folder: Path) -> ModelCard:
         card = ModelCard(**{name: values[name] for name in names})
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: run the train stage first") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is not the card of a trained model ({error}): run the train stage again"
+            f"{path} is not the card of a trained model ({first_line(error)}): run the train stage "
+            "again"
         ) from error
     if weights_hash(folder) != card.weights:
         raise InputError(

@@ -410,7 +410,7 @@ def _answers(request: dict, keep_memory: bool, left: list) -> Generator[dict, No
             _command(request),
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
             env=environment | (KEEP_MEMORY if keep_memory else {}),
         ) as process,
     ):

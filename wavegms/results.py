@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from wavegms.cards import ModelCard
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
 from wavegms.evaluation import METRICS, summarize
 from wavegms.models.variants import VARIANTS
 
@@ -365,7 +365,7 @@ def _read_run(path: Path, folder: Path) -> pd.DataFrame:
             run[column] = run[column].astype(int)
         for column in [*_SHARES, *_DISTANCES]:
             run[column] = run[column].astype(float)
-    except ValueError as error:
+    except (OverflowError, ValueError) as error:
         raise InputError(f"{path} has a {column} that is no number: {remedy}.") from error
     for column in _SHARES:
         if not run[column].between(0, 1).all():
@@ -397,8 +397,7 @@ def _read_table(path: Path, columns: list[str], remedy: str) -> pd.DataFrame:
         # An id such as 000001 or NA is a text.
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read ({reason}): {remedy}.") from error
+        raise InputError(f"{path} cannot be read ({first_line(error)}): {remedy}.") from error
     missing = [column for column in columns if column not in table]
     if missing:
         raise InputError(f"{path} lacks the column {missing[0]}: {remedy}.")
