@@ -238,6 +238,8 @@ def test_an_external_test_set_is_prepared_and_scored_by_every_model(project):
         report = f"05_domain_generalization_{dataset}_elsewhere_wave_gms_2333.ipynb"
         (project / "reports" / report).unlink()
     (project / "reports/01_prepare_elsewhere.ipynb").unlink()
+    for kind in ("raw", "prepared"):
+        shutil.rmtree(project / "data" / kind / "elsewhere")
 
 
 def test_every_stage_left_its_executed_notebook(project):
