@@ -106,15 +106,17 @@ OUTSIDE = [
 
 @pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-def test_a_path_out_of_the_folder_is_refused(tmp_path, name, make):
+def test_a_path_out_of_the_folder_is_refused(tmp_path, name, make, survived):
     archive = make(tmp_path / "bad", [("fine", b"1"), (name, b"2")])
     assert "member" in refused(archive, tmp_path)
+    survived("inputs")
 
 
-def test_what_follows_a_zero_byte_counts(tmp_path):
+def test_what_follows_a_zero_byte_counts(tmp_path, survived):
     archive = make_zip(tmp_path / "bad", [("a.txtX/../../x", b"1")])
     archive.write_bytes(archive.read_bytes().replace(b"a.txtX", b"a.txt\0"))
     refused(archive, tmp_path)
+    survived("inputs")
 
 
 @pytest.mark.parametrize(
@@ -131,9 +133,10 @@ def test_what_follows_a_zero_byte_counts(tmp_path):
 )
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_members_for_one_place_are_refused(tmp_path, names, make):
+def test_two_members_for_one_place_are_refused(tmp_path, names, make, survived):
     archive = make(tmp_path / "bad", [(name, b"x") for name in names])
     assert re.search("has (the same place as|a place that is taken)", refused(archive, tmp_path))
+    survived("inputs")
 
 
 @pytest.mark.parametrize(
@@ -149,42 +152,47 @@ def test_two_members_for_one_place_are_refused(tmp_path, names, make):
     ],
     ids=lambda member: f"{member.type.decode()}-{member.linkname}",
 )
-def test_links_and_devices_in_a_tar_are_refused(tmp_path, member):
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, member, survived):
     archive = make_tar(tmp_path / "bad", [("fine", b"1"), member, ("l/x", b"2")])
     assert "link or a device" in refused(archive, tmp_path)
+    survived("inputs")
 
 
 @pytest.mark.parametrize("mode", [0o120777, 0o020666, 0o060666, 0o010666])
-def test_links_and_devices_in_a_zip_are_refused(tmp_path, mode):
+def test_links_and_devices_in_a_zip_are_refused(tmp_path, mode, survived):
     info = zipfile.ZipInfo("l")
     info.create_system, info.external_attr = 3, mode << 16
     assert "link or a device" in refused(make_zip(tmp_path / "bad", [(info, b"../x")]), tmp_path)
+    survived("inputs")
 
 
-def test_a_member_with_a_password_is_refused(tmp_path):
+def test_a_member_with_a_password_is_refused(tmp_path, survived):
     archive = make_zip(tmp_path / "bad", [("a", b"1")])
     content = bytearray(archive.read_bytes())
     content[6] |= 1
     content[content.index(b"PK\x01\x02") + 8] |= 1
     archive.write_bytes(content)
     assert "'a' has a password" in refused(archive, tmp_path)
+    survived("inputs")
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-def test_too_many_members_are_refused(tmp_path, make):
+def test_too_many_members_are_refused(tmp_path, make, survived):
     archive = make(tmp_path / "bad", [(f"{i}", b"") for i in range(11)])
     assert "more than 10" in refused(archive, tmp_path, Limits(members=10))
+    survived("inputs")
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("limits", [Limits(), Limits(total_bytes=1_000_000, ratio=10**6)])
-def test_absurd_expansion_is_refused_before_much_is_written(tmp_path, make, limits):
+def test_absurd_expansion_is_refused_before_much_is_written(tmp_path, make, limits, survived):
     archive = make(tmp_path / "bad", [("fine", b"1"), ("bomb", bytes(20_000_000))])
     assert "expands" in refused(archive, tmp_path, limits)
     assert sum(p.stat().st_size for p in (tmp_path / "outer").rglob("*") if p.is_file()) <= 1
+    survived("inputs")
 
 
-def test_a_long_name_that_is_a_bomb_is_refused(tmp_path):
+def test_a_long_name_that_is_a_bomb_is_refused(tmp_path, survived):
     # A header's own data is read into memory before any member is seen.
     info = tarfile.TarInfo("././@LongLink")
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 200_000_000
@@ -194,9 +202,10 @@ def test_a_long_name_that_is_a_bomb_is_refused(tmp_path):
         for _ in range(200):
             file.write(bytes(1_000_000))
     assert "expands" in refused(archive, tmp_path, Limits(members=100))
+    survived("inputs")
 
 
-def test_a_zip_that_lies_about_its_sizes_is_refused(tmp_path):
+def test_a_zip_that_lies_about_its_sizes_is_refused(tmp_path, survived):
     """The header says ten bytes, twenty million come out."""
     archive = make_zip(tmp_path / "bad", [("bomb", bytes(20_000_000))])
     content = bytearray(archive.read_bytes())
@@ -206,35 +215,40 @@ def test_a_zip_that_lies_about_its_sizes_is_refused(tmp_path):
     archive.write_bytes(content)
     refused(archive, tmp_path)
     assert sum(p.stat().st_size for p in (tmp_path / "outer").rglob("*") if p.is_file()) <= 10
+    survived("inputs")
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"PK", b"<html>log in</html>", b"\x1f\x8b\x08", bytes(5000)]
 )
-def test_what_is_no_archive_is_refused(tmp_path, content):
+def test_what_is_no_archive_is_refused(tmp_path, content, survived):
     (tmp_path / "bad").write_bytes(content)
     refused(tmp_path / "bad", tmp_path)
+    survived("inputs")
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-def test_an_empty_archive_is_refused(tmp_path, make):
+def test_an_empty_archive_is_refused(tmp_path, make, survived):
     assert "no files" in refused(make(tmp_path / "bad", []), tmp_path)
+    survived("inputs")
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.98])
-def test_a_truncated_archive_is_refused(tmp_path, make, share):
+def test_a_truncated_archive_is_refused(tmp_path, make, share, survived):
     archive = make(tmp_path / "bad", [(f"{i}", os.urandom(3000)) for i in range(5)])
     archive.write_bytes(archive.read_bytes()[: int(share * archive.stat().st_size)])
     assert "damaged" in refused(archive, tmp_path)
+    survived("inputs")
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, survived):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("wavegms.data.archives._write", full)
     assert "No space left" in refused(make_zip(tmp_path / "z", GOOD), tmp_path)
+    survived("faults")
 
 
 PIECES = st.sampled_from(

@@ -337,11 +337,12 @@ def test_plain_files_join_those_that_are_there(project, server, lists):
 
 
 @pytest.mark.parametrize("status", ["401", "403", "404", "410", "429", "500", "503"])
-def test_errors_of_a_server(project, server, busi, status):
+def test_errors_of_a_server(project, server, busi, status, survived):
     server.behaviour = status
     sentence = refused(busi)
     assert f"error {status}" in sentence
     assert f"{busi.page} to data/downloads/busi.zip" in sentence
+    survived("faults")
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,9 @@ def test_errors_of_a_server(project, server, busi, status):
         ("stall", "sent nothing for 1 seconds in the middle"),
     ],
 )
-def test_a_broken_transfer_is_cleaned_and_can_be_repeated(project, server, busi, behaviour, words):
+def test_a_broken_transfer_is_cleaned_and_can_be_repeated(
+    project, server, busi, behaviour, words, survived
+):
     server.behaviour = behaviour
     start = time.monotonic()
     assert words in refused(busi, timeout=1)
@@ -364,23 +367,26 @@ def test_a_broken_transfer_is_cleaned_and_can_be_repeated(project, server, busi,
     server.behaviour = "good"
     get_source(busi, project, 5)
     assert len(find_cases("busi", Path("data/raw/busi"))) == 8
+    survived("faults")
 
 
 @pytest.mark.parametrize("behaviour", ["login", "truncate", "truncate without length", "stall"])
-def test_the_same_without_a_published_checksum(project, server, unpublished, behaviour):
+def test_the_same_without_a_published_checksum(project, server, unpublished, behaviour, survived):
     server.behaviour = behaviour
     refused(unpublished, timeout=1)
     server.behaviour = "good"
     get_source(unpublished, project, 5)
+    survived("faults")
 
 
-def test_no_server(project, busi):
+def test_no_server(project, busi, survived):
     url = "http://127.0.0.1:9/busi.zip"
     source = replace(busi, downloads=(replace(busi.downloads[0], url=url),))
     assert "cannot be reached" in refused(source)
+    survived("faults")
 
 
-def test_no_such_host(project, busi, monkeypatch):
+def test_no_such_host(project, busi, monkeypatch, survived):
     def unknown(*arguments, **keywords):
         raise socket.gaierror(-2, "Name or service not known")
 
@@ -388,9 +394,12 @@ def test_no_such_host(project, busi, monkeypatch):
     url = "http://nowhere.invalid/busi.zip"
     source = replace(busi, downloads=(replace(busi.downloads[0], url=url),))
     assert "cannot be reached ([Errno -2] Name or service not known)" in refused(source)
+    survived("faults")
 
 
-def test_a_download_that_was_killed_leaves_nothing_in_the_way(project, server, busi, tmp_path):
+def test_a_download_that_was_killed_leaves_nothing_in_the_way(
+    project, server, busi, tmp_path, survived
+):
     server.behaviour = "stall"
     code = (
         "from pathlib import Path; from wavegms.data.download import get_source; "
@@ -408,9 +417,10 @@ def test_a_download_that_was_killed_leaves_nothing_in_the_way(project, server, b
     server.behaviour = "good"
     get_source(busi, project, 5)
     assert set(os.listdir("data/downloads")) == {"busi.zip", "busi.zip.dvc"}
+    survived("kills")
 
 
-def test_an_interruption_by_the_keyboard_leaves_nothing(project, busi, monkeypatch):
+def test_an_interruption_by_the_keyboard_leaves_nothing(project, busi, monkeypatch, survived):
     import_url = Repo.imp_url
 
     def interrupted(*arguments, **keywords):
@@ -422,22 +432,25 @@ def test_an_interruption_by_the_keyboard_leaves_nothing(project, busi, monkeypat
     with pytest.raises(KeyboardInterrupt):
         get_source(busi, project, 5)
     assert kept() == before
+    survived("faults")
 
 
 # Files that are not what was published
 
 
-def test_a_changed_file_is_refused_by_size_before_it_is_downloaded(project, server, busi):
+def test_a_changed_file_is_refused_by_size_before_it_is_downloaded(project, server, busi, survived):
     server.files["busi.zip"] += b"more"
     assert "offers" in refused(busi)
     assert len(server.requests) == 1
+    survived("faults")
 
 
-def test_a_changed_file_of_the_same_size_is_refused_by_checksum(project, server, busi):
+def test_a_changed_file_of_the_same_size_is_refused_by_checksum(project, server, busi, survived):
     content = bytearray(server.files["busi.zip"])
     content[len(content) // 2] ^= 1
     server.files["busi.zip"] = bytes(content)
     assert "has changed: its sha256 is" in refused(busi)
+    survived("faults")
 
 
 def test_without_a_published_checksum_the_first_download_counts(
@@ -479,25 +492,29 @@ def test_a_record_outlives_a_failure_to_unpack_the_same_file(project, unpublishe
     assert record("busi.zip") == first
 
 
-def test_an_unpublished_file_that_cannot_be_unpacked_is_not_believed(project, server, unpublished):
+def test_an_unpublished_file_that_cannot_be_unpacked_is_not_believed(
+    project, server, unpublished, survived
+):
     good = server.files["busi.zip"]
     server.files["busi.zip"] = b"PK" + good[2:-40]
     refused(unpublished)
     assert not os.listdir("data/downloads")
     server.files["busi.zip"] = good
     get_source(unpublished, project, 5)
+    survived("faults")
 
 
 @pytest.mark.parametrize("bad", [("../../../evil", b"x"), ("/tmp/evil", b"x")])
-def test_an_unsafe_archive_leaves_nothing(project, server, unpublished, bad, tmp_path):
+def test_an_unsafe_archive_leaves_nothing(project, server, unpublished, bad, tmp_path, survived):
     server.files["busi.zip"] = zipped(tmp_path / "made", [bad])
     assert "was not unpacked" in refused(unpublished)
     assert not list(tmp_path.rglob("evil"))
+    survived("faults")
 
 
 @pytest.mark.parametrize("lacking", ["benign (2).png", "benign (2)*"])
 def test_an_archive_that_lacks_images_is_not_put_in_place(
-    project, server, unpublished, tmp_path, lacking
+    project, server, unpublished, tmp_path, lacking, survived
 ):
     for path in (tmp_path / "made/Dataset_BUSI_with_GT/benign").glob(lacking):
         path.unlink()
@@ -505,6 +522,7 @@ def test_an_archive_that_lacks_images_is_not_put_in_place(
     sentence = refused(unpublished)
     assert "data/raw/busi" in sentence
     assert ".new" not in sentence
+    survived("faults")
 
 
 @pytest.mark.parametrize(
@@ -516,11 +534,14 @@ def test_an_archive_that_lacks_images_is_not_put_in_place(
         (lambda content: b"", "has 0 bytes"),
     ],
 )
-def test_a_bad_file_placed_by_hand_is_refused_and_stays(project, server, busi, change, words):
+def test_a_bad_file_placed_by_hand_is_refused_and_stays(
+    project, server, busi, change, words, survived
+):
     Path("data/downloads").mkdir(parents=True)
     Path("data/downloads/busi.zip").write_bytes(change(server.files["busi.zip"]))
     assert words in refused(busi)
     assert server.requests == []
+    survived("faults")
 
 
 # What is in the way
@@ -543,10 +564,11 @@ def test_a_dataset_placed_by_hand_is_enough(project, server, busi, capsys):
     assert server.requests == []
 
 
-def test_a_record_that_is_none(project, server, busi):
+def test_a_record_that_is_none(project, server, busi, survived):
     Path("data/downloads").mkdir(parents=True)
     Path("data/downloads/busi.zip.dvc").write_text("outs: 3")
     assert "is not a record of DVC" in refused(busi)
+    survived("faults")
 
 
 def test_outside_of_a_project(server, busi, tmp_path, monkeypatch):
@@ -557,7 +579,7 @@ def test_outside_of_a_project(server, busi, tmp_path, monkeypatch):
     assert main(["get", "busi"]) == 1
 
 
-def test_while_another_dvc_command_runs(project, busi):
+def test_while_another_dvc_command_runs(project, busi, survived):
     code = (
         "import sys; from dvc.repo import Repo\n"
         "with Repo('.') as repo, repo.lock: print('locked', flush=True); sys.stdin.read()"
@@ -569,10 +591,11 @@ def test_while_another_dvc_command_runs(project, busi):
         assert "in use by another dvc command" in refused(busi)
         other.stdin.close()
     get_source(busi, project, 5)
+    survived("faults")
 
 
 @pytest.mark.parametrize("place", [".dvc/cache", "data/raw/.splits."])
-def test_a_full_disk_leaves_the_place_as_it_was(project, lists, place, monkeypatch):
+def test_a_full_disk_leaves_the_place_as_it_was(project, lists, place, monkeypatch, survived):
     copyfile = shutil.copyfile
 
     def full(source, target, **keywords):
@@ -586,6 +609,7 @@ def test_a_full_disk_leaves_the_place_as_it_was(project, lists, place, monkeypat
     assert not Path("data/raw/splits").exists()
     monkeypatch.setattr(shutil, "copyfile", copyfile)
     get_source(lists, project, 5)
+    survived("faults")
 
 
 # The command line and the recipes
