@@ -4,6 +4,7 @@ Every writer returns the folder that `find_cases` is given. The pictures are noi
 rectangle, which is also the mask, so that a test knows what must come out.
 """
 
+import json
 import pickle
 from pathlib import Path
 
@@ -139,3 +140,13 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def edit_json(path: Path, *keys: str, value) -> None:
+    """Changes one value of a JSON file, down these keys."""
+    content = json.loads(path.read_text())
+    part = content
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    path.write_text(json.dumps(content))

@@ -1,7 +1,5 @@
 """A project folder as a pipeline leaves it, for reports and model cards; nothing is trained."""
 
-import json
-
 import nbformat
 import pandas as pd
 import torch
@@ -100,12 +98,3 @@ def add_notebook(path, settings):
     notebook.metadata["wavegms"] = run_record(ROOT)
     path.parent.mkdir(exist_ok=True)
     nbformat.write(notebook, path)
-
-
-def edit_json(path, *keys, value):
-    content = json.loads(path.read_text())
-    part = content
-    for key in keys[:-1]:
-        part = part[key]
-    part[keys[-1]] = value
-    path.write_text(json.dumps(content))

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from time import monotonic, sleep
 
-import pytest
+from browser import IN_A_BROWSER, launch
 from explorer_project import write_project
 from jupyter_server.serverapp import list_running_servers
 from PIL import Image, ImageDraw
@@ -19,21 +19,9 @@ from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks/09_explore.ipynb"
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-# Without a sandbox, which root cannot have, and without asking anyone but the notebook's server.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 TOKEN = "explorer"
 
-
-def find_chromium():
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+pytestmark = IN_A_BROWSER
 
 
 @contextmanager
@@ -66,7 +54,7 @@ def jupyterlab(project, home):
 def browser_page(address):
     """A page of Chromium with the notebook, all of its cells run."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        browser = launch(playwright)
         page = browser.new_page(viewport={"width": 1400, "height": 1600})
         page.goto(address)
         # earlier, JupyterLab would ask which kernel to take
@@ -105,11 +93,6 @@ class Watcher:
         return after
 
 
-@pytest.mark.slow
-@pytest.mark.browser
-@pytest.mark.skipif(
-    not find_chromium(), reason="no Chromium on PATH, and none named by the variable CHROMIUM"
-)
 def test_a_person_sees_what_they_ask_for(tmp_path, prepared, pipeline):
     project, home = tmp_path / "project", tmp_path / "home"
     write_project(project, prepared, pipeline)

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import yaml
 from explorer_project import write_model
-from report_project import RUN, add_audit, add_model, edit_json, small_pipeline
+from layouts import edit_json
+from report_project import RUN, add_audit, add_model, small_pipeline
 from scores import invent_scores
 
 from wavegms import InputError

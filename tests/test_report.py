@@ -12,8 +12,9 @@ import pytest
 import yaml
 from copies import ROOT
 from dvc.repo import Repo
+from layouts import edit_json
 from PIL import Image
-from report_project import RUN, edit_json, write_report_project
+from report_project import RUN, write_report_project
 
 from wavegms import InputError
 from wavegms.__main__ import main

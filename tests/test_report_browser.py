@@ -6,13 +6,13 @@ from threading import Thread
 
 import nbformat
 import pytest
+from browser import IN_A_BROWSER, launch
 from playwright.sync_api import expect, sync_playwright
 from report_project import write_report_project
-from test_explorer_browser import FLAGS, find_chromium
 
 from wavegms.report import write_report
 
-pytestmark = [pytest.mark.slow, pytest.mark.browser]
+pytestmark = IN_A_BROWSER
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 # A4 on its side without its margins, at 96 pixels an inch
@@ -40,7 +40,7 @@ def report(project):
 def opened(path, size):
     """A page with a file, what its console said, and whom it asked."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        browser = launch(playwright)
         page = browser.new_page(viewport={"width": size[0], "height": size[1]})
         said, asked = [], []
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))

@@ -12,9 +12,10 @@ import torch
 import yaml
 from copies import ROOT
 from hub import COMMIT, hub
+from layouts import edit_json
 from no_network.guard import attempts, guarded
 from onnxruntime import InferenceSession
-from report_project import RUN, add_audit, add_model, edit_json, small_pipeline
+from report_project import RUN, add_audit, add_model, small_pipeline
 
 from wavegms import InputError, WaveGMSPipeline, sharing
 from wavegms.__main__ import main

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from copies import ROOT
+from layouts import edit_json
 from train_script import SETTINGS
 
 from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
@@ -247,15 +248,6 @@ def test_without_runs_of_its_own_the_ablation_leads_to_the_main_runs(project):
 
 def edit(path, change):
     path.write_text(change(path.read_text()))
-
-
-def edit_json(path, *keys, value):
-    content = json.loads(path.read_text())
-    part = content
-    for key in keys[:-1]:
-        part = part[key]
-    part[keys[-1]] = value
-    path.write_text(json.dumps(content))
 
 
 def edit_table(path, rows, column, value):

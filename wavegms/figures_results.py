@@ -6,7 +6,6 @@ by readers who are colour-blind, and no meaning hangs on colour alone.
 
 import io
 import math
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from matplotlib.lines import Line2D
 
 from wavegms.comparison import paired_differences
 from wavegms.data.catalog import spec_of
+from wavegms.data.files import replace_file
 from wavegms.errors import InputError
 from wavegms.results import mean_over_seeds, title_of
 
@@ -224,7 +224,6 @@ def save_figure(figure: Figure, target: Path) -> list[Path]:
         `<target>.png` (200 dots per inch) and `<target>.pdf`.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix, metadata in (
         ("png", {"Software": None}),
@@ -233,12 +232,8 @@ def save_figure(figure: Figure, target: Path) -> list[Path]:
         path = target.with_name(f"{target.name}.{suffix}")
         content = io.BytesIO()
         figure.savefig(content, format=suffix, dpi=200, metadata=metadata)
-        fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
-        try:
+        with replace_file(path) as fresh:
             fresh.write_bytes(content.getvalue())
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
         written.append(path)
     return written
 

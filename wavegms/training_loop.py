@@ -85,7 +85,7 @@ class TrainingLoop:
         # several processes hold a part each of the losses within an epoch, and would have to agree
         # on when to stop or save
         self.alone = self.accelerator.num_processes == 1
-        state = self._restore(saved) if saved else self._begin()
+        state = self._restore(saved) if saved else TrainingState()
         done = (state.epoch - 1) * len(self.batches) + state.step
         total = self.epochs * len(self.batches)
         forecast = Forecast(total - done, self.accelerator.device)
@@ -119,21 +119,6 @@ class TrainingLoop:
                 self._save_if_due(state, stop)
         self.accelerator.wait_for_everyone()  # what was saved is there for all of them
         return state
-
-    def _begin(self) -> TrainingState:
-        return TrainingState(
-            epoch=1,
-            step=0,
-            sums={},
-            rows=[],
-            best_epoch=0,
-            best_dice=-math.inf,
-            best={},
-            model={},
-            optimizer={},
-            schedule={},
-            scaler={},
-        )
 
     def _take_step(self, state: TrainingState, batch: Batch) -> None:
         # what a network draws does not depend on what came before, so no random state is saved

@@ -2,12 +2,12 @@
 
 import hashlib
 import io
+import math
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch import Tensor
 from wavegms.cards import library_versions
 from wavegms.config import Precision, TrainingParams
 from wavegms.data.dataset import PreparedDataset
-from wavegms.errors import InputError
+from wavegms.data.files import replace_file
+from wavegms.errors import InputError, first_line
 from wavegms.losses import WaveGMSLoss
 from wavegms.models.autoencoder import Autoencoder
-from wavegms.models.weights import first_line
 
 STATE_NAME = "resume.pt"
 LOCK_NAME = "running.lock"
@@ -35,7 +35,9 @@ _CODE = (
 
 @dataclass
 class TrainingState:
-    """Where a training stands. The random numbers of a step follow from seed, epoch and step.
+    """Where a training stands, by default at its beginning.
+
+    The random numbers of a step follow from seed, epoch and step.
 
     Attributes:
         epoch: of the next step, from 1; one more than there are once all is done.
@@ -51,17 +53,17 @@ class TrainingState:
         scaler: of half precision.
     """
 
-    epoch: int
-    step: int
-    sums: dict[str, Tensor]
-    rows: list[dict[str, float]]
-    best_epoch: int
-    best_dice: float
-    best: dict[str, Tensor]
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    schedule: dict[str, Any]
-    scaler: dict[str, Any]
+    epoch: int = 1
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_dice: float = -math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
+    model: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -155,17 +157,12 @@ def save_state(folder: Path, state: TrainingState, run: Mapping[str, str]) -> No
     """
     # in memory first: torch hides the system's reason when a file cannot be written
     content = io.BytesIO()
-    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    values = {entry.name: getattr(state, entry.name) for entry in fields(state)}
     torch.save({"run": dict(run), "state": values}, content)
-    fresh = folder / f".{STATE_NAME}.{uuid.uuid4().hex[:8]}"
-    try:
-        with open(fresh, "wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(folder / STATE_NAME)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with replace_file(folder / STATE_NAME) as fresh, open(fresh, "wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_state(folder: Path, run: Mapping[str, str]) -> TrainingState | None:

@@ -22,7 +22,7 @@ from wavegms.data.archives import unpack
 from wavegms.data.catalog import CATALOG, find_cases, spec_of
 from wavegms.data.files import replace_folder, write_text
 from wavegms.data.sources import SOURCES, Download, Source
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
 
 DOWNLOADS = Path("data/downloads")
 # Seconds without a byte after which a server is given up; DVC's own default.
@@ -257,12 +257,8 @@ def _import(download: Download, path: Path, root: Path, timeout: int) -> str:
             f"{root.resolve()} is no DVC repository: run this again in a git clone of the project"
         ) from error
     except Exception as error:  # DVC lets through what its http client, fsspec and disks raise
-        return f"could not be downloaded completely ({_first_line(error)})"
+        return f"could not be downloaded completely ({first_line(error)[:200]})"
     return ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _refusal(download: Download, timeout: int) -> str:
@@ -278,7 +274,7 @@ def _refusal(download: Download, timeout: int) -> str:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(cause, TimeoutError):
             return f"sent nothing for {timeout} seconds"
-        return f"cannot be reached ({_first_line(cause) if cause else error})"
+        return f"cannot be reached ({first_line(cause)[:200] if cause else error})"
     if _is_web_page(start):
         return "answers with a web page instead of the file, perhaps to log in or to agree to terms"
     if download.exact and length.isdecimal() and int(length) != download.size:
@@ -348,8 +344,8 @@ def _record(path: Path, root: Path) -> None:
             repo.add([str(path)])
     except DvcException as error:
         raise InputError(
-            f"{path} cannot be recorded by DVC ({_first_line(error)}): run this again in a git "
-            "clone of the project"
+            f"{path} cannot be recorded by DVC ({first_line(error)[:200]}): run this again in a "
+            "git clone of the project"
         ) from error
 
 

@@ -167,12 +167,17 @@ def replace_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
 
 
-def write_text(target: Path, text: str) -> None:
-    """Write a file whole or not at all, in UTF-8.
+@contextmanager
+def replace_file(target: Path) -> Iterator[Path]:
+    """Write a new file and put it in the place of another in one step.
+
+    As `replace_folder`, for a file.
 
     Args:
         target: The file to create or to replace; its folder is made if missing.
-        text: Its content.
+
+    Yields:
+        The path to write, where nothing is yet.
 
     Raises:
         InputError: The target is a folder, or one above it a file.
@@ -189,10 +194,24 @@ def write_text(target: Path, text: str) -> None:
     _put_leftovers_right(target)
     fresh = _beside(target, "new")
     try:
-        fresh.write_text(text, encoding="utf-8")
+        yield fresh
         fresh.replace(target)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a file whole or not at all, in UTF-8.
+
+    Args:
+        target: See `replace_file`.
+        text: Its content.
+
+    Raises:
+        InputError: As `replace_file`.
+    """
+    with replace_file(target) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
 def _beside(target: Path, ending: str) -> Path:
