@@ -16,7 +16,8 @@ from layouts import (
     write_stu,
 )
 
-from wavegms.data.catalog import CATALOG, case_id, find_cases, root_of, spec_of
+from wavegms.data.cases import case_id
+from wavegms.data.catalog import CATALOG, find_cases, root_of, spec_of
 from wavegms.errors import InputError
 
 WRITERS = {

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from wavegms.data import duplicates
-from wavegms.data.catalog import Case
+from wavegms.data.cases import Case
 from wavegms.data.duplicates import (
     component_of,
     detail_similarity,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from layouts import write_split
 from payloads import BOMBS, PAYLOADS, text
 
-from wavegms.data.catalog import Case
+from wavegms.data.cases import Case
 from wavegms.data.splits import assign_splits, read_official_split, read_published_split
 
 

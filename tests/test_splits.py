@@ -11,7 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from layouts import write_bus, write_kvasir, write_split
 
-from wavegms.data.catalog import CATALOG, Case, find_cases
+from wavegms.data.cases import Case
+from wavegms.data.catalog import CATALOG, find_cases
 from wavegms.data.splits import (
     _PLAIN_OPCODES,
     MAX_SPLIT_BYTES,

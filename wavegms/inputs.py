@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wavegms.data.catalog import IMAGE_SUFFIXES
+from wavegms.data.cases import IMAGE_SUFFIXES
 from wavegms.errors import InputError
 from wavegms.volumes import is_dicom, is_nifti, series_in
 

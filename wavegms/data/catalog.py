@@ -6,36 +6,20 @@ are not in `CATALOG` stand for a plain folder of one's own, with `images/` and `
 
 import csv
 import re
-import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from wavegms.data.cases import (
+    Case,
+    case_id,
+    checked_cases,
+    image_files,
+    pair_files,
+    read_two_folders,
+)
+from wavegms.data.plain import read_plain
 from wavegms.errors import InputError
-
-# Room for the endings of what is written under an image's name, where a name may have 255 bytes.
-MAX_ID_BYTES = 200
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One image with its masks, as files.
-
-    Attributes:
-        id: Unique in the dataset and safe as a file name; the name the published splits use.
-        image: The image file.
-        masks: One or more mask files; the lesion is their union.
-        label: The class, such as "benign"; empty where the dataset has none.
-        group: What must stay in one split (a lesion photographed twice); the id where unknown.
-    """
-
-    id: str
-    image: Path
-    masks: tuple[Path, ...]
-    label: str
-    group: str
 
 
 @dataclass(frozen=True)
@@ -72,27 +56,6 @@ class DatasetSpec:
     unpacked_as: str | None
     read: Callable[[Path], list[Case]]
     masks_at_another_size: bool = False
-
-
-def case_id(stem: str) -> str:
-    """Turn a file's stem into the id of its case.
-
-    Whatever is not a letter, a digit, `.`, `-` or `_` becomes `_`; those at the ends go. So
-    `benign (1)` is `benign_1`, as in the published splits.
-
-    Args:
-        stem: File name without its ending.
-
-    Returns:
-        The id; empty if the stem has nothing usable.
-    """
-    # One accented letter has two encodings; disks and editors disagree about which they write.
-    return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", stem)).strip("._")
-
-
-def is_id(text: str) -> bool:
-    """Whether a text can be the id of a case, and so a file's name."""
-    return bool(text) and case_id(text) == text and len(text.encode()) <= MAX_ID_BYTES
 
 
 def root_of(name: str, folder: Path) -> Path:
@@ -140,40 +103,7 @@ def find_cases(name: str, folder: Path) -> list[Case]:
     cases = spec.read(root)
     if not cases:
         raise InputError(f"{root} holds no images: expected {spec.layout}.")
-    seen: dict[str, Case] = {}
-    for case in cases:
-        if not case.id:
-            raise InputError(
-                f"{case.image} has no letter or digit in its name to make an id of: rename it."
-            )
-        _check_files(case)
-        other = seen.setdefault(case.id.casefold(), case)
-        if other is not case:
-            raise InputError(
-                f"{other.image} and {case.image} would both be called {case.id}: "
-                "rename or remove one of them."
-            )
-    return sorted(cases, key=lambda case: _natural(case.id))
-
-
-def _check_files(case: Case) -> None:
-    # Control codes break the lines of a table, and surrogates stand for bytes that are no text.
-    for what, text in (("name", case.image.name), ("class", case.label), ("group", case.group)):
-        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-            raise InputError(
-                f"{case.image} has control codes or other bytes that are no text in its {what} "
-                f"({text!r}): rename it, or correct it in the table of metadata."
-            )
-    if len(case.id.encode()) > MAX_ID_BYTES:
-        raise InputError(
-            f"{case.image} has a name of more than {MAX_ID_BYTES} bytes: rename it and its mask."
-        )
-    for path in (case.image, *case.masks):
-        if not path.is_file():
-            raise InputError(
-                f"{path} is not a file, or a link to none: put the file there, or remove the image "
-                "with its mask."
-            )
+    return checked_cases(cases)
 
 
 def spec_of(name: str) -> DatasetSpec:
@@ -208,99 +138,16 @@ def spec_of(name: str) -> DatasetSpec:
         layout="images/NAME.png and masks/NAME.png (the same NAME, any common image format)",
         split_file=None,
         unpacked_as=None,
-        read=_read_plain,
+        read=read_plain,
     )
-
-
-def _natural(text: str) -> tuple:
-    parts = re.split(r"([0-9]+)", text.casefold())
-    # Odd places hold digits, so numbers are only ever compared with numbers.
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), text
-
-
-def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise InputError(f"{folder} is missing: see data/README.md for the layout of each dataset.")
-    try:
-        entries = list(folder.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be read ({error.strerror}): check its rights."
-        ) from error
-    return sorted(
-        path
-        for path in entries
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-
-
-def _pair(
-    images: Iterable[tuple[str, Path]],
-    masks: Iterable[tuple[str, Path]],
-) -> list[tuple[Path, tuple[Path, ...]]]:
-    """Join (key, file) lists of images and masks; every key must be on both sides."""
-    by_key: dict[str, list[Path]] = {}
-    for key, path in masks:
-        by_key.setdefault(unicodedata.normalize("NFC", key), []).append(path)
-    pairs, used, alone = [], set(), []
-    for key, path in images:
-        key = unicodedata.normalize("NFC", key)
-        used.add(key)
-        if key in by_key:
-            pairs.append((path, tuple(by_key[key])))
-        else:
-            alone.append(path)
-    if alone:
-        raise InputError(
-            f"{_count(alone, 'image')} without a mask, first {alone[0]}: "
-            "add the masks or remove the images."
-        )
-    orphans = [paths[0] for key, paths in by_key.items() if key not in used]
-    if orphans:
-        raise InputError(
-            f"{_count(orphans, 'mask')} without an image, first {orphans[0]}: "
-            "add the images or remove the masks."
-        )
-    return pairs
-
-
-def _count(files: list, noun: str) -> str:
-    return f"{len(files)} {noun}{'s' if len(files) > 1 else ''}"
-
-
-def _read_two_folders(images: Path, masks: Path) -> list[Case]:
-    """Pair files of the same stem in two folders."""
-    pairs = _pair(
-        [(path.stem, path) for path in _image_files(images)],
-        [(path.stem, path) for path in _image_files(masks)],
-    )
-    cases = []
-    for image, found in pairs:
-        if len(found) > 1:
-            raise InputError(
-                f"{found[0]} and {found[1]} are both masks of {image.name}: remove one of them."
-            )
-        name = case_id(image.stem)
-        cases.append(Case(name, image, found, "", name))
-    return cases
 
 
 def _read_bus(root: Path) -> list[Case]:
-    return _read_two_folders(root / "original", root / "GT")
+    return read_two_folders(root / "original", root / "GT")
 
 
 def _read_kvasir(root: Path) -> list[Case]:
-    return _read_two_folders(root / "images", root / "masks")
-
-
-def _read_plain(root: Path) -> list[Case]:
-    images, masks = root / "images", root / "masks"
-    if _image_files(images) and not (masks.is_dir() and _image_files(masks)):
-        raise InputError(
-            f"{images} has images but {masks} has no masks: training and evaluation need both, "
-            "so add one mask for each image under the same name."
-        )
-    return _read_two_folders(images, masks)
+    return read_two_folders(root / "images", root / "masks")
 
 
 def _read_busi(root: Path) -> list[Case]:
@@ -308,13 +155,13 @@ def _read_busi(root: Path) -> list[Case]:
     cases = []
     for label in ("benign", "malignant"):
         images, masks = [], []
-        for path in _image_files(root / label):
+        for path in image_files(root / label):
             match = re.fullmatch(r"(.+)_mask(?:_(\d+))?", path.stem)
             if match:
                 masks.append((int(match[2] or 0), match[1], path))
             else:
                 images.append((path.stem, path))
-        pairs = _pair(images, [(stem, path) for _, stem, path in sorted(masks)])
+        pairs = pair_files(images, [(stem, path) for _, stem, path in sorted(masks)])
         for image, found in pairs:
             name = case_id(image.stem)
             cases.append(Case(name, image, found, label, name))
@@ -323,13 +170,13 @@ def _read_busi(root: Path) -> list[Case]:
 
 def _read_stu(root: Path) -> list[Case]:
     images, masks = [], []
-    for path in _image_files(root):
+    for path in image_files(root):
         kind, _, number = path.stem.rpartition("_")
         if kind.casefold() in ("test_image", "mask") and number.isdecimal():
             (masks if kind.casefold() == "mask" else images).append((number, path))
     return [
         Case(case_id(image.stem), image, found, "", case_id(image.stem))
-        for image, found in _pair(images, masks)
+        for image, found in pair_files(images, masks)
     ]
 
 
@@ -337,15 +184,15 @@ def _read_ham10000(root: Path) -> list[Case]:
     images = [
         (path.stem, path)
         for part in ("HAM10000_images_part_1", "HAM10000_images_part_2")
-        for path in _image_files(root / part)
+        for path in image_files(root / part)
     ]
     masks = [
         (path.stem.removesuffix("_segmentation"), path)
-        for path in _image_files(root / "HAM10000_segmentations_lesion_tschandl")
+        for path in image_files(root / "HAM10000_segmentations_lesion_tschandl")
     ]
     lesions = _ham10000_lesions(root)
     cases = []
-    for image, found in _pair(images, masks):
+    for image, found in pair_files(images, masks):
         lesion, diagnosis = lesions.get(image.stem, (image.stem, ""))
         cases.append(Case(case_id(image.stem), image, found, diagnosis, lesion))
     return cases

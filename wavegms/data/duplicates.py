@@ -27,7 +27,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from wavegms.data.catalog import Case
+from wavegms.data.cases import Case
 from wavegms.imaging import resize_image
 
 # Side of a thumbnail as it is kept; 10,015 of them take 92 MB.

@@ -6,24 +6,24 @@ or not at all, and the same input and parameters give the same pixels and the sa
 """
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
-from wavegms.data.catalog import Case, DatasetSpec, find_cases, is_id, root_of, spec_of
+from wavegms.data.cases import Case, is_id
+from wavegms.data.catalog import DatasetSpec, find_cases, root_of, spec_of
 from wavegms.data.duplicates import find_duplicates, merge_groups, read_thumbnails
 from wavegms.data.files import read_image, replace_folder, sha256_of
+from wavegms.data.pairs import for_each_case, inverted_masks, read_pair, resize_pair, surrounds
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError, first_line
-from wavegms.imaging import as_mask, as_rgb, resize_image, resize_mask
+from wavegms.imaging import as_rgb
 
 SPLITS = ("train", "val", "test")
 
@@ -156,7 +156,20 @@ def prepare_dataset(
     with replace_folder(out) as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
-        results = _prepare_all(chosen, folder, image_size, spec)
+        prepare = partial(
+            _prepare_case,
+            folder=folder,
+            image_size=image_size,
+            masks_at_another_size=spec.masks_at_another_size,
+        )
+        results, problems = for_each_case(prepare, chosen, f"Preparing {spec.name}")
+        if len(problems) > 1:
+            raise InputError(
+                f"{len(problems)} images of {spec.name} cannot be prepared; "
+                f"the first: {problems[0]}"
+            )
+        if problems:
+            raise InputError(problems[0])
         rows = [
             {
                 "id": case.id,
@@ -184,7 +197,10 @@ def prepare_dataset(
             if spec.pairs is None
             else {"pairs": spec.pairs, "train": spec.train, "test": spec.test}
         ),
-        differences=_differences(spec, cases, split_of) + _inverted(chosen, results),
+        differences=[
+            *_differences(spec, cases, split_of),
+            *inverted_masks(chosen, [result.surrounds for result in results]),
+        ],
         image_modes=dict(sorted(Counter(result.image_mode for result in results).items())),
         mask_modes=dict(
             sorted(Counter(mode for result in results for mode in result.mask_modes).items())
@@ -310,97 +326,22 @@ def _group_duplicates(cases: Sequence[Case]) -> list[Case]:
     return merge_groups(cases, [(pair.first, pair.second) for pair in duplicates])
 
 
-def _prepare_all(
-    cases: Sequence[Case], folder: Path, image_size: int, spec: DatasetSpec
-) -> list[_Prepared]:
-    """Prepare every case, in threads, and name the first problem and the number of others."""
-    results, problems = [], []
-    # Decoding and resizing release the interpreter lock; more threads than this wait for the disk.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        futures = [
-            pool.submit(_prepare_case, case, folder, image_size, spec.masks_at_another_size)
-            for case in cases
-        ]
-        try:
-            for future in tqdm(futures, desc=f"Preparing {spec.name}", unit="image"):
-                try:
-                    results.append(future.result())
-                except InputError as problem:
-                    problems.append(str(problem))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    if len(problems) > 1:
-        raise InputError(
-            f"{len(problems)} images of {spec.name} cannot be prepared; the first: {problems[0]}"
-        )
-    if problems:
-        raise InputError(problems[0])
-    return results
-
-
 def _prepare_case(
     case: Case, folder: Path, image_size: int, masks_at_another_size: bool
 ) -> _Prepared:
-    image, image_mode = read_image(case.image, as_rgb)
-    mask, mask_modes = None, []
-    for path in case.masks:
-        part, mode = read_image(path, as_mask)
-        mask_modes.append(mode)
-        if masks_at_another_size and _same_shape(part.shape, (image.height, image.width)):
-            part = resize_mask(part, (image.width, image.height))
-        if part.shape != (image.height, image.width):
-            raise InputError(
-                f"{path} is {part.shape[1]}×{part.shape[0]} pixels but its image {case.image.name} "
-                f"is {image.width}×{image.height}: replace the one that is wrong."
-            )
-        mask = part if mask is None else mask | part
-    names = " and ".join(str(path) for path in case.masks)
-    if not mask.any():
-        raise InputError(
-            f"{names} has no foreground: correct the mask or remove the image with its mask."
-        )
-    small_image = resize_image(image, image_size)
-    small_mask = resize_mask(mask, image_size)
-    if not small_mask.any():
-        raise InputError(
-            f"{names} has foreground too small to be left at image_size {image_size}: "
-            "set a larger image_size or remove the image with its mask."
-        )
-    small_image.save(folder / "images" / f"{case.id}.png")
-    Image.fromarray(small_mask.astype(np.uint8) * 255).save(folder / "masks" / f"{case.id}.png")
+    pair = read_pair(case, masks_at_another_size)
+    image, mask = resize_pair(case, pair, image_size)
+    image.save(folder / "images" / f"{case.id}.png")
+    Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{case.id}.png")
     return _Prepared(
-        size=image.size,
-        image_mode=image_mode,
-        mask_modes=tuple(mask_modes),
+        size=pair.image.size,
+        image_mode=pair.image_mode,
+        mask_modes=pair.mask_modes,
         sha256=sha256_of(case.image),
-        mask_area=float(small_mask.mean()),
-        surrounds=_surrounds(small_mask),
-        pixels=pixels_hash(np.asarray(small_image), small_mask),
+        mask_area=float(mask.mean()),
+        surrounds=surrounds(mask),
+        pixels=pixels_hash(np.asarray(image), mask),
     )
-
-
-def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether one is the other scaled, to the pixel."""
-    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
-
-
-def _surrounds(mask: np.ndarray) -> bool:
-    """Whether foreground is most of the mask and most of its border, as background usually is."""
-    border = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
-    return bool(mask.mean() > 0.5 and border.mean() > 0.5)
-
-
-def _inverted(cases: Sequence[Case], results: Sequence[_Prepared]) -> list[str]:
-    """A lesion may fill its image, but hardly most images of a dataset: then say so."""
-    ids = [case.id for case, result in zip(cases, results, strict=True) if result.surrounds]
-    if 2 * len(ids) <= len(cases):
-        return []
-    more = ", ..." if len(ids) > 3 else ""
-    return [
-        f"In {len(ids)} of {len(cases)} masks the foreground fills most of the image and of its "
-        f"border ({', '.join(ids[:3])}{more}): if black and white are exchanged, invert the masks."
-    ]
 
 
 def _differences(spec: DatasetSpec, cases: list[Case], split_of: dict[str, str]) -> list[str]:

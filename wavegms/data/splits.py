@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from wavegms.data.catalog import IMAGE_SUFFIXES, Case, case_id
+from wavegms.data.cases import IMAGE_SUFFIXES, Case, case_id
 from wavegms.errors import InputError, first_line
 
 # The largest published split, of 10,015 names, has 150 kB.
