@@ -76,6 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="where --tta looks for the validation images of the model",
     )
 
+    add = commands.add_parser("add", help="set up and check images of your own for training")
+    add.add_argument("name", help="what to call them; they come to lie in data/raw/NAME")
+    add.add_argument("--images", type=Path, help="a folder of images to copy")
+    add.add_argument("--masks", type=Path, help="the folder of their masks, called as they are")
+
     get = commands.add_parser("get", help="download public data, verified; without names, list it")
     get.add_argument("names", nargs="*", help="such as busi, splits, taesd")
 
@@ -113,6 +118,14 @@ def main(arguments: list[str] | None = None) -> int:
                 get_sources(options.names, Path())
             else:
                 print(describe_sources(), end="")
+        elif options.command == "add":
+            from wavegms.own_data import add_dataset
+            from wavegms.own_data import report as say
+            from wavegms.project import enter_project
+
+            images, masks = (path and path.absolute() for path in (options.images, options.masks))
+            enter_project()
+            print(say(add_dataset(options.name, images, masks)), end="")
         elif options.command == "bench":
             from wavegms.benchmark import run_benchmark
 

@@ -56,7 +56,7 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
         if name in params.ablation.datasets:
             _check_epochs(name, "has its ablation", params.ablation.epochs, params)
         if name not in params.phantom.datasets:
-            _check_dataset(name, raw / name, params)
+            check_dataset(name, raw / name, params)
     write_text(out, "The parameters and the raw data were checked.\n")
     _note_imports(out.parent / "imported", params)
 
@@ -127,7 +127,20 @@ def _check_imported_weights(name: str, params: Params) -> None:
                 )
 
 
-def _check_dataset(name: str, folder: Path, params: Params) -> None:
+def check_dataset(name: str, folder: Path, params: Params) -> int:
+    """Checks that a dataset can be paired, split and trained on, by the names of its files.
+
+    Args:
+        name: the dataset.
+        folder: its raw files.
+        params: the parameters.
+
+    Returns:
+        The number of its test images.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
     cases = find_cases(name, folder)
     split_file = spec_of(name).split_file
     parts = assign_splits(
@@ -153,3 +166,4 @@ def _check_dataset(name: str, folder: Path, params: Params) -> None:
                 f"training.batch_size is {batch_size} for {variant}, but {name} has only {count} "
                 f"images to train on: choose at most {count}, or leave the variant out"
             )
+    return sum(part == "test" for part in parts.values())

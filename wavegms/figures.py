@@ -97,6 +97,21 @@ def show_cases(dataset: PreparedDataset, indices: Sequence[int], columns: int = 
     return figure
 
 
+def show_pairs(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], columns: int = 6) -> Figure:
+    """Images of any sizes with the contour of their mask.
+
+    Args:
+        pairs: image, uint8 (H, W, 3), and mask, bool (H, W), by name.
+        columns: pictures a row.
+    """
+    columns = min(columns, len(pairs))
+    figure, axes = new_grid(-(-len(pairs) // columns), columns)
+    for axis, (name, (image, mask)) in zip(axes.flat, pairs.items(), strict=False):
+        draw_case(axis, image, mask)
+        axis.set_title(textwrap.fill(name, 30), fontsize=7)
+    return figure
+
+
 def show_phantoms(phantoms: Sequence[Phantom], columns: int = 4) -> Figure:
     """Simulated images with the contours of their lesions.
 

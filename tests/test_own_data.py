@@ -1,0 +1,210 @@
+"""`python -m wavegms add`: images of one's own are set up, checked, and named in params.yaml."""
+
+import shutil
+
+import pytest
+import yaml
+from copies import ROOT
+from dermoscopy import draw_skin, write_skin
+from dvc.utils.hydra import compose_and_dump
+from layouts import box_mask, mask_image, save, tree, write_plain
+from PIL import Image
+
+from wavegms import InputError, own_data
+from wavegms.__main__ import main
+from wavegms.config import load_params
+from wavegms.own_data import add_dataset
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """What the command needs of the repository, as it is committed."""
+    root = tmp_path / "project"
+    shutil.copytree(ROOT / "conf", root / "conf")
+    shutil.copy2(ROOT / "params.yaml", root)
+    monkeypatch.chdir(root)
+    return root
+
+
+def add(tmp_path, name="skin", **count):
+    write_skin(tmp_path / "scans", tmp_path / "outlines", **count)
+    return add_dataset(name, tmp_path / "scans", tmp_path / "outlines")
+
+
+def composed(project, tmp_path, profile):
+    """params.yaml as DVC composes it."""
+    out = tmp_path / f"{profile}.yaml"
+    compose_and_dump(out, str(project / "conf"), None, "config", None, [f"profile={profile}"])
+    return yaml.safe_load(out.read_text())
+
+
+def comments(text):
+    return [line.strip() for line in text.splitlines() if line.strip().startswith("#")]
+
+
+def test_files_are_copied_checked_shown_and_named(project, tmp_path, capsys):
+    write_skin(tmp_path / "scans", tmp_path / "outlines", count=30, without_mask=3)
+    (project / "notebooks").mkdir()
+    folders = ["--images", str(tmp_path / "scans"), "--masks", str(tmp_path / "outlines")]
+    assert main(["add", "skin", *folders]) == 0
+    said = capsys.readouterr().out
+    assert "data/raw/skin: 30 images with masks" in said and "30 RGB" in said
+    assert "3 images without a mask are in data/raw/skin/unlabelled" in said
+    assert "mean over 6 test images" in said
+    assert 'datasets: ["skin"]' in said and said.endswith("next: dvc repro\n")
+    with Image.open(project / "reports/own_data/skin.png") as preview:
+        cyan = [count for count, pixel in preview.convert("RGB").getcolors(10**6)
+                if pixel[0] < 60 and pixel[1] > 180 and pixel[2] > 220]  # fmt: skip
+    assert sum(cyan) > 500  # the contours of twelve masks
+    assert load_params(project / "params.yaml").datasets == ["skin"]
+
+
+def test_params_are_those_of_the_written_profile_and_keep_their_comments(project, tmp_path):
+    before = (project / "params.yaml").read_text()
+    added = add(tmp_path)
+    after = (project / "params.yaml").read_text()
+    values = yaml.safe_load(after)
+    assert values == composed(project, tmp_path, "skin")
+    assert comments(after) == comments(before)
+    assert after.count("\n") == before.count("\n") - 2  # a list of two pairs became empty
+    old = yaml.safe_load(before)
+    assert added.changed["image_size"] == values["image_size"] != old["image_size"]
+    assert values["autoencoder"]["source"] == "train" == old["autoencoder"]["source"]
+    assert "autoencoder.source" not in added.changed and "seed" not in added.changed
+
+
+def test_taesd_is_taken_where_its_weights_are(project, tmp_path):
+    (project / "models/taesd").mkdir(parents=True)
+    added = add(tmp_path)
+    assert added.changed["autoencoder.source"] == "path"
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    assert values == composed(project, tmp_path, "skin")
+    assert values["autoencoder"]["train"]["channels"] == 24
+
+
+def test_a_second_time_only_checks(project, tmp_path):
+    add(tmp_path, without_mask=1)
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("epochs: 100", "epochs: 7"))
+    before = tree(project)
+    again = add_dataset("skin")
+    assert (again.cases, again.unlabelled, again.changed) == (20, 1, {})
+    after = tree(project)
+    assert {name for name in after if before[name] != after[name]} <= {"reports/own_data/skin.png"}
+    assert "names skin already" in own_data.report(again)
+
+
+def test_a_profile_that_was_edited_is_kept_when_the_dataset_is_named_anew(project, tmp_path):
+    add(tmp_path)
+    profile = project / "conf/profile/skin.yaml"
+    profile.write_text(profile.read_text() + "image_size: 96\n")
+    shutil.copy2(ROOT / "params.yaml", project)
+    text = profile.read_text()
+    assert add_dataset("skin").changed["image_size"] == 96
+    assert profile.read_text() == text
+
+
+def test_a_new_name_makes_folders_and_files_put_there_are_taken(project, capsys):
+    assert main(["add", "mine"]) == 0
+    said = capsys.readouterr().out
+    assert "data/raw/mine/images" in said and "python -m wavegms add mine" in said
+    assert sorted(path.name for path in (project / "data/raw/mine").iterdir()) == [
+        "images",
+        "masks",
+    ]
+    assert load_params(project / "params.yaml").datasets == ["phantom_a", "phantom_b"]
+    with pytest.raises(InputError, match="mine holds no images"):
+        add_dataset("mine")
+    for number in range(20):
+        image, mask = draw_skin(number)
+        save(image, project / f"data/raw/mine/images/{number}.png")
+        save(mask, project / f"data/raw/mine/masks/{number}.png")
+    assert add_dataset("mine").cases == 20
+    assert load_params(project / "params.yaml").datasets == ["mine"]
+
+
+def test_a_dataset_that_is_only_tested_on_is_checked(project):
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("external: []", "external: [elsewhere]"))
+    write_plain(project / "data/raw/elsewhere", 2)
+    assert add_dataset("elsewhere").changed == {}
+
+
+def refused(project, match, *arguments):
+    before = tree(project)
+    with pytest.raises(InputError, match=match):
+        add_dataset(*arguments)
+    after = tree(project)
+    after.pop("reports/own_data/skin.png", None)
+    assert after == before
+
+
+def test_names_that_are_taken_are_refused(project, tmp_path):
+    refused(project, "busi is the name of BUSI", "busi")
+    refused(project, r"profile/paper.yaml is a profile of other datasets", "paper")
+    refused(project, "models/ablation is taken", "ablation")
+    refused(project, "letters, digits", "my data")
+    refused(project, "letters, digits", "../elsewhere")
+
+
+def test_one_folder_without_the_other_is_refused(project, tmp_path):
+    refused(project, "--images and --masks belong together.*predict", "skin", tmp_path, None)
+    refused(project, "--images and --masks belong together", "skin", None, tmp_path)
+
+
+def test_a_folder_with_files_is_not_written_into(project, tmp_path):
+    write_plain(project / "data/raw/skin")
+    write_skin(tmp_path / "scans", tmp_path / "outlines")
+    refused(project, "holds files already", "skin", tmp_path / "scans", tmp_path / "outlines")
+
+
+def test_images_without_any_mask_are_pointed_to_predict(project, tmp_path):
+    write_skin(project / "data/raw/skin/images", project / "data/raw/skin/masks", count=0,
+               without_mask=4)  # fmt: skip
+    refused(project, "python -m wavegms predict", "skin")
+
+
+def test_every_bad_pair_is_named_and_nothing_is_copied(project, tmp_path, capsys):
+    write_skin(tmp_path / "scans", tmp_path / "outlines")
+    (tmp_path / "scans/lesion_03.jpg").write_bytes(b"no image")
+    save(mask_image(box_mask((50, 50))), tmp_path / "outlines/lesion_05_segmentation.png")
+    save(Image.new("L", draw_skin(7)[0].size), tmp_path / "outlines/lesion_07_segmentation.png")
+    folders = tmp_path / "scans", tmp_path / "outlines"
+    refused(project, "3 of 20 images or their masks are no good", "skin", *folders)
+    said = capsys.readouterr().err
+    assert "lesion_03.jpg cannot be read" in said and "lesion_07_seg" in said
+    assert "lesion_05_segmentation.png is 50×50 pixels but its image lesion_05.jpg is" in said
+
+
+def test_too_few_images_are_refused_before_params_change(project, tmp_path):
+    with pytest.raises(InputError, match="1 images in 1 group.* cannot be divided: add data"):
+        add(tmp_path, count=2)
+    assert (project / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+
+
+def test_exchanged_masks_and_label_maps_are_remarked(project, tmp_path):
+    write_skin(tmp_path / "scans", tmp_path / "outlines")
+    for path in (tmp_path / "outlines").iterdir():
+        with Image.open(path) as mask:
+            inverted = mask.point(lambda value: 255 - value)
+        inverted.putpixel((0, 0), 100)
+        inverted.save(path)
+    notes = add_dataset("skin", tmp_path / "scans", tmp_path / "outlines").notes
+    assert any("black and white are exchanged" in note for note in notes)
+    assert any("20 masks have more than two values" in note for note in notes)
+
+
+def test_params_that_cannot_be_edited_are_left_alone(project, tmp_path):
+    params = project / "params.yaml"
+    text = params.read_text()
+    shared = text.replace(
+        "datasets: [phantom_a, phantom_b]\n# The",
+        "datasets: &both [phantom_a, phantom_b]\n# The",
+        1,
+    )
+    shared = shared.replace("  datasets: [phantom_a, phantom_b]", "  datasets: *both", 1)
+    assert yaml.safe_load(shared) == yaml.safe_load(text) and shared != text
+    params.write_text(shared)
+    with pytest.raises(InputError, match=r"git restore params.yaml"):
+        add(tmp_path)
+    assert params.read_text() == shared
