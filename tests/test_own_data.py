@@ -177,7 +177,7 @@ def test_every_bad_pair_is_named_and_nothing_is_copied(project, tmp_path, capsys
 
 
 def test_too_few_images_are_refused_before_params_change(project, tmp_path):
-    with pytest.raises(InputError, match="1 images in 1 group.* cannot be divided: add data"):
+    with pytest.raises(InputError, match=r"1 images in 1 group.* cannot be divided: add data"):
         add(tmp_path, count=2)
     assert (project / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
 
