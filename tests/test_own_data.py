@@ -1,6 +1,8 @@
 """`python -m wavegms add`: images of one's own are set up, checked, and named in params.yaml."""
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -208,3 +210,15 @@ def test_params_that_cannot_be_edited_are_left_alone(project, tmp_path):
     with pytest.raises(InputError, match=r"git restore params.yaml"):
         add(tmp_path)
     assert params.read_text() == shared
+
+
+@pytest.mark.realdata
+def test_real_dermoscopy_is_taken_as_it_was_published(project, tmp_path):
+    raw = Path(os.environ["WAVEGMS_REAL_DATA"]) / "data/raw/ham10000_sample"
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for path in raw.glob("HAM10000_images_part_*/*.jpg"):
+        shutil.copy2(path, scans)
+    added = add_dataset("skin", scans, raw / "HAM10000_segmentations_lesion_tschandl")
+    assert (added.cases, added.unlabelled) == (len(list(scans.iterdir())), 0)
+    assert added.notes == ["a score is the mean over 7 test images: mind its interval"]

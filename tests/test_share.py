@@ -73,6 +73,7 @@ def test_a_shared_model_goes_to_a_hub_and_comes_back(original, tmp_path):
         "import sys, torch\n"
         "from wavegms import WaveGMSPipeline\n"
         "from wavegms.__main__ import main\n"
+        f"WaveGMSPipeline.from_pretrained('{MODEL}').push_to_hub('{HUB_ID}', private=True)\n"
         f"status = main(['share', '{MODEL}', sys.argv[1], '--push', '{HUB_ID}'])\n"
         f"pipeline = WaveGMSPipeline.from_pretrained('{HUB_ID}')\n"
         "torch.save(pipeline.predict(torch.load(sys.argv[2])), sys.argv[3])\n"
@@ -101,7 +102,8 @@ def test_a_shared_model_goes_to_a_hub_and_comes_back(original, tmp_path):
     # what lies in the folder went up, to a place that others do not see yet
     assert files_in(out) == FILES
     assert server.files == {name: (out / name).read_bytes() for name in FILES}
-    assert server.created == [{"name": "model", "organization": "someone", "visibility": "private"}]
+    made = {"name": "model", "organization": "someone", "visibility": "private"}
+    assert server.created == [made, made]  # by diffusers, weights alone, and by the command
     assert f"GET /{HUB_ID}/resolve/{COMMIT}/model_index.json" in server.asked
     # and gives what the model gives, wherever it is opened
     expected = WaveGMSPipeline.from_pretrained(original / MODEL).predict(images)

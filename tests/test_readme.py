@@ -1,0 +1,151 @@
+"""What README.md and pages of docs tell one to type is typed, as it is written, in a clean copy.
+
+Only the two profiles are made smaller there, so that it takes minutes: 32 pixels, a few epochs. The
+images are of a kind that the project has never seen: dermoscopy in colour, some without a mask.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from copies import ROOT, copy_repository, environment
+from dermoscopy import write_skin
+from dvc.utils.hydra import compose_and_dump
+from PIL import Image
+
+PAGES = ("README.md", "docs/own_images.md", "docs/versions.md")
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+SMALL_SAMPLE = """
+# @package _global_
+datasets: [phantom_a]
+image_size: 32
+phantom: {datasets: [phantom_a], images: 16}
+split: {method: random}
+autoencoder: {source: train, min_mask_dice: 0.0, train: {channels: 16, blocks: 1, steps: 40}}
+training: {epochs: 2, batch_size: 4, warmup_epochs: 0}
+evaluation: {threshold: 0.2, bootstrap_resamples: 100}
+generalization: []
+ablation: {datasets: []}
+efficiency: {variants: [wave_gms], image_size: 32, batch_sizes: [1, 2], steps: 1}
+"""
+SMALLER_OWN = {
+    "image_size: 128": "image_size: 32",
+    "min_mask_dice: 0.9": "min_mask_dice: 0.0",
+    "steps: 400": "steps: 40",
+    "epochs: 100": "epochs: 4",
+    "batch_sizes: [1, 4]": "batch_sizes: [1, 2]",
+}
+# What cannot be done here, by the beginning of a command, and where it is done.
+ELSEWHERE = {
+    "make test": "it is what runs this",
+    "git clone URL": "test_versioning.py clones a copy",
+}
+# What must fail here, and with which sentence.
+REFUSED = {
+    "dvc exp run -S profile=paper": "There is no dataset bus in data/raw/bus",
+    "dvc exp run -S profile=busi_128": "models/taesd is not a folder: put the weights there",
+    # test_share.py uploads to a hub of its own
+    "python -m wavegms share models/phantom_a/wave_gms shared/hub --push OWNER/NAME": "OWNER/NAME",
+}
+
+
+def blocks(page):
+    """(language, text) of everything to type; a line that ends with a backslash goes on."""
+    for language, text in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
+        if language == "python":
+            yield language, text
+        else:
+            for line in text.replace("\\\n", " ").splitlines():
+                if command := line.split("  #")[0].split(" # ")[0].strip():
+                    yield language, command
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("readme") / "wave-gms"
+    copy_repository(root)
+    (root / "dvc.lock").unlink()  # of the sample at its own size, whose results are not here
+    (root / "conf/profile/sample.yaml").write_text(SMALL_SAMPLE)
+    own = root / "conf/profile/own.yaml"
+    for old, new in SMALLER_OWN.items():
+        assert own.read_text().count(old) >= 1
+        own.write_text(own.read_text().replace(old, new))
+    compose_and_dump(root / "params.yaml", str(root / "conf"), None, "config", None, [])
+    write_skin(root / "scans", root / "outlines", count=24, without_mask=3)
+    # what the Makefile would install is here already
+    (root / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        (root / ".venv" / part.name).symlink_to(part)
+    (root / ".venv/installed").unlink(missing_ok=True)
+    (root / ".venv/installed").touch()
+    return root
+
+
+def type_in(project, language, text):
+    """Types a command or a program; what was said, and whether it went well."""
+    command = ["bash", "-c", text] if language == "sh" else [sys.executable, "-c", text]
+    done = subprocess.run(
+        command,
+        cwd=project,
+        env=environment(project) | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    return done.stdout + done.stderr, done.returncode
+
+
+@pytest.mark.slow
+def test_what_the_pages_say_is_typed(project):
+    typed = {}
+    for page in PAGES:
+        for language, text in blocks(page):
+            if text in typed or text.startswith(tuple(ELSEWHERE)):
+                continue
+            typed[text], status = type_in(project, language, text)
+            if text in REFUSED:
+                assert status != 0 and REFUSED[text] in typed[text], typed[text][-3000:]
+            else:
+                assert status == 0, f"{page}: {text}\n{typed[text][-4000:]}"
+    assert set(REFUSED) <= set(typed)
+    assert {"make repro", "dvc repro"} <= set(typed)
+
+    said = typed["python -m wavegms add my_data --images scans --masks outlines"]
+    assert "24 images with masks" in said and "3 images without a mask" in said
+    assert yaml.safe_load((project / "params.yaml").read_text())["training"]["epochs"] == 7
+    scores = pd.read_csv(project / "results/scores/my_data/wave_gms/seed_2333/my_data.csv")
+    assert len(scores) == 5 and (scores["dsc"] > 0.2).all()
+    for kind in ("masks", "probabilities", "overlays"):
+        for number in (24, 25, 26):
+            path = project / f"predictions/{kind}/lesion_{number}.png"
+            with (
+                Image.open(path) as made,
+                Image.open(project / f"scans/lesion_{number}.jpg") as own,
+            ):
+                assert made.size == own.size
+    assert "my_data" in (project / "results/report.html").read_text()
+    assert (project / "shared/phantom_a/model.onnx").is_file()
+
+
+def test_what_is_done_elsewhere_is_on_the_pages():
+    texts = [text for page in PAGES for _, text in blocks(page)]
+    for start in (*ELSEWHERE, *REFUSED):
+        assert any(text.startswith(start) for text in texts)
+
+
+def test_links_and_files_of_the_pages_are_there():
+    for page in (
+        *PAGES,
+        "docs/results.md",
+        "docs/trust.md",
+        "docs/large_runs.md",
+        "data/README.md",
+    ):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            if not target.startswith("http"):
+                assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
