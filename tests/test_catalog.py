@@ -156,7 +156,7 @@ def test_the_folder_itself_and_its_parent_are_both_accepted(tmp_path, name, inne
     assert find_cases(name, folder) == find_cases(name, folder.parent)
 
 
-@pytest.mark.parametrize("name", [*CATALOG, "mine"])
+@pytest.mark.parametrize("name", CATALOG)
 def test_missing_dataset_says_where_to_get_it_and_how_to_place_it(tmp_path, name):
     with pytest.raises(InputError) as error:
         find_cases(name, tmp_path / "nowhere")
@@ -287,3 +287,16 @@ def test_real_stu(real_data):
 @pytest.mark.realdata
 def test_real_plain_folder(real_data):
     assert len(find_cases("busbra", real_data / "raw" / "busbra_sample")) == 36
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("busi", r"scholar.cu.edu.eg\S+ or by `python -m wavegms get busi`, or place it there as"),
+        ("bus", r"its authors on request \(.*\), or place it there as original/000001.png"),
+        ("skin", r"run `python -m wavegms add skin --images FOLDER --masks FOLDER`, or place it"),
+    ],
+)
+def test_a_missing_dataset_comes_with_the_way_to_get_it(tmp_path, name, way):
+    with pytest.raises(InputError, match=f"no dataset {name} in .*: .*{way}"):
+        find_cases(name, tmp_path / name)

@@ -106,6 +106,13 @@ def test_a_profile_that_was_edited_is_kept_when_the_dataset_is_named_anew(projec
     assert profile.read_text() == text
 
 
+@pytest.mark.parametrize("text", ["a: [", "defaults: [none_such]", "a: ${b}"])
+def test_a_profile_that_cannot_be_read_is_named(project, text):
+    (project / "conf/profile/skin.yaml").write_text(f"# @package _global_\n{text}\n")
+    write_plain(project / "data/raw/skin")
+    refused(project, r"skin.yaml", "skin")
+
+
 def test_a_new_name_makes_folders_and_files_put_there_are_taken(project, capsys):
     assert main(["add", "mine"]) == 0
     said = capsys.readouterr().out
@@ -214,7 +221,10 @@ def test_params_that_cannot_be_edited_are_left_alone(project, tmp_path):
 
 @pytest.mark.realdata
 def test_real_dermoscopy_is_taken_as_it_was_published(project, tmp_path):
-    raw = Path(os.environ["WAVEGMS_REAL_DATA"]) / "data/raw/ham10000_sample"
+    real_data = os.environ.get("WAVEGMS_REAL_DATA")
+    if not real_data:
+        pytest.skip("WAVEGMS_REAL_DATA is not set")
+    raw = Path(real_data) / "data/raw/ham10000_sample"
     scans = tmp_path / "scans"
     scans.mkdir()
     for path in raw.glob("HAM10000_images_part_*/*.jpg"):

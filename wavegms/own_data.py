@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from wavegms.checks import check_dataset
 from wavegms.config import check_params, load_params
@@ -21,7 +23,7 @@ from wavegms.data.catalog import CATALOG, find_cases
 from wavegms.data.files import open_image, replace_file, write_text
 from wavegms.data.pairs import for_each_case, inverted_masks, read_pair, resize_pair, surrounds
 from wavegms.data.plain import UNLABELLED, match_folders, place
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
 from wavegms.figures import show_pairs
 
 _RAW = Path("data/raw")
@@ -244,8 +246,14 @@ def _choices(name: str) -> dict[str, Any]:
 
 def _compose(profile: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """params.yaml as `dvc exp run -S profile=...` composes it, and what a profile adds to it."""
-    with initialize_config_dir(str(_CONF.resolve()), version_base=None):
-        composed = compose("config", overrides=[f"profile={profile}"])
+    try:
+        with initialize_config_dir(str(_CONF.resolve()), version_base=None):
+            composed = compose("config", overrides=[f"profile={profile}"])
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(
+            f"{_CONF}/profile/{profile}.yaml cannot be composed with {_CONF}/config.yaml "
+            f"({first_line(error)}): correct it, or bring both back by git."
+        ) from error
     return OmegaConf.to_container(OmegaConf.merge(composed, more or {}))
 
 

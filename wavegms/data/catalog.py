@@ -19,6 +19,7 @@ from wavegms.data.cases import (
     read_two_folders,
 )
 from wavegms.data.plain import read_plain
+from wavegms.data.sources import SOURCES
 from wavegms.errors import InputError
 
 
@@ -74,9 +75,13 @@ def root_of(name: str, folder: Path) -> Path:
     spec = spec_of(name)
     folder = Path(folder)
     if not folder.is_dir():
+        way = f"get it from {spec.source}"
+        if name in SOURCES:
+            way += f" or by `python -m wavegms get {name}`"
+        elif name not in CATALOG:
+            way = f"run `python -m wavegms add {name} --images FOLDER --masks FOLDER`"
         raise InputError(
-            f"There is no dataset {name} in {folder}: get it from {spec.source}, "
-            f"and place it there as {spec.layout}."
+            f"There is no dataset {name} in {folder}: {way}, or place it there as {spec.layout}."
         )
     if spec.unpacked_as and (folder / spec.unpacked_as).is_dir():
         return folder / spec.unpacked_as
