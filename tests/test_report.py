@@ -24,6 +24,7 @@ from wavegms.report import write_report
 from wavegms.report_notebooks import (
     SECTIONS,
     Unusable,
+    _readable,
     expected_notebooks,
     read_executed,
 )
@@ -99,6 +100,14 @@ def test_every_marked_figure_is_there_pixel_by_pixel(original, written):
 def pixels(encoded):
     with Image.open(BytesIO(base64.b64decode(encoded))) as image:
         return np.asarray(image.convert("RGB")).tobytes()
+
+
+def test_a_table_without_a_row_of_this_run_says_so():
+    columns = pd.DataFrame({"Dataset": ["Phantom A"], "DSC": ["80.1"]})
+    assert "80.1" in _readable(columns.to_html(), {"Phantom A"})
+    for table in (columns, columns[:0]):
+        assert _readable(table.to_html(), {"my_data"}) == "<p>None in this run.</p>"
+    assert _readable("<b>text</b>", {"my_data"}) == "<b>text</b>"
 
 
 def test_neither_code_nor_anything_from_outside_is_in_it(written):

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from wavegms.config import AugmentationParams
@@ -229,6 +229,8 @@ def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
     right.plot(best_epoch, best, "o", color="#d55e00")
     right.set_title(f"kept: epoch {best_epoch}, {best:.3f}", fontsize=9, loc="right")
     right.set(xlabel="epoch", ylabel="soft Dice on the selecting images", ylim=(0, 1))
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     sns.despine(figure)
     plt.close(figure)
     return figure

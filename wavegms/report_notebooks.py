@@ -233,10 +233,12 @@ def _readable(html: str, datasets: Collection[str]) -> str:
     rows = [_CELL.findall(row) for row in _ROW.findall(end)]
     names = _CELL.findall(start)
     # only a plain table; pandas puts dots in place of what it leaves out of a long one
-    if not rows or any(len(row) != len(names) or "..." in row for row in rows):
+    if not end or any(len(row) != len(names) or "..." in row for row in rows):
         return html
     places = [place for place, name in enumerate(names) if name in _OF_DATASETS]
     kept = [row for row in rows if all(unescape(row[place]) in datasets for place in places)]
+    if not kept:
+        return "<p>None in this run.</p>"
     shown = [place for place in range(len(names)) if {row[place] for row in kept} - {"–", ""}]
     if [row[0] for row in rows] == [str(number) for number in range(len(rows))]:
         shown = [place for place in shown if place]
