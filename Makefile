@@ -9,10 +9,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 repro: $(VENV)/installed
 	$(BIN)/dvc repro
 
-# The quick tests keep to one thread each and run side by side; the pipeline wants all cores.
+# Side by side, each process with one thread: file by file, so that what a file's tests share is made
+# once, and in the order of tests/conftest.py, which begins with the whole pipeline.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m alone
 
 # On an idle machine: about 25 minutes on two cores, less on a GPU. BENCH="--batch-sizes 1 4 12" and
 # the like change what is measured, see `python -m wavegms bench --help`.

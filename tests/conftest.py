@@ -4,6 +4,11 @@ import os
 from collections import Counter
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads that share a core with another process wait for each other. What a test starts, a
+    # kernel or a whole pipeline, keeps to one as well.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from hypothesis import settings
@@ -72,6 +77,12 @@ def pytest_terminal_summary(terminalreporter):
     parts = [f"{total[kind]:,} {title}" for kind, title in SURVIVED.items() if total[kind]]
     if parts:
         terminalreporter.write_line(f"survived: {', '.join(parts)}")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: side by side with others, none of them begins when all end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
