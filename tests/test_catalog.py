@@ -42,15 +42,14 @@ def real_data():
 
 
 def test_counts_are_those_of_the_paper():
-    counts = {spec.name: (spec.pairs, spec.train, spec.test) for spec in CATALOG.values()}
+    counts = {
+        spec.name: (spec.pairs, spec.train, spec.test) for spec in CATALOG.values() if spec.pairs
+    }
     assert counts == {
         "bus": (163, 132, 31),
         "busi": (647, 517, 130),
         "kvasir_instrument": (590, 472, 118),
         "ham10000": (10015, 8015, 2000),
-        "stu": (None, None, None),
-        "phantom_a": (None, None, None),
-        "phantom_b": (None, None, None),
     }
 
 

@@ -96,7 +96,7 @@ def test_each_variant_is_one_row_of_a_table(published):
     rows = published.drop_duplicates(["table", "system"])
     named = rows[rows["variant"] != ""]
     assert not named.duplicated(["table", "variant"]).any()
-    assert set(named["variant"]) == set(VARIANTS)
+    assert set(named["variant"]) <= set(VARIANTS)
     assert set(named.loc[named["table"] == 2, "variant"]) == {"unet", "gms", "wave_gms"}
     assert (rows.loc[rows["table"] == 4, "variant"] != "").all()
     # a system keeps its variant from table to table

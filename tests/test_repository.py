@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import nbformat
@@ -272,6 +273,34 @@ def test_a_secret_or_a_machine_would_be_found(start, end):
 def test_what_is_no_secret_is_let_be(text):
     patterns = SECRETS | MACHINES | TEMPORARY | names_of("localhost", "runner")
     assert find(patterns, text) == []
+
+
+def imported(path):
+    """The modules of this project that a module imports, anywhere but for annotations alone."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    conditions = [node for node in nodes if isinstance(node, ast.If)]
+    for_annotations = {
+        inner
+        for node in conditions
+        if ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node not in for_annotations:
+            yield node.module
+
+
+def test_imports_go_one_way():
+    files = (ROOT / "wavegms").rglob("*.py")
+    named = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    imports = {name: set(imported(path)) & set(named) for name, path in named.items()}
+    TopologicalSorter(imports).prepare()  # fails where modules import each other in a circle
+    below = {"wavegms.errors", "wavegms.imaging"}
+    for part in ("wavegms.data.", "wavegms.models."):
+        for name in imports:
+            if name.startswith(part):
+                others = {other for other in imports[name] if not other.startswith(part)}
+                assert others <= below, name
 
 
 def test_pictures_in_the_repository_are_few_and_known():

@@ -1,0 +1,133 @@
+"""CONTRIBUTING.md is followed word for word in a copy: its dataset, its network, its notebook."""
+
+import re
+import sys
+from textwrap import indent
+
+import nbformat
+import pytest
+from copies import ROOT, commit, copy_repository, run, started
+from dvc.utils.hydra import compose_and_dump
+
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\w+\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+TINY = """
+# @package _global_
+datasets: [phantom_a, clinicdb]
+variants: [wave_gms, segresnet]
+image_size: 32
+phantom: {datasets: [phantom_a], images: 24}
+split: {method: random}
+autoencoder: {source: train, min_mask_dice: 0.0, train: {channels: 16, blocks: 1, steps: 40}}
+training: {epochs: 2, batch_size: 4, warmup_epochs: 0}
+evaluation: {threshold: 0.2, bootstrap_resamples: 100}
+generalization: [{train: phantom_a, test: clinicdb}]
+ablation: {datasets: []}
+"""
+# in tests/, where the writer is
+DRAW = """
+from pathlib import Path
+from layouts import write_clinicdb
+write_clinicdb(Path("../data/raw/clinicdb/CVC-ClinicDB"), 20)
+"""
+
+
+def block(start):
+    """The one block of the page that begins so."""
+    (found,) = [text for text in BLOCKS if text.startswith(start)]
+    return found
+
+
+def line(start):
+    """The one line of code in the text that begins so."""
+    (found,) = re.findall(rf"`({re.escape(start)}[^`]*)`", PAGE)
+    return "    " + found
+
+
+def insert(path, place, text):
+    """Puts text above the one place in a file."""
+    content = path.read_text(encoding="utf-8")
+    assert content.count(place) == 1, f"{path}: {place}"
+    path.write_text(content.replace(place, text + place), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the repository with what the page adds."""
+    root = tmp_path_factory.mktemp("contributing") / "wave-gms"
+    copy_repository(root)
+    (root / "dvc.lock").unlink()  # of the sample, whose results are not here
+    catalog, layouts = root / "wavegms/data/catalog.py", root / "tests/layouts.py"
+    insert(catalog, "_BUS_LAYOUT = ", block("def _read_clinicdb") + "\n\n")
+    entry = block("DatasetSpec(").rstrip() + ",\n"
+    phantom = '        DatasetSpec(\n            name="phantom_a",'
+    insert(catalog, phantom, indent(entry, " " * 8))
+    with open(layouts, "a", encoding="utf-8") as file:
+        file.write("\n\n" + block("def write_clinicdb"))
+    tests = root / "tests/test_catalog.py"
+    insert(tests, '    "mine": write_plain,\n', line('"clinicdb": write') + ",\n")
+    insert(tests, "    write_kvasir,\n", "    write_clinicdb,\n")
+
+    networks = root / "wavegms/models/mask_network.py"
+    insert(networks, "# A further baseline", block("def _segresnet") + "\n\n")
+    insert(networks, '    "unet": ', line('"segresnet": Mask') + "\n")
+    insert(root / "tests/test_variants.py", '    "unet": 14', line('"segresnet": 1') + ",\n")
+
+    insert(root / "dvc.yaml", "  # One HTML file for others", block("  lesion_size:") + "\n")
+    write_notebook(root / "notebooks/10_lesion_size.ipynb")
+    (root / "conf/profile/tiny.yaml").write_text(TINY)
+    compose_and_dump(root / "params.yaml", str(root / "conf"), None, "config", None,
+                     ["profile=tiny"])  # fmt: skip
+    commit(root, "additions")
+    run(root / "tests", sys.executable, "-c", DRAW)
+    return root
+
+
+def write_notebook(path):
+    parameters = nbformat.v4.new_code_cell(block("dataset = ").rstrip())
+    parameters.metadata["tags"] = ["parameters"]
+    last = nbformat.v4.new_code_cell(block("size = pd.qcut").rstrip())
+    last.metadata["tags"] = ["nbval-ignore-output"]
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("# Lesion size\nAre small lesions harder?"),
+            parameters,
+            nbformat.v4.new_code_cell(block("import pandas").rstrip()),
+            last,
+        ]
+    )
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, path)
+
+
+@pytest.mark.slow
+def test_what_the_page_adds_runs_and_is_accepted(project):
+    run(project, sys.executable, "-m", "ruff", "check", ".")
+    changed = ["wavegms", "tests/layouts.py", "tests/test_catalog.py", "tests/test_variants.py"]
+    run(project, sys.executable, "-m", "ruff", "format", "--check", *changed)
+    output = run(
+        project,
+        *("dvc", "repro", "evaluate@clinicdb-segresnet-2333", "evaluate@phantom_a-wave_gms-2333"),
+        *("evaluate@clinicdb-wave_gms-2333", "lesion_size@clinicdb", "results"),
+    )
+    assert {"lesion_size@clinicdb", "train@clinicdb-segresnet-2333"} <= set(started(output))
+    table = (project / "results/tables/segmentation.md").read_text()
+    rows = [row for row in table.splitlines() if row.startswith("| CVC-ClinicDB")]
+    assert ["SegResNet" in row for row in rows].count(True) == 1
+    assert any("Wave-GMS" in row and "32 px, 2 epochs" in row for row in rows)
+
+    notebook = "notebooks/10_lesion_size.ipynb"
+    run(project, sys.executable, "-m", "wavegms", "refresh", notebook)
+    files = ["test_repository", "test_catalog", "test_variants", "test_published", "test_results"]
+    tests = [f"tests/{name}.py" for name in files]
+    chosen = "clinicdb or segresnet or counts or complete or variant or lesion or stage or house"
+    output = run(project, sys.executable, "-m", "pytest", "-q", *tests, "-k", chosen)
+    assert "failed" not in output
+    output = run(project, sys.executable, "-m", "pytest", "-q", "--nbval", notebook)
+    assert "3 passed" in output
+
+
+def test_the_page_is_one_page_and_names_what_is_there():
+    assert PAGE.count("\n") <= 130
+    for name in re.findall(r"`((?:wavegms|tests|data|conf|results|notebooks)/[\w/.]*)`", PAGE):
+        assert name == "notebooks/10_lesion_size.ipynb" or (ROOT / name).exists(), name
