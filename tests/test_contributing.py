@@ -66,7 +66,7 @@ def project(tmp_path_factory):
         file.write("\n\n" + block("def write_clinicdb"))
     tests = root / "tests/test_catalog.py"
     insert(tests, '    "mine": write_plain,\n', line('"clinicdb": write') + ",\n")
-    insert(tests, "    write_kvasir,\n", "    write_clinicdb,\n")
+    insert(tests, "    write_ham10000,\n", "    write_clinicdb,\n")
 
     networks = root / "wavegms/models/mask_network.py"
     insert(networks, "# A further baseline", block("def _segresnet") + "\n\n")

@@ -75,15 +75,6 @@ def test_params_are_those_of_the_written_profile_and_keep_their_comments(project
     assert "autoencoder.source" not in added.changed and "seed" not in added.changed
 
 
-def test_taesd_is_taken_where_its_weights_are(project, tmp_path):
-    (project / "models/taesd").mkdir(parents=True)
-    added = add(tmp_path)
-    assert added.changed["autoencoder.source"] == "path"
-    values = yaml.safe_load((project / "params.yaml").read_text())
-    assert values == composed(project, tmp_path, "skin")
-    assert values["autoencoder"]["train"]["channels"] == 24
-
-
 def test_a_second_time_only_checks(project, tmp_path):
     add(tmp_path, without_mask=1)
     params = project / "params.yaml"

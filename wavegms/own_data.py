@@ -40,6 +40,7 @@ _PROFILE = """\
 # Your own images in data/raw/{name}, as `python -m wavegms add` set them up; yours to change. It
 # becomes params.yaml by `dvc exp run -S profile={name}`, which runs it, too.
 defaults: [own, _self_]
+datasets: [{name}]
 """
 
 
@@ -96,7 +97,7 @@ def add_dataset(name: str, images: Path | None = None, masks: Path | None = None
     known = name in (*params.datasets, *params.external)
     profile = _CONF / f"profile/{name}.yaml"
     written = profile.exists()
-    values = _compose(name) if written else _compose("own", _choices(name))
+    values = _compose(name) if written else _compose("own") | {"datasets": [name]}
     if not known:
         if name not in values["datasets"]:
             raise InputError(f"{profile} is a profile of other datasets: choose another name.")
@@ -133,8 +134,7 @@ def add_dataset(name: str, images: Path | None = None, masks: Path | None = None
     changed = {}
     if not known:
         if not written:
-            text = yaml.safe_dump(_choices(name), default_flow_style=None)
-            write_text(profile, _PROFILE.format(name=name) + text)
+            write_text(profile, _PROFILE.format(name=name))
         changed = _change_params(values)
     return Added(folder, len(cases), len(rest), found, notes, preview, changed)
 
@@ -238,23 +238,17 @@ def _write_preview(name: str, cases: Sequence[Case]) -> Path:
     return path
 
 
-def _choices(name: str) -> dict[str, Any]:
-    """What differs from the profile `own`. TAESD is taken where its weights are at hand."""
-    taesd = Path(_compose("own")["autoencoder"]["path"])
-    return {"datasets": [name]} | ({"autoencoder": {"source": "path"}} if taesd.is_dir() else {})
-
-
-def _compose(profile: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """params.yaml as `dvc exp run -S profile=...` composes it, and what a profile adds to it."""
+def _compose(profile: str) -> dict[str, Any]:
+    """params.yaml as `dvc exp run -S profile=...` composes it."""
     try:
         with initialize_config_dir(str(_CONF.resolve()), version_base=None):
             composed = compose("config", overrides=[f"profile={profile}"])
+        return OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(
             f"{_CONF}/profile/{profile}.yaml cannot be composed with {_CONF}/config.yaml "
             f"({first_line(error)}): correct it, or bring both back by git."
         ) from error
-    return OmegaConf.to_container(OmegaConf.merge(composed, more or {}))
 
 
 def _change_params(values: Mapping[str, Any]) -> dict[str, Any]:
