@@ -22,13 +22,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def notebook(path, *cells, parameters="dataset = 'a'\nseed = 1\nsplit = {}"):
-    """A notebook with a parameters cell and further cells of code."""
+    """A notebook with a parameters cell and further cells of code; it does not name its kernel."""
     first = nbformat.v4.new_code_cell(parameters)
     first.metadata.tags = ["parameters"]
     others = [nbformat.v4.new_code_cell(source) for source in cells]
     path.parent.mkdir(exist_ok=True)
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    whole = nbformat.v4.new_notebook(cells=[first, *others], metadata={"kernelspec": kernel})
+    whole = nbformat.v4.new_notebook(cells=[first, *others])
     nbformat.write(whole, path)
     return path
 

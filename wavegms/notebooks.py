@@ -80,6 +80,9 @@ def run_notebook(
                 notebook,
                 partial,
                 parameters=values,
+                # of a new notebook, which does not say them itself yet
+                kernel_name="python3",
+                language="python",
                 cwd=notebook.parent,
                 progress_bar=False,
                 stderr_file=sys.stderr,
