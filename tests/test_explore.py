@@ -288,12 +288,12 @@ def test_tables_line_up_and_sort_by_every_metric():
 # How the widgets react.
 
 
-def play(project, models, scene):
+def play(project, models, scene, dataset="phantom_a"):
     """Runs a scene with a started explorer whose table is full."""
 
     async def run():
         explorer = Explorer(project / "data/prepared", models, seed=1, threshold=0.5)
-        explorer.start("phantom_a", "wave_gms")
+        explorer.start(dataset, "wave_gms")
         await explorer.filling
         await scene(explorer)
 
@@ -395,11 +395,18 @@ def test_a_model_that_cannot_be_opened_is_named_and_the_last_one_stays(project, 
     play(project, [*models, gone], scene)
 
 
-def test_what_is_missing_is_said_with_the_way_out(project, models, tmp_path):
+def test_what_is_missing_is_said_with_the_way_out(models, tmp_path):
     with pytest.raises(InputError, match="no trained model: run `make repro`"):
         find_models(tmp_path)
     start = {"variant": "wave_gms", "seed": 1, "threshold": 0.5}
     with pytest.raises(InputError, match="no prepared dataset: run `make repro`"):
         explore(tmp_path, models, dataset="phantom_a", **start)
-    with pytest.raises(InputError, match=r"dataset is busi.*choose phantom_a"):
-        explore(project / "data/prepared", models, dataset="busi", **start)
+
+
+def test_where_the_asked_dataset_is_not_prepared_another_one_is_shown(project, models):
+    """Who has images of their own only runs the notebook as it is, with the sample's name."""
+
+    async def scene(explorer):
+        assert (explorer.dataset.value, explorer.dataset.options) == ("phantom_a", ("phantom_a",))
+
+    play(project, models, scene, dataset="busi")

@@ -63,7 +63,7 @@ def explore(
     Args:
         prepared: the folder of prepared datasets.
         models: to choose from, see `explore_cases.find_models`.
-        dataset: shown first.
+        dataset: shown first, if it is prepared.
         variant: of the model shown first, if the dataset has one of it.
         seed: of the draw where a model samples z_MR at inference.
         threshold: at first, probability from which a pixel belongs to the mask.
@@ -72,7 +72,7 @@ def explore(
         The widget. A notebook's event loop fills its table.
 
     Raises:
-        InputError: nothing is prepared, the dataset is not, or what is shown first is broken.
+        InputError: nothing is prepared, or what is shown first is broken.
     """
     explorer = Explorer(prepared, models, seed=seed, threshold=threshold)
     explorer.start(dataset, variant)
@@ -106,14 +106,11 @@ class Explorer:
         """Shows the first image of a dataset, by its model of that variant if there is one.
 
         Raises:
-            InputError: the dataset is not prepared, or what is shown first is broken.
+            InputError: nothing is prepared, or what is shown first is broken.
         """
         names = find_datasets(self._prepared)
-        if dataset not in names:
-            raise InputError(
-                f"dataset is {dataset}, which {self._prepared} does not hold: choose "
-                f"{' or '.join(names)}, or run `make repro` with it among the datasets."
-            )
+        if dataset not in names:  # a notebook's own default, where others were prepared
+            dataset = names[0]
         self.dataset.options, self.dataset.value = names, dataset
         labels = [model_label(model) for model in self._models]
         self.model.options = [(label, place) for place, label in enumerate(labels)]
