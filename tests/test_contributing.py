@@ -86,7 +86,7 @@ def project(tmp_path_factory):
 def write_notebook(path):
     parameters = nbformat.v4.new_code_cell(block("dataset = ").rstrip())
     parameters.metadata["tags"] = ["parameters"]
-    last = nbformat.v4.new_code_cell(block("size = pd.qcut").rstrip())
+    last = nbformat.v4.new_code_cell(block("large = ").rstrip())
     last.metadata["tags"] = ["nbval-ignore-output"]
     notebook = nbformat.v4.new_notebook(
         cells=[
@@ -126,9 +126,9 @@ def test_what_the_page_adds_runs_and_is_accepted(project):
     files = ["test_repository", "test_catalog", "test_variants", "test_published", "test_results"]
     tests = [f"tests/{name}.py" for name in files]
     chosen = "clinicdb or segresnet or counts or complete or variant or lesion or stage or house"
-    output = run(project, sys.executable, "-m", "pytest", "-q", *tests, "-k", chosen)
+    output = run(project, sys.executable, "-m", "pytest", *tests, "-k", chosen)
     assert "failed" not in output
-    output = run(project, sys.executable, "-m", "pytest", "-q", "--nbval", notebook)
+    output = run(project, sys.executable, "-m", "pytest", "--nbval", notebook)
     assert "3 passed" in output
 
 

@@ -171,7 +171,7 @@ def test_one_step_lowers_the_loss_and_touches_nothing_frozen(name, vae_of, batch
 @pytest.mark.parametrize("name", SIZES)
 def test_terms_are_those_of_the_variant(name, vae_of, batch):
     terms = loss_terms(VARIANTS[name], build_variant(name), WaveGMSLoss(), vae_of(name), *batch)
-    expected = {"loss", "seg"} if name == "unet" else {"loss", "seg", "lm"}
+    expected = {"loss", "seg"} if VARIANTS[name].autoencoder is None else {"loss", "seg", "lm"}
     assert terms.keys() == expected | ({"align"} if name in ALIGNED else set())
     total = sum(value for key, value in terms.items() if key != "loss")
     torch.testing.assert_close(terms["loss"], total)
@@ -197,7 +197,7 @@ def test_trained_kept_and_opened_again(name, run, validation_set, vae_of):
     result = run(name)
     columns = ["epoch", "selection_dice"]
     if VARIANTS[name].trained:
-        losses = ["loss", "seg"] + ([] if name == "unet" else ["lm"])
+        losses = ["loss", "seg"] + ([] if VARIANTS[name].autoencoder is None else ["lm"])
         losses += ["align"] if name in ALIGNED else []
         columns = ["epoch", "learning_rate", *losses, "selection_dice"]
     assert list(result.history) == columns and len(result.history) == 1
@@ -215,7 +215,7 @@ def test_trained_kept_and_opened_again(name, run, validation_set, vae_of):
     without_encoder = {"mapping", "vae"}
     assert parts == (
         {"network"}
-        if name == "unet"
+        if VARIANTS[name].autoencoder is None
         else without_encoder | ({"encoder"} if name.startswith("wave_gms") else set())
     )
     if vae := vae_of(name):
