@@ -132,9 +132,9 @@ def validation_set(prepared):
 
 @pytest.fixture(scope="session")
 def trained_vae(train_set):
-    """A small autoencoder that gives the four training masks back; about 20 s."""
+    """A small autoencoder that gives the four training masks back; about 14 s."""
     settings = AutoencoderTraining(
-        channels=16, blocks=1, steps=500, batch_size=4, learning_rate=5e-3
+        channels=16, blocks=1, steps=350, batch_size=4, learning_rate=5e-3
     )
     return train_autoencoder(train_set, settings, seed=0)
 
@@ -156,7 +156,7 @@ def small_vae():
     return freeze(build_autoencoder(16, 1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def training_params():
     """A maker of training settings without augmentation; keywords change single ones."""
 

@@ -1,5 +1,6 @@
 """A row of the ablation: what it leaves behind, and what it says where it cannot be run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from wavegms.tables import readable
 PUBLISHED = Path(__file__).parents[1] / "results/published"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(training_params):
     autoencoder = {"source": "train", "hub": "", "path": "", "sd_vae": "", "min_mask_dice": 0}
     train = {"channels": 8, "blocks": 1, "steps": 1, "batch_size": 1, "learning_rate": 1e-3}
@@ -30,55 +31,61 @@ def settings(training_params):
     )
 
 
-@pytest.fixture
-def row(settings, prepared, tmp_path):
-    """Runs a row of phantom_a; keywords change arguments."""
+@pytest.fixture(scope="module")
+def row(settings, prepared):
+    """Runs the U-Net's row of phantom_a in a folder; keywords change arguments."""
 
-    def start(variant="unet", **changes):
-        place = f"phantom_a/{variant}/seed_5"
+    def start(folder, **changes):
         arguments = {
             "dataset": "phantom_a",
             "epochs": 2,
             "seed": 5,
             "prepared": prepared,
-            "autoencoder": tmp_path / "autoencoder",
-            "checkpoints": tmp_path / "checkpoints",
-            "live": tmp_path / "live",
-            "model": tmp_path / "model",
-            "scores": tmp_path / "scores" / place,
+            "autoencoder": folder / "autoencoder",
+            "checkpoints": folder / "checkpoints",
+            "live": folder / "live",
+            "model": folder / "model",
+            "scores": folder / "scores/phantom_a/unet/seed_5",
         }
-        return run_row(variant, settings, **arguments | changes)
+        return run_row("unet", settings, **arguments | changes)
 
     return start
 
 
-def test_a_row_has_its_own_budget_everywhere(row, tmp_path):
-    done = row()
-    assert done.result.history["epoch"].tolist() == [1, 2]
-    scores = read_scores(tmp_path / "scores")
+@pytest.fixture(scope="module")
+def done(row, tmp_path_factory):
+    """A folder with the row, and what running it gave."""
+    folder = tmp_path_factory.mktemp("row")
+    return folder, row(folder)
+
+
+def test_a_row_has_its_own_budget_everywhere(done):
+    folder, outcome = done
+    assert outcome.result.history["epoch"].tolist() == [1, 2]
+    scores = read_scores(folder / "scores")
     assert set(scores["epochs"]) == {2} and set(scores["seed"]) == {5}
-    card = read_card(tmp_path / "model")
+    card = read_card(folder / "model")
     assert card.epochs == card.parameters["training"]["epochs"] == 2
     assert card.parameters["training"]["epochs_by_dataset"] == {}
 
 
-def test_the_scores_are_those_of_the_published_model(row, prepared, tmp_path):
-    row()
+def test_the_scores_are_those_of_the_published_model(done, prepared):
+    folder, _ = done
     test_set = PreparedDataset(prepared, "test")
-    pipeline = WaveGMSPipeline.from_pretrained(tmp_path / "model")
+    pipeline = WaveGMSPipeline.from_pretrained(folder / "model")
     expected = score_split(predict_split(pipeline, test_set), test_set, 0.5)
-    scores = read_scores(tmp_path / "scores")
+    scores = read_scores(folder / "scores")
     assert scores["id"].tolist() == expected["id"].tolist()
     for metric in ("dsc", "hd95"):
         assert scores[metric].to_numpy() == pytest.approx(expected[metric].to_numpy(), abs=1e-6)
 
 
-def test_a_row_that_fails_leaves_the_earlier_scores(row, tmp_path):
-    row()
-    before = tree(tmp_path / "scores"), tree(tmp_path / "model")
+def test_a_row_that_fails_leaves_the_earlier_scores(row, done):
+    folder, _ = done
+    before = tree(folder / "scores"), tree(folder / "model")
     with pytest.raises(InputError, match="warmup_epochs"):
-        row(epochs=0)
-    assert (tree(tmp_path / "scores"), tree(tmp_path / "model")) == before
+        row(folder, epochs=0)
+    assert (tree(folder / "scores"), tree(folder / "model")) == before
 
 
 def test_only_what_is_not_trained_needs_weights(tmp_path):
@@ -90,9 +97,8 @@ def test_only_what_is_not_trained_needs_weights(tmp_path):
     assert why_not_run("tinyvae_mismatch", checkpoint) == ""
 
 
-def test_the_table_says_why_a_row_was_not_run(row, tmp_path):
-    row("unet")
-    scores = tmp_path / "scores"
+def test_the_table_says_why_a_row_was_not_run(done, tmp_path):
+    scores = Path(shutil.copytree(done[0] / "scores", tmp_path / "scores"))
     reason = why_not_run("tinyvae_mismatch", tmp_path / "none.pth")
     note_not_run(scores / "phantom_a/tinyvae_mismatch/seed_5", reason)
     not_run = read_not_run(scores)
@@ -108,6 +114,6 @@ def test_the_table_says_why_a_row_was_not_run(row, tmp_path):
 def test_a_row_replaces_its_reason(row, tmp_path):
     scores = tmp_path / "scores/phantom_a/unet/seed_5"
     note_not_run(scores, "for some reason")
-    row("unet")
+    row(tmp_path)
     assert read_not_run(tmp_path / "scores") == {}
     assert {path.name for path in scores.iterdir()} == {"phantom_a.csv", "phantom_a.json"}

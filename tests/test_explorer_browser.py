@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from time import monotonic, sleep
 
+import pytest
 from browser import IN_A_BROWSER, launch
 from explorer_project import write_project
 from jupyter_server.serverapp import list_running_servers
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks/09_explore.ipynb"
 TOKEN = "explorer"
 
-pytestmark = IN_A_BROWSER
+pytestmark = [*IN_A_BROWSER, pytest.mark.alone]
 
 
 @contextmanager
