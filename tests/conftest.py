@@ -1,6 +1,8 @@
 """What several test files share: settings, real data, a small trained world, and a count."""
 
+import locale
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +29,10 @@ settings.load_profile("wavegms")
 
 # Networks this small gain nothing from threads, and one thread adds in the same order every time.
 torch.set_num_threads(1)
+
+# In the background of a script Ctrl-C is ignored, and would be by all that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NO_AUGMENTATION = {
     "horizontal_flip": 0.0,
@@ -83,6 +89,14 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first: side by side with others, none of them begins when all end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def kept_locale():
+    """Some library sets the C locale for the whole process, where files are read as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(autouse=True)

@@ -113,7 +113,7 @@ def test_a_shared_model_goes_to_a_hub_and_comes_back(original, tmp_path):
     (soft,) = session.run(["probabilities"], {"images": images.numpy()})
     assert np.abs(soft - expected.numpy()).max() < 1e-3
     assert read_card(out) == read_card(original / MODEL)
-    card = (out / "README.md").read_text()
+    card = (out / "README.md").read_text(encoding="utf-8")
     assert "Not for clinical use" in card and "model.onnx" in card
 
 

@@ -179,7 +179,7 @@ def test_an_interrupted_sweep_leaves_neither_processes_nor_locks(project):
             break
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)
-    assert running.wait(timeout=30) == 130
+    assert running.wait(timeout=120) == 130
     change(seconds=0)
     for _ in range(100):
         if Path(".dvc/tmp/rwlock").read_text() == "{}":
