@@ -10,7 +10,7 @@ repro: $(VENV)/installed
 	$(BIN)/dvc repro
 
 # Side by side, each process with one thread: file by file, so that what a file's tests share is made
-# once, and in the order of tests/conftest.py, which begins with the whole pipeline.
+# once, the slow files first (tests/conftest.py). What measures or needs all cores comes last.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m alone

@@ -1,6 +1,7 @@
 """The training loop: it can learn, it repeats itself, and it keeps what it says it keeps."""
 
 import json
+import os
 import subprocess
 
 import pandas as pd
@@ -14,7 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 
 from wavegms import InputError, WaveGMSPipeline, training_loop
-from wavegms.config import AugmentationParams
+from wavegms.autoencoder_training import train_autoencoder
+from wavegms.config import AugmentationParams, AutoencoderTraining
 from wavegms.losses import WaveGMSLoss, soft_dice
 from wavegms.models.variants import build_variant
 from wavegms.training import learning_rate_factor, train
@@ -143,6 +145,22 @@ def test_the_seed_decides_everything(run):
     assert equal(weights(once.folder / "last"), weights(again.folder / "last"))
     assert not equal(weights(once.folder / "last"), weights(other.folder / "last"))
     assert (once.history["loss"] != other.history["loss"]).all()
+
+
+@pytest.mark.alone
+def test_several_threads_give_the_same_again(run, train_set):
+    """Beside others every test has one thread, a training on a machine of its own has more."""
+    augment = AugmentationParams(**dict.fromkeys(NO_AUGMENTATION, 0.5))
+    small = AutoencoderTraining(channels=16, blocks=1, steps=20, batch_size=4, learning_rate=5e-3)
+    torch.set_num_threads(max(2, os.cpu_count()))
+    try:
+        vaes = [train_autoencoder(train_set, small, seed=0).state_dict() for _ in range(2)]
+        once, again = (run(name, epochs=4, augmentation=augment) for name in ("once", "again"))
+    finally:
+        torch.set_num_threads(1)
+    assert equal(*vaes)
+    pd.testing.assert_frame_equal(once.history, again.history, check_exact=True)
+    assert equal(weights(once.folder / "last"), weights(again.folder / "last"))
 
 
 def test_augmentation_is_applied_to_what_is_learnt_from(run):
