@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+from playwright.sync_api import expect
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Without a sandbox, which root cannot have, and without asking anyone but the page's server.
@@ -25,6 +26,9 @@ IN_A_BROWSER = [
         not _CHROMIUM, reason="no Chromium on PATH, and none named by the variable CHROMIUM"
     ),
 ]
+
+# On a busy machine; how soon the explorer reacts is measured by its own test.
+expect.set_options(timeout=20_000)
 
 
 def launch(playwright):
