@@ -11,6 +11,17 @@ from wavegms.notebooks import KEEP_MEMORY
 
 ROOT = Path(__file__).parents[1]
 
+# Of a profile that runs in seconds, whatever its datasets; the scores mean nothing.
+TINY_SETTING = """
+image_size: 32
+split: {method: random}
+autoencoder: {source: train, min_mask_dice: 0.0, train: {channels: 16, blocks: 1, steps: 40}}
+training: {epochs: 2, batch_size: 4, warmup_epochs: 0}
+evaluation: {threshold: 0.2, bootstrap_resamples: 100}
+generalization: []
+ablation: {datasets: []}
+"""
+
 
 def copy_repository(root):
     """Copies what git holds, changes that are not committed included, and commits it."""

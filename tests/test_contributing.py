@@ -7,23 +7,16 @@ from textwrap import indent
 
 import nbformat
 import pytest
-from copies import ROOT, commit, copy_repository, run, started
+from copies import ROOT, TINY_SETTING, commit, copy_repository, run, started
 from dvc.utils.hydra import compose_and_dump
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\w+\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-TINY = """
+TINY = f"""
 # @package _global_
 datasets: [clinicdb]
 variants: [wave_gms, segresnet]
-image_size: 32
-split: {method: random}
-autoencoder: {source: train, min_mask_dice: 0.0, train: {channels: 16, blocks: 1, steps: 40}}
-training: {epochs: 2, batch_size: 4, warmup_epochs: 0}
-evaluation: {threshold: 0.2, bootstrap_resamples: 100}
-generalization: []
-ablation: {datasets: []}
-"""
+{TINY_SETTING}"""
 # in tests/, where the writer is
 DRAW = """
 from pathlib import Path

@@ -10,7 +10,7 @@ from io import StringIO
 
 import pytest
 import yaml
-from copies import ROOT, ask, commit, copy_repository, run, started
+from copies import ROOT, TINY_SETTING, ask, commit, copy_repository, run, started
 from layouts import picture, save, tree, write_plain
 
 from wavegms import WaveGMSPipeline
@@ -18,20 +18,13 @@ from wavegms.training_state import _CODE
 
 pytestmark = pytest.mark.slow
 
-TINY = """
+TINY = f"""
 # @package _global_
 datasets: [phantom_a, own]
 seed: 1
 seeds: [1]
-image_size: 32
-phantom: {datasets: [phantom_a], images: 16, seed: 1}
-split: {method: random}
-autoencoder: {source: train, min_mask_dice: 0.0, train: {channels: 16, blocks: 1, steps: 40}}
-training: {epochs: 2, batch_size: 4, warmup_epochs: 0}
-evaluation: {threshold: 0.2, bootstrap_resamples: 100}
-generalization: []
-ablation: {datasets: []}
-"""
+phantom: {{datasets: [phantom_a], images: 16, seed: 1}}
+{TINY_SETTING}"""
 UP_TO_SCORES = ["check", "prepare", "autoencoder", "train", "evaluate", "data/raw/own.dvc"]
 TRAINED, EVALUATED = "train@own-wave_gms-1", "evaluate@own-wave_gms-1"
 SCORES = "results/scores/own/wave_gms/seed_1/own.json"

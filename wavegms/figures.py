@@ -87,28 +87,27 @@ def show_cases(dataset: PreparedDataset, indices: Sequence[int], columns: int = 
         indices: which of its images.
         columns: pictures a row.
     """
-    columns = min(columns, len(indices))
-    figure, axes = new_grid(-(-len(indices) // columns), columns)
-    for axis, index in zip(axes.flat, indices, strict=False):
+    pairs = []
+    for index in indices:
         case = dataset[index]
-        draw_case(axis, as_picture(case["image"]), case["mask"][0].numpy().astype(bool))
         label = f"\n{dataset.labels[index]}" if dataset.labels[index] else ""
-        axis.set_title(f"{dataset.ids[index]}{label}", fontsize=7)
-    return figure
+        mask = case["mask"][0].numpy().astype(bool)
+        pairs.append((f"{dataset.ids[index]}{label}", as_picture(case["image"]), mask))
+    return show_pairs(pairs, columns)
 
 
-def show_pairs(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], columns: int = 6) -> Figure:
+def show_pairs(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int = 6) -> Figure:
     """Images of any sizes with the contour of their mask.
 
     Args:
-        pairs: image, uint8 (H, W, 3), and mask, bool (H, W), by name.
+        pairs: title; image, uint8 (H, W, 3); and mask, bool (H, W).
         columns: pictures a row.
     """
     columns = min(columns, len(pairs))
     figure, axes = new_grid(-(-len(pairs) // columns), columns)
-    for axis, (name, (image, mask)) in zip(axes.flat, pairs.items(), strict=False):
+    for axis, (title, image, mask) in zip(axes.flat, pairs, strict=False):
         draw_case(axis, image, mask)
-        axis.set_title(textwrap.fill(name, 30), fontsize=7)
+        axis.set_title(title, fontsize=7)
     return figure
 
 

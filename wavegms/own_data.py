@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -230,8 +231,8 @@ def _count(modes: Iterable[str]) -> str:
 
 def _write_preview(name: str, cases: Sequence[Case]) -> Path:
     chosen = np.linspace(0, len(cases) - 1, min(_SHOWN, len(cases))).round().astype(int)
-    pairs = {cases[index].id: read_pair(cases[index]) for index in chosen}
-    figure = show_pairs({id: (np.asarray(pair.image), pair.mask) for id, pair in pairs.items()})
+    pairs = [(textwrap.fill(cases[i].id, 30), read_pair(cases[i])) for i in chosen]
+    figure = show_pairs([(title, np.asarray(pair.image), pair.mask) for title, pair in pairs])
     path = _PREVIEWS / f"{name}.png"
     with replace_file(path) as fresh:
         figure.savefig(fresh, format="png", dpi=100)
