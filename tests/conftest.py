@@ -16,12 +16,12 @@ import torch
 from hypothesis import settings
 
 from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
-from wavegms.autoencoder_training import build_autoencoder, train_autoencoder
 from wavegms.config import AugmentationParams, AutoencoderTraining, TrainingParams
 from wavegms.data.dataset import PreparedDataset
-from wavegms.data.phantom import write_phantoms
 from wavegms.data.prepare import prepare_dataset
 from wavegms.models.autoencoder import freeze
+from wavegms.phantom.scanner import write_phantoms
+from wavegms.training.autoencoder import build_autoencoder, train_autoencoder
 
 # The first example pays for imports and warm-up, and a busy machine is not a failure.
 settings.register_profile("wavegms", deadline=None)

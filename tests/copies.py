@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from wavegms.notebooks import KEEP_MEMORY
+from wavegms.project import KEEP_MEMORY
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,8 +2,8 @@
 
 import shutil
 
-from wavegms.cards import ModelCard, weights_hash, write_card
-from wavegms.data.prepare import data_hash
+from wavegms.data.manifest import data_hash
+from wavegms.training.card import ModelCard, weights_hash, write_card
 
 
 def write_model(folder, pipeline, prepared, **changes):

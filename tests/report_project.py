@@ -9,13 +9,14 @@ from explorer_project import write_model
 from scores import invent_scores, put
 
 from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
-from wavegms.autoencoder_training import build_autoencoder
-from wavegms.cards import card_hash, read_card
 from wavegms.config import load_params
-from wavegms.data.audit import PAIR_COLUMNS, write_audit
+from wavegms.data.audit import write_audit
+from wavegms.data.manifest import PAIR_COLUMNS
 from wavegms.models.autoencoder import freeze
-from wavegms.provenance import run_record
-from wavegms.report_notebooks import expected_notebooks
+from wavegms.project import run_record
+from wavegms.report.notebooks import expected_notebooks
+from wavegms.training.autoencoder import build_autoencoder
+from wavegms.training.card import card_hash, read_card
 
 RUN = "phantom_a/wave_gms/seed_2333"
 

@@ -7,13 +7,19 @@ import pytest
 from layouts import tree
 
 from wavegms import InputError, WaveGMSPipeline
-from wavegms.ablation import AblationSettings, note_not_run, read_not_run, run_row, why_not_run
-from wavegms.cards import read_card
 from wavegms.config import AutoencoderParams, EvaluationParams, LossParams, ModelParams
 from wavegms.data.dataset import PreparedDataset
-from wavegms.evaluation import predict_split, score_split
-from wavegms.results import ablation_table, read_published, read_scores, summarize_systems
-from wavegms.tables import readable
+from wavegms.results.ablation import (
+    AblationSettings,
+    note_not_run,
+    read_not_run,
+    run_row,
+    why_not_run,
+)
+from wavegms.results.readable import readable
+from wavegms.results.scores import predict_split, score_split
+from wavegms.results.tables import ablation_table, read_published, read_scores, summarize_systems
+from wavegms.training.card import read_card
 
 PUBLISHED = Path(__file__).parents[1] / "results/published"
 

@@ -12,21 +12,16 @@ from PIL import Image
 from test_config import VALUES
 from test_duplicates import COPIES, HEIGHT, WIDTH, tissue
 
-from wavegms.checks import check_inputs
-from wavegms.data.audit import (
-    PAIR_COLUMNS,
-    audit_prepared,
-    leaking_ids,
-    write_audit,
-)
+from wavegms.data.audit import audit_prepared, write_audit
 from wavegms.data.duplicates import find_duplicates, read_thumbnails
-from wavegms.data.files import open_image
-from wavegms.data.phantom import write_phantoms
-from wavegms.data.prepare import load_manifest, prepare_dataset
+from wavegms.data.manifest import PAIR_COLUMNS, leaking_ids, load_manifest
+from wavegms.data.prepare import prepare_dataset
 from wavegms.errors import InputError
-from wavegms.evaluation import METRICS, summarize, summarize_audited
-from wavegms.figures_audit import draw_pairs
-from wavegms.imaging import as_rgb
+from wavegms.figures.cases import draw_pairs
+from wavegms.images import as_rgb, open_image
+from wavegms.phantom.scanner import write_phantoms
+from wavegms.results.statistics import METRICS, summarize, summarize_audited
+from wavegms.run.check import check_inputs
 
 
 def prepare(name, raw, out, **changes):

@@ -8,7 +8,7 @@ from conftest import NO_AUGMENTATION
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavegms.data.augment import Augmentation
+from wavegms.data.batches import Augmentation
 
 KNOBS = list(NO_AUGMENTATION)
 GEOMETRY = ["horizontal_flip", "vertical_flip", "rotate_90", "shift_scale_rotate"]

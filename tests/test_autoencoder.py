@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wavegms import InputError, load_autoencoder
-from wavegms.autoencoder_training import build_autoencoder
-from wavegms.imaging import as_mask, resize_mask
+from wavegms.images import as_mask, resize_mask
 from wavegms.models import autoencoder as module
 from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks, freeze
+from wavegms.training.autoencoder import build_autoencoder
 
 
 class Block(nn.Module):

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from wavegms import InputError
-from wavegms.autoencoder_training import (
+from wavegms.config import AutoencoderParams, AutoencoderTraining
+from wavegms.data.manifest import load_manifest
+from wavegms.models.autoencoder import freeze
+from wavegms.training.autoencoder import (
     ReconstructionQuality,
     build_autoencoder,
     describe_autoencoder,
@@ -19,9 +22,6 @@ from wavegms.autoencoder_training import (
     train_autoencoder,
     write_quality,
 )
-from wavegms.config import AutoencoderParams, AutoencoderTraining
-from wavegms.data.prepare import load_manifest
-from wavegms.models.autoencoder import freeze
 
 
 def tiny(**changes):

@@ -6,8 +6,7 @@ from conftest import NO_AUGMENTATION
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavegms.data.augment import Augmentation
-from wavegms.data.batches import TrainingBatches
+from wavegms.data.batches import Augmentation, TrainingBatches
 
 LIVELY = dict.fromkeys(NO_AUGMENTATION, 0.7)
 

@@ -6,10 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wavegms import InputError, benchmark, efficiency_worker
-from wavegms.benchmark import Case, cases, count_gflop, run_benchmark, tabulate_ratios
-from wavegms.efficiency import GIB, count_sizes
-from wavegms.efficiency_worker import Workload, measure_work
+from wavegms import InputError
+from wavegms.costs import bench as benchmark
+from wavegms.costs import measure as efficiency_worker
+from wavegms.costs.bench import Case, cases, run_benchmark, tabulate_ratios
+from wavegms.costs.measure import Workload, measure_work
+from wavegms.costs.tables import GIB, count_gflop, count_sizes
 
 POSITIVE = st.floats(0.01, 100)
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from wavegms import InputError, WaveGMSPipeline
-from wavegms.autoencoder_training import AutoencoderCard, ReconstructionQuality
-from wavegms.cards import card_hash, library_versions, read_card, weights_hash, write_card
 from wavegms.config import LossParams
-from wavegms.publishing import publish_model, published_models
-from wavegms.training import TrainingResult
-from wavegms.training_state import STATE_NAME
+from wavegms.project import library_versions
+from wavegms.training.autoencoder import AutoencoderCard, ReconstructionQuality
+from wavegms.training.card import card_hash, read_card, weights_hash, write_card
+from wavegms.training.publish import publish_model, published_models
+from wavegms.training.recipe import TrainingResult
+from wavegms.training.state import STATE_NAME
 
 QUALITY = ReconstructionQuality(image_psnr=22.5, mask_dice=0.97, images=4)
 

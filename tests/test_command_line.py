@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from wavegms.__main__ import main
-from wavegms.data.phantom import write_phantoms
+from wavegms.phantom.scanner import write_phantoms
 
 ROOT = Path(__file__).parents[1]
 

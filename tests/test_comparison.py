@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scores import invent_scores
 
-from wavegms.comparison import compare_variants, holm, paired_differences, paired_test
 from wavegms.errors import InputError
+from wavegms.results.statistics import compare_variants, holm, paired_differences, paired_test
 
 p_lists = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 

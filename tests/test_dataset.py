@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from wavegms.data.dataset import PreparedDataset
-from wavegms.data.prepare import load_manifest, prepare_dataset
+from wavegms.data.manifest import load_manifest
+from wavegms.data.prepare import prepare_dataset
 from wavegms.errors import InputError
 
 

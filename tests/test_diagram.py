@@ -9,11 +9,11 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 
 from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
-from wavegms.autoencoder_training import build_autoencoder
-from wavegms.diagram import draw_method
 from wavegms.errors import InputError
-from wavegms.figures_results import save_figure
+from wavegms.figures.diagram import draw_method
+from wavegms.figures.style import save_figure
 from wavegms.models.wavelet import multi_level_bands
+from wavegms.training.autoencoder import build_autoencoder
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -23,12 +23,11 @@ from layouts import tree, write_busi, write_ham10000, write_kvasir, write_split
 from test_archives import make_tar
 
 from wavegms.__main__ import main
-from wavegms.data.catalog import CATALOG, find_cases, spec_of
+from wavegms.data.catalog import CATALOG, SOURCES, Download, find_cases, spec_of
 from wavegms.data.download import describe_sources, get_source
-from wavegms.data.files import sha256_of
-from wavegms.data.sources import SOURCES, Download
 from wavegms.data.splits import read_published_split
 from wavegms.errors import InputError
+from wavegms.files import sha256_of
 
 LOGIN = b"\n<!DOCTYPE html><html><body>Please log in</body></html>"
 

@@ -12,8 +12,11 @@ from test_export import build_vae, shorten
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from wavegms import InputError, efficiency
-from wavegms.efficiency import (
+from wavegms import InputError
+from wavegms.costs import tables as efficiency
+from wavegms.costs.figure import plot_costs
+from wavegms.costs.measure import build_untrained
+from wavegms.costs.tables import (
     GIB,
     beside_table_1,
     beside_table_2,
@@ -23,12 +26,11 @@ from wavegms.efficiency import (
     largest_batches,
     measure,
 )
-from wavegms.efficiency_worker import build_untrained
-from wavegms.figures_efficiency import plot_costs
-from wavegms.losses import WaveGMSLoss
-from wavegms.models.variants import VARIANTS, build_variant
-from wavegms.results import read_published
-from wavegms.training import loss_terms
+from wavegms.models.build import build_variant
+from wavegms.results.tables import read_published
+from wavegms.training.loss import WaveGMSLoss
+from wavegms.training.recipe import loss_terms
+from wavegms.variants import VARIANTS
 
 PUBLISHED = Path(__file__).parent.parent / "results/published"
 TAESD = 1_222_532 + 1_222_531

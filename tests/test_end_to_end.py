@@ -20,10 +20,10 @@ from layouts import tree
 from no_network.guard import attempts, guarded, processes
 
 from wavegms import WaveGMSPipeline
-from wavegms.cards import read_card
 from wavegms.data.catalog import find_cases
-from wavegms.data.prepare import data_hash
-from wavegms.training_state import LOCK_NAME
+from wavegms.data.manifest import data_hash
+from wavegms.training.card import read_card
+from wavegms.training.state import LOCK_NAME
 
 DATASETS = ["phantom_a", "phantom_b"]
 TABLE_4 = [

@@ -10,17 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from medpy.metric import binary
 
-from wavegms.cards import ModelCard, card_hash
 from wavegms.errors import InputError
-from wavegms.evaluation import (
-    METRICS,
-    choose_cases,
-    predict_split,
-    score_split,
-    summarize,
-    write_scores,
-)
-from wavegms.results import read_scores
+from wavegms.results.scores import choose_cases, predict_split, score_split, write_scores
+from wavegms.results.statistics import METRICS, summarize
+from wavegms.results.tables import read_scores
+from wavegms.training.card import ModelCard, card_hash
 
 
 @pytest.fixture

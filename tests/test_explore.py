@@ -12,12 +12,10 @@ from explorer_project import write_model, write_project
 from PIL import Image
 
 from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
-from wavegms.autoencoder_training import build_autoencoder
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
-from wavegms.evaluation import score_split
-from wavegms.explore import Explorer, explore
-from wavegms.explore_cases import (
+from wavegms.explore.app import Explorer, explore
+from wavegms.explore.cases import (
     BANDS,
     Errors,
     Workbench,
@@ -26,7 +24,7 @@ from wavegms.explore_cases import (
     find_models,
     read_upload,
 )
-from wavegms.explore_panels import (
+from wavegms.explore.panels import (
     model_label,
     show_bands,
     show_case,
@@ -34,7 +32,7 @@ from wavegms.explore_panels import (
     sort_rows,
     table_lines,
 )
-from wavegms.explore_pictures import (
+from wavegms.explore.pictures import (
     FOUND,
     MISSED,
     WRONG,
@@ -43,8 +41,10 @@ from wavegms.explore_pictures import (
     outline_truth,
     paint_errors,
 )
-from wavegms.metrics import mask_metrics
 from wavegms.models.mask_network import MaskNetwork
+from wavegms.results.metrics import mask_metrics
+from wavegms.results.scores import score_split
+from wavegms.training.autoencoder import build_autoencoder
 
 WHOLE = dict.fromkeys(BANDS, 1.0)
 

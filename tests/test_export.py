@@ -16,10 +16,11 @@ from onnxruntime import InferenceSession, SessionOptions
 
 import wavegms
 from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
-from wavegms.autoencoder_training import build_autoencoder
 from wavegms.models import export
 from wavegms.models.autoencoder import freeze
-from wavegms.models.variants import VARIANTS, as_pipeline, build_variant
+from wavegms.models.build import as_pipeline, build_variant
+from wavegms.training.autoencoder import build_autoencoder
+from wavegms.variants import VARIANTS
 
 # 3e-7 to 5e-6 was measured; another processor rounds in another order.
 CLOSE = {"rtol": 0, "atol": 2e-5}

@@ -9,23 +9,18 @@ from matplotlib.colors import to_hex
 from matplotlib.contour import QuadContourSet
 
 from wavegms.config import AugmentationParams
-from wavegms.data.phantom import SCANNERS, simulate
-from wavegms.evaluation import score_split
-from wavegms.figures import (
-    PREDICTION_STYLE,
-    TRUTH_STYLE,
-    draw_case,
-    new_grid,
-    show_augmented,
+from wavegms.figures.cases import (
     show_cases,
     show_comparison,
     show_extremes,
-    show_history,
     show_phantoms,
-    show_reconstructions,
     show_scores,
     show_split,
 )
+from wavegms.figures.method import show_augmented, show_history, show_reconstructions
+from wavegms.figures.style import PREDICTION_STYLE, TRUTH_STYLE, draw_case, new_grid
+from wavegms.phantom.scanner import SCANNERS, simulate
+from wavegms.results.scores import score_split
 
 # An empty mask has no contour, and matplotlib would say so.
 pytestmark = pytest.mark.filterwarnings("error")

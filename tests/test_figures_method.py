@@ -7,11 +7,17 @@ import torch
 from matplotlib import pyplot
 
 from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
-from wavegms.autoencoder_training import build_autoencoder
-from wavegms.figures_method import show_alignment, show_bands, show_latents, show_masks
-from wavegms.losses import alignment_loss
-from wavegms.models.formats import channels_last
-from wavegms.tour import decode_levels, follow_latents
+from wavegms.figures.method import (
+    decode_levels,
+    follow_latents,
+    show_alignment,
+    show_bands,
+    show_latents,
+    show_masks,
+)
+from wavegms.models.autoencoder import channels_last
+from wavegms.training.autoencoder import build_autoencoder
+from wavegms.training.loss import alignment_loss
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -10,16 +10,16 @@ from matplotlib import pyplot
 from PIL import Image
 from scores import invent_scores
 
-from wavegms.comparison import compare_variants
 from wavegms.errors import InputError
-from wavegms.figures_results import (
+from wavegms.figures.results import (
     plot_against_paper,
     plot_differences,
     plot_generalization,
     plot_per_image,
-    save_figure,
 )
-from wavegms.results import (
+from wavegms.figures.style import save_figure
+from wavegms.results.statistics import compare_variants
+from wavegms.results.tables import (
     generalization_table,
     read_published,
     segmentation_table,

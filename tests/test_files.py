@@ -7,11 +7,11 @@ from itertools import count
 
 import pytest
 
-from wavegms.data.files import replace_folder, write_text
+from wavegms.files import replace_folder, write_text
 
 KILLS = 40
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["wavegms.data.files"])
+_forks.set_forkserver_preload(["wavegms.files"])
 
 
 def replace_for_ever(target, started):

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional
 
-from wavegms.autoencoder_training import build_autoencoder
-from wavegms.models.autoencoder import decode_masks, freeze
-from wavegms.models.frozen_decoder import _DoubledConvolution
+from wavegms.models.autoencoder import _DoubledConvolution, decode_masks, freeze
+from wavegms.training.autoencoder import build_autoencoder
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])

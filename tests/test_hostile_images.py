@@ -18,9 +18,9 @@ from PIL import EpsImagePlugin, Image, ImageOps
 from wavegms import InputError
 from wavegms.data.catalog import find_cases
 from wavegms.data.dataset import PreparedDataset
-from wavegms.data.files import FORMATS, MAX_PIXELS, open_image, read_image
-from wavegms.data.prepare import load_manifest, prepare_dataset
-from wavegms.imaging import as_mask, as_rgb
+from wavegms.data.manifest import load_manifest
+from wavegms.data.prepare import prepare_dataset
+from wavegms.images import FORMATS, MAX_PIXELS, as_mask, as_rgb, open_image, read_image
 
 # Every format with every mode that it can hold, and how it packs them.
 ENCODINGS = [

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from layouts import tree, write_busi
 from PIL import Image
 
-from wavegms.data.audit import audit_prepared, read_audit, write_audit
+from wavegms.data.audit import audit_prepared, write_audit
 from wavegms.data.dataset import PreparedDataset
-from wavegms.data.prepare import MANIFEST_COLUMNS, SPLITS, load_manifest, prepare_dataset
+from wavegms.data.manifest import MANIFEST_COLUMNS, SPLITS, load_manifest, read_audit
+from wavegms.data.prepare import prepare_dataset
 
 
 @pytest.fixture(scope="module")

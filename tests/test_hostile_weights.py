@@ -22,7 +22,10 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline, load_autoencoder
-from wavegms.autoencoder_training import (
+from wavegms.models.guided import GuidedLatentMappingModel
+from wavegms.models.mask_network import MaskNetwork
+from wavegms.models.weights import read_tensors
+from wavegms.training.autoencoder import (
     AutoencoderCard,
     ReconstructionQuality,
     build_autoencoder,
@@ -30,9 +33,6 @@ from wavegms.autoencoder_training import (
     require_mask_quality,
     write_quality,
 )
-from wavegms.models.guided import GuidedLatentMappingModel
-from wavegms.models.mask_network import MaskNetwork
-from wavegms.models.weights import read_tensors
 
 STATE = {"0.weight": torch.arange(6.0).reshape(2, 3), "0.bias": torch.ones(2).half()}
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -10,7 +10,7 @@ from layouts import box_mask, mask_image, picture
 from PIL import Image
 
 from wavegms.errors import InputError
-from wavegms.imaging import as_mask, as_rgb, resize_image, resize_mask
+from wavegms.images import as_mask, as_rgb, resize_image, resize_mask
 
 small = st.tuples(st.integers(1, 9), st.integers(1, 9))
 masks = small.flatmap(lambda shape: arrays(bool, shape))

@@ -6,10 +6,11 @@ import pytest
 import torch
 from test_variants import build_kl
 
-from wavegms.autoencoder_training import build_autoencoder
-from wavegms.losses import WaveGMSLoss
 from wavegms.models.autoencoder import freeze
-from wavegms.models.variants import VARIANTS, build_variant
+from wavegms.models.build import build_variant
+from wavegms.training.autoencoder import build_autoencoder
+from wavegms.training.loss import WaveGMSLoss
+from wavegms.variants import VARIANTS
 
 LATENT = [name for name, spec in VARIANTS.items() if spec.autoencoder == "tiny"]
 

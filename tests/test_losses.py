@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from monai.losses import DiceLoss
 
-from wavegms.losses import WaveGMSLoss, alignment_loss, soft_dice
 from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks
-from wavegms.models.variants import build_variant
+from wavegms.models.build import build_variant
+from wavegms.training.loss import WaveGMSLoss, alignment_loss, soft_dice
 
 
 @st.composite

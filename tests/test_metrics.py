@@ -9,7 +9,7 @@ from medpy.metric import binary
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
-from wavegms.metrics import MaskMetrics, mask_metrics
+from wavegms.results.metrics import MaskMetrics, mask_metrics
 
 
 @st.composite

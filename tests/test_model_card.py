@@ -12,10 +12,10 @@ from report_project import RUN, add_audit, add_model, small_pipeline
 from scores import invent_scores
 
 from wavegms import InputError
-from wavegms.cards import ModelCard
 from wavegms.config import EvaluationParams
-from wavegms.data.audit import PAIR_COLUMNS
-from wavegms.model_card import ScoredModel, read_scored_model, render_model_card
+from wavegms.data.manifest import PAIR_COLUMNS
+from wavegms.report.model_card import ScoredModel, read_scored_model, render_model_card
+from wavegms.training.card import ModelCard
 
 EVALUATION = EvaluationParams(threshold=0.5, bootstrap_resamples=100)
 

@@ -14,9 +14,8 @@ import pytest
 import yaml
 
 from wavegms import InputError
-from wavegms.notebooks import read_parameters, refresh_notebook, run_notebook
-from wavegms.project import enter_project
-from wavegms.provenance import run_record
+from wavegms.project import enter_project, run_record
+from wavegms.run.notebooks import read_parameters, refresh_notebook, run_notebook
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,10 +12,11 @@ from dvc.utils.hydra import compose_and_dump
 from layouts import box_mask, mask_image, save, tree, write_plain
 from PIL import Image
 
-from wavegms import InputError, own_data
+from wavegms import InputError
 from wavegms.__main__ import main
 from wavegms.config import load_params
-from wavegms.own_data import add_dataset
+from wavegms.run import add as own_data
+from wavegms.run.add import add_dataset
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from wavegms.data import phantom
-from wavegms.data.phantom import (
+from wavegms.errors import InputError
+from wavegms.phantom import scanner as phantom
+from wavegms.phantom.scanner import (
     SCANNERS,
     complex_noise,
     envelope,
@@ -18,8 +19,7 @@ from wavegms.data.phantom import (
     simulate,
     write_phantoms,
 )
-from wavegms.data.phantom_tissue import ANGLES, Beams, Lesion, Tissue, add_lesions
-from wavegms.errors import InputError
+from wavegms.phantom.tissue import ANGLES, Beams, Lesion, Tissue, add_lesions
 
 BEAMS = Beams.cover((180, 200), depth_mm=36.0, trapezoid_deg=0.0)
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
 
 from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
-from wavegms.imaging import as_rgb, resize_image
-from wavegms.models.formats import channels_last
+from wavegms.images import as_rgb, resize_image
+from wavegms.models.autoencoder import channels_last
 from wavegms.models.mask_network import MaskNetwork
 
 # Batches are summed in another order than single images, and untrained networks amplify that.

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from layouts import box_mask, mask_image, picture, save, tree, write_plain
 
 from wavegms import InputError
+from wavegms.data.cases import match_folders, place
 from wavegms.data.catalog import find_cases
-from wavegms.data.plain import match_folders, place
 from wavegms.data.splits import assign_splits
 
 

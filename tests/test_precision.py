@@ -4,11 +4,13 @@ import pytest
 import torch
 from test_export import build_vae, shorten
 
-from wavegms import InputError, training
-from wavegms.losses import WaveGMSLoss
-from wavegms.models.variants import VARIANTS, as_pipeline, build_variant
-from wavegms.precision import choose_precision, computing_with
-from wavegms.training import loss_terms, train
+from wavegms import InputError
+from wavegms.models.build import as_pipeline, build_variant
+from wavegms.training import recipe as training
+from wavegms.training.loss import WaveGMSLoss
+from wavegms.training.recipe import loss_terms, train
+from wavegms.training.safeguards import choose_precision, computing_with
+from wavegms.variants import VARIANTS
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -22,13 +22,13 @@ from PIL import Image, ImageColor, ImageFilter, ImageOps
 
 from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
 from wavegms.__main__ import main
-from wavegms.autoencoder_training import build_autoencoder
-from wavegms.cards import ModelCard, weights_hash, write_card
 from wavegms.data.dataset import PreparedDataset
-from wavegms.inputs import find_sources
 from wavegms.models.autoencoder import freeze
-from wavegms.overlays import draw_contour, draw_slices
-from wavegms.predict import COLUMNS, SLICE_COLUMNS, measure, predict_files
+from wavegms.predict.inputs import find_sources
+from wavegms.predict.overlays import draw_contour, draw_slices
+from wavegms.predict.run import COLUMNS, SLICE_COLUMNS, measure, predict_files
+from wavegms.training.autoencoder import build_autoencoder
+from wavegms.training.card import ModelCard, weights_hash, write_card
 
 
 class Brightness(ModelMixin, ConfigMixin):
@@ -164,7 +164,7 @@ def test_nothing_depends_on_the_batch(bright, scans, tmp_path, monkeypatch):
     for size, pixels in ((1, None), (3, None), (100, None), (100, 1500)):
         largest.clear()
         if pixels:  # large images go alone, lest the memory run over
-            monkeypatch.setattr("wavegms.predict._PIXELS_WAITING", pixels)
+            monkeypatch.setattr("wavegms.predict.run._PIXELS_WAITING", pixels)
         out = tmp_path / f"{size}_{pixels}"
         predict_files(scans, bright, out, batch_size=size)
         assert max(largest) == (min(size, len(GOOD)) if not pixels else 2)

@@ -29,15 +29,11 @@ from PIL import Image
 
 from wavegms.data import prepare
 from wavegms.data.catalog import CATALOG, find_cases
-from wavegms.data.files import open_image, replace_folder, sha256_of
-from wavegms.data.prepare import (
-    MANIFEST_COLUMNS,
-    PreparationReport,
-    data_hash,
-    load_manifest,
-    prepare_dataset,
-)
+from wavegms.data.manifest import MANIFEST_COLUMNS, data_hash, load_manifest
+from wavegms.data.prepare import PreparationReport, prepare_dataset
 from wavegms.errors import InputError
+from wavegms.files import replace_folder, sha256_of
+from wavegms.images import open_image
 
 
 def run(name: str, raw: Path, out: Path, **changes) -> PreparationReport:

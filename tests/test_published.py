@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from wavegms.errors import InputError
+from wavegms.models.build import build_variant
 from wavegms.models.mapping import LatentMappingModel
-from wavegms.models.variants import VARIANTS, build_variant
-from wavegms.results import PUBLISHED_COLUMNS, read_published
+from wavegms.results.tables import PUBLISHED_COLUMNS, read_published
+from wavegms.variants import VARIANTS
 
 FOLDER = Path(__file__).parent.parent / "results" / "published"
 DATASETS = {2: ["bus", "busi", "ham10000", "kvasir_instrument"], 4: ["bus", "busi"]}

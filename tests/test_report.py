@@ -19,15 +19,15 @@ from report_project import RUN, write_report_project
 from wavegms import InputError
 from wavegms.__main__ import main
 from wavegms.config import load_params
-from wavegms.provenance import run_record
-from wavegms.report import write_report
-from wavegms.report_notebooks import (
+from wavegms.project import run_record
+from wavegms.report.notebooks import (
     SECTIONS,
     Unusable,
     _readable,
     expected_notebooks,
     read_executed,
 )
+from wavegms.report.page import write_report
 
 TRAINING = "reports/02_train_phantom_a_wave_gms_2333.ipynb"
 PARAMETERS = ("metadata", "papermill", "parameters")
@@ -171,7 +171,7 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(
     project, path, broken, said, capsys, survived, monkeypatch
 ):
     # figures take most of the time, and stay as they are
-    monkeypatch.setattr("wavegms.report_notebooks._picture", lambda png, title: "<img>")
+    monkeypatch.setattr("wavegms.report.notebooks._picture", lambda png, title: "<img>")
     broken(project / path)
     assert main(["report"]) == 0
     html = (project / "results/report.html").read_text()
@@ -207,7 +207,7 @@ def test_without_any_run_nothing_is_written(project, capsys):
 
 
 def test_images_that_may_not_be_passed_on_are_warned_of(project, monkeypatch):
-    monkeypatch.setattr("wavegms.report_notebooks._picture", lambda png, title: "<img>")
+    monkeypatch.setattr("wavegms.report.notebooks._picture", lambda png, title: "<img>")
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["external"] = ["bus"]
     (project / "params.yaml").write_text(yaml.safe_dump(params))
@@ -239,7 +239,7 @@ def test_it_looks_for_what_the_pipeline_leaves_and_up_to_date_is_of_this_run():
 
 
 def test_a_folder_in_the_way_is_named(project, monkeypatch):
-    monkeypatch.setattr("wavegms.report_notebooks._picture", lambda png, title: "<img>")
+    monkeypatch.setattr("wavegms.report.notebooks._picture", lambda png, title: "<img>")
     (project / "out/report.html").mkdir(parents=True)
     with pytest.raises(InputError, match=r"report\.html is a folder where a file is to be written"):
         write_report(project / "out/report.html")

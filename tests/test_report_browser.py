@@ -10,7 +10,7 @@ from browser import IN_A_BROWSER, launch
 from playwright.sync_api import expect, sync_playwright
 from report_project import write_report_project
 
-from wavegms.report import write_report
+from wavegms.report.page import write_report
 
 pytestmark = IN_A_BROWSER
 

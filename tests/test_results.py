@@ -8,16 +8,14 @@ import pandas as pd
 import pytest
 from scores import invent_scores, put, write_scores
 
-from wavegms.comparison import compare_variants
 from wavegms.errors import InputError
-from wavegms.evaluation import METRICS
-from wavegms.models.variants import VARIANTS
-from wavegms.results import (
+from wavegms.results.readable import readable, readable_comparisons, write_table
+from wavegms.results.statistics import METRICS, compare_variants, mean_over_seeds
+from wavegms.results.tables import (
     SCORE_COLUMNS,
     ablation_table,
     generalization_table,
     mark_significant,
-    mean_over_seeds,
     read_published,
     read_scores,
     segmentation_table,
@@ -25,7 +23,7 @@ from wavegms.results import (
     summarize_systems,
     title_of,
 )
-from wavegms.tables import readable, readable_comparisons, write_table
+from wavegms.variants import VARIANTS
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 CELL = ["train_set", "test_set", "variant", "metric"]

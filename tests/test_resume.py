@@ -19,21 +19,17 @@ import yaml
 from diffusers import AutoencoderKL
 from layouts import tree
 
-from wavegms import InputError, WaveGMSPipeline, training_loop, training_state
-from wavegms.autoencoder_training import build_autoencoder
+from wavegms import InputError, WaveGMSPipeline
 from wavegms.config import AugmentationParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import Stopped
-from wavegms.losses import WaveGMSLoss
 from wavegms.models.autoencoder import freeze
-from wavegms.training import train
-from wavegms.training_state import (
-    LOCK_NAME,
-    STATE_NAME,
-    discard_state,
-    load_state,
-    only_training,
-)
+from wavegms.training import loop as training_loop
+from wavegms.training import state as training_state
+from wavegms.training.autoencoder import build_autoencoder
+from wavegms.training.loss import WaveGMSLoss
+from wavegms.training.recipe import train
+from wavegms.training.state import LOCK_NAME, STATE_NAME, discard_state, load_state, only_training
 
 ROOT = Path(__file__).parents[1]
 KILLS = 24
@@ -41,7 +37,7 @@ EVERYTHING = AugmentationParams(
     horizontal_flip=0.5, vertical_flip=0.5, rotate_90=0.5, color_jitter=0.5, shift_scale_rotate=0.5
 )
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["wavegms.training"])
+_forks.set_forkserver_preload(["wavegms.training.recipe"])
 
 
 class Disturbed(PreparedDataset):
@@ -343,10 +339,10 @@ def test_other_images_versions_or_code_do_not_go_on(run, saving_each_step, tmp_p
         said = f"but the version of torch was {versions['torch']} and is 1.0: "
         assert said in refused(lambda: run("run"))
     with monkeypatch.context() as patch:
-        patch.setattr(training_state, "_CODE", ("losses.py", "tour.py"))
+        patch.setattr(training_state, "_CODE", ("training/loss.py", "figures/method.py"))
         message = refused(lambda: run("run"))
-        assert "the code in wavegms/training.py changed" in message
-        assert "the code in wavegms/tour.py changed" in message
+        assert "the code in wavegms/training/recipe.py changed" in message
+        assert "the code in wavegms/figures/method.py changed" in message
     run("run")  # and nothing of this has harmed it
 
 

@@ -17,10 +17,11 @@ from no_network.guard import attempts, guarded
 from onnxruntime import InferenceSession
 from report_project import RUN, add_audit, add_model, small_pipeline
 
-from wavegms import InputError, WaveGMSPipeline, sharing
+from wavegms import InputError, WaveGMSPipeline
 from wavegms.__main__ import main
-from wavegms.cards import read_card
-from wavegms.sharing import share_model
+from wavegms.report import share as sharing
+from wavegms.report.share import share_model
+from wavegms.training.card import read_card
 
 MODEL = f"models/{RUN}"
 FILES = {

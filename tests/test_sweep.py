@@ -16,7 +16,7 @@ from copies import ROOT, copy_repository, environment, run, started
 from dvc.repo import Repo
 
 from wavegms.__main__ import main
-from wavegms.sweep import _run_item, find_items
+from wavegms.run.sweep import _run_item, find_items
 
 # What all depend on, a stage with a matrix whose items can be told to fail or to last, and the end.
 PIPELINE = """

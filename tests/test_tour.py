@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wavegms.tour import parameter_table, shapes_along_path, trace_prediction
+from wavegms.figures.method import parameter_table, shapes_along_path, trace_prediction
 
 
 def test_parameters_are_the_papers(pipeline):

@@ -19,22 +19,17 @@ from train_script import SETTINGS
 
 from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
 from wavegms.__main__ import main
-from wavegms.autoencoder_training import (
-    AutoencoderCard,
-    ReconstructionQuality,
-    build_autoencoder,
-)
-from wavegms.cards import card_hash, library_versions, read_card, weights_hash
 from wavegms.config import LossParams, ModelParams
 from wavegms.data.dataset import PreparedDataset
-from wavegms.data.files import sha256_of
-from wavegms.data.phantom import write_phantoms
 from wavegms.data.prepare import prepare_dataset
-from wavegms.evaluation import METRICS, predict_split, score_split, summarize, write_scores
+from wavegms.files import sha256_of
 from wavegms.models.autoencoder import freeze
-from wavegms.provenance import run_record
-from wavegms.publishing import publish_model
-from wavegms.results import (
+from wavegms.phantom.scanner import write_phantoms
+from wavegms.project import library_versions, run_record
+from wavegms.results.readable import readable, write_table
+from wavegms.results.scores import predict_split, score_split, write_scores
+from wavegms.results.statistics import METRICS, summarize
+from wavegms.results.tables import (
     ablation_table,
     generalization_table,
     read_published,
@@ -42,9 +37,11 @@ from wavegms.results import (
     segmentation_table,
     summarize_systems,
 )
-from wavegms.tables import readable, write_table
-from wavegms.trace import Cell, trace_cell
-from wavegms.training import TrainingResult
+from wavegms.results.trace import Cell, trace_cell
+from wavegms.training.autoencoder import AutoencoderCard, ReconstructionQuality, build_autoencoder
+from wavegms.training.card import card_hash, read_card, weights_hash
+from wavegms.training.publish import publish_model
+from wavegms.training.recipe import TrainingResult
 
 SEEDS = (1, 2)
 INSIDE = Cell("phantom_a", "phantom_a", "wave_gms")

@@ -14,13 +14,14 @@ from layouts import tree
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 
-from wavegms import InputError, WaveGMSPipeline, training_loop
-from wavegms.autoencoder_training import train_autoencoder
+from wavegms import InputError, WaveGMSPipeline
 from wavegms.config import AugmentationParams, AutoencoderTraining
-from wavegms.losses import WaveGMSLoss, soft_dice
-from wavegms.models.variants import build_variant
-from wavegms.training import learning_rate_factor, train
-from wavegms.training_state import discard_state
+from wavegms.models.build import build_variant
+from wavegms.training import loop as training_loop
+from wavegms.training.autoencoder import train_autoencoder
+from wavegms.training.loss import WaveGMSLoss, soft_dice
+from wavegms.training.recipe import learning_rate_factor, train
+from wavegms.training.state import discard_state
 
 
 class Repeated(Dataset):

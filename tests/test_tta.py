@@ -10,10 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
-from wavegms.cards import ModelCard
-from wavegms.metrics import mask_metrics
 from wavegms.models.mask_network import MaskNetwork
-from wavegms.tta import (
+from wavegms.predict.tta import (
     AugmentedPipeline,
     Gain,
     View,
@@ -22,6 +20,8 @@ from wavegms.tta import (
     open_validation,
     views_of,
 )
+from wavegms.results.metrics import mask_metrics
+from wavegms.training.card import ModelCard
 
 ALL = [View(mirrored, turns) for mirrored in (False, True) for turns in range(4)]
 settings_of_training = st.fixed_dictionaries(

@@ -12,18 +12,19 @@ from diffusers import AutoencoderKL
 from gms_reference import published_levels, published_state
 
 from wavegms import InputError, LatentMappingModel, WaveGMSPipeline, load_sd_vae
-from wavegms.autoencoder_training import build_autoencoder
-from wavegms.checks import check_inputs
-from wavegms.losses import WaveGMSLoss, mask_loss, soft_dice
 from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks, freeze
+from wavegms.models.build import as_pipeline, build_variant, require_autoencoder
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.guided import (
     GuidedLatentMappingModel,
     SelectiveKernelFusion,
     SpatialFeatureTransform,
 )
-from wavegms.models.variants import VARIANTS, as_pipeline, build_variant, require_autoencoder
-from wavegms.training import loss_terms, train
+from wavegms.run.check import check_inputs
+from wavegms.training.autoencoder import build_autoencoder
+from wavegms.training.loss import WaveGMSLoss, mask_loss, soft_dice
+from wavegms.training.recipe import loss_terms, train
+from wavegms.variants import VARIANTS
 
 MAPPING, ENCODER = 1_564_976, 1_035_692
 

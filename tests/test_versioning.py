@@ -14,7 +14,7 @@ from copies import ROOT, TINY_SETTING, ask, commit, copy_repository, run, starte
 from layouts import picture, save, tree, write_plain
 
 from wavegms import WaveGMSPipeline
-from wavegms.training_state import _CODE
+from wavegms.training.state import _CODE
 
 pytestmark = pytest.mark.slow
 

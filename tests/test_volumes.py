@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from wavegms.errors import InputError
-from wavegms.volumes import (
+from wavegms.predict.volumes import (
     PLANES,
     Volume,
     is_dicom,

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from accelerate import PartialState, notebook_launcher
 
-from wavegms import training_loop
-from wavegms.autoencoder_training import build_autoencoder
 from wavegms.config import AugmentationParams, TrainingParams
 from wavegms.data.dataset import PreparedDataset
-from wavegms.losses import WaveGMSLoss
 from wavegms.models.autoencoder import freeze
-from wavegms.training import train
+from wavegms.training import loop as training_loop
+from wavegms.training.autoencoder import build_autoencoder
+from wavegms.training.loss import WaveGMSLoss
+from wavegms.training.recipe import train
 
 SETTINGS = TrainingParams(
     epochs=1,

@@ -19,6 +19,7 @@ _PUBLIC = {
     # diffusers looks up the base class of a pipeline's components in the package that defines them
     "ModelMixin": "diffusers",
 }
+
 __all__ = [
     "InputError",
     "LatentMappingModel",

@@ -102,11 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "check":
-            from wavegms.checks import check_inputs
+            from wavegms.run.check import check_inputs
 
             check_inputs(options.params, options.raw, options.out)
         elif options.command == "run":
-            from wavegms.notebooks import run_notebook
+            from wavegms.run.notebooks import run_notebook
 
             run_notebook(options.notebook, options.output, dict(options.pairs), options.params)
         elif options.command == "get":
@@ -119,27 +119,27 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 print(describe_sources(), end="")
         elif options.command == "add":
-            from wavegms.own_data import add_dataset
-            from wavegms.own_data import report as say
             from wavegms.project import enter_project
+            from wavegms.run.add import add_dataset
+            from wavegms.run.add import report as say
 
             images, masks = (path and path.absolute() for path in (options.images, options.masks))
             enter_project()
             print(say(add_dataset(options.name, images, masks)), end="")
         elif options.command == "bench":
-            from wavegms.benchmark import run_benchmark
+            from wavegms.costs.bench import run_benchmark
 
             run_benchmark(
                 options.image_size, options.batch_sizes, options.rounds, options.steps, options.out
             )
         elif options.command == "sweep":
-            from wavegms.sweep import sweep_stage
+            from wavegms.run.sweep import sweep_stage
 
             sweep_stage(
                 options.stage, options.executor, options.logs, options.options, options.jobs
             )
         elif options.command == "trace":
-            from wavegms.trace import Cell, report_trace, trace_cell
+            from wavegms.results.trace import Cell, report_trace, trace_cell
 
             test_set = options.test_set or options.train_set
             cell = Cell(
@@ -147,23 +147,23 @@ def main(arguments: list[str] | None = None) -> int:
             )
             print(report_trace(trace_cell(cell)))
         elif options.command == "report":
-            from wavegms.report import write_report
+            from wavegms.report.page import write_report
 
             written = write_report(options.out)
             print(*written.missing, sep="\n", end="\n" if written.missing else "")
             print(f"written: {written.path} and {len(written.cards)} model cards beside it")
         elif options.command == "share":
-            from wavegms.sharing import share_model
+            from wavegms.report.share import share_model
 
             share_model(options.model, options.out, hub_id=options.push)
             print(f"written: {options.out}")
         elif options.command == "predict":
-            from wavegms.predict import predict_files, report
+            from wavegms.predict.run import predict_files, report
 
             chosen = {name: value for name, value in vars(options).items() if name != "command"}
             report(predict_files(**chosen), options.out)
         else:
-            from wavegms.notebooks import refresh_notebook
+            from wavegms.run.notebooks import refresh_notebook
 
             for notebook in options.notebooks:
                 print(notebook)

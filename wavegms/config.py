@@ -24,6 +24,7 @@ from wavegms.errors import InputError, first_line
 
 # Ten times what params.yaml has, aliases written out.
 MAX_BYTES = 100_000
+
 MAX_VALUES = 10_000
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -75,18 +76,29 @@ def _check_place(place: str) -> str:
 
 
 Integer = Annotated[int, BeforeValidator(_check_no_truth)]
+
 Number = Annotated[float, BeforeValidator(_check_no_truth)]
+
 Place = Annotated[str, AfterValidator(_check_place)]
+
 Name = Annotated[str, AfterValidator(_check_name)]
+
 Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_check_unique)]
+
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
+
 Probability = Annotated[Number, Field(ge=0, le=1)]
+
 # No run ends that does more of anything than this.
 PositiveInt = Annotated[Integer, Field(ge=1, le=100_000_000)]
+
 # Width and depth of networks.
 Channels = Annotated[Integer, Field(ge=1, le=4096)]
+
 Blocks = Annotated[Integer, Field(ge=1, le=64)]
+
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
 
 

@@ -18,6 +18,7 @@ from typing import IO
 from wavegms.errors import InputError
 
 _CHUNK = 1 << 20
+
 # What macOS adds to archives: stubs that look like images to a reader.
 _LEFTOVERS = re.compile(r"(^|/)(__MACOSX(/|$)|\._|\.DS_Store$)")
 

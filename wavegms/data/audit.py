@@ -17,25 +17,10 @@ from wavegms.data.duplicates import (
     find_duplicates,
     read_thumbnails,
 )
-from wavegms.data.files import read_image, write_text
-from wavegms.data.prepare import load_manifest
-from wavegms.errors import InputError
-from wavegms.imaging import as_rgb
+from wavegms.data.manifest import PAIR_COLUMNS, _leaking, load_manifest
+from wavegms.files import write_text
+from wavegms.images import as_rgb, read_image
 
-# What each column of the pairs holds.
-PAIR_COLUMNS = {
-    "id_a": "one image",
-    "id_b": "the other, later in the manifest",
-    "split_a": "train, val or test",
-    "split_b": "train, val or test",
-    "label_a": "class, empty where the dataset has none",
-    "label_b": "class of the other",
-    "kind": "exact (same file or pixels), near (same picture), mirrored (left for right) or same "
-    "group (in the manifest only)",
-    "similarity": "correlation of the detail, 1 for exact",
-    "crosses_split": "whether one is for testing and the other for training or validation",
-    "labels_differ": "whether the two have different classes",
-}
 KINDS = ("exact", "near", "mirrored", "same group")
 
 
@@ -145,20 +130,6 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
     return pairs, _summarise(manifest, pairs)
 
 
-def leaking_ids(scores: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
-    """Say which scored test images have a twin or a relative among the training images.
-
-    Args:
-        scores: A row for each test image, with the column id, as `score_split` gives.
-        pairs: What `audit_prepared` found; drop the kind "same group" to count duplicates only.
-
-    Returns:
-        Their ids, in the order of the scores.
-    """
-    leaking = _leaking(pairs)
-    return [id for id in scores["id"] if id in leaking]
-
-
 def write_audit(pairs: pd.DataFrame, target: Path) -> None:
     """Write the pairs as CSV, whole or not at all.
 
@@ -169,44 +140,12 @@ def write_audit(pairs: pd.DataFrame, target: Path) -> None:
     write_text(target, pairs.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
 
 
-def read_audit(path: Path) -> pd.DataFrame:
-    """Read the pairs that `write_audit` wrote.
-
-    Args:
-        path: The CSV file.
-
-    Returns:
-        The pairs, as `audit_prepared` gives them.
-
-    Raises:
-        InputError: The file is missing or is none of ours.
-    """
-    texts = ["id_a", "id_b", "split_a", "split_b", "label_a", "label_b", "kind"]
-    try:
-        pairs = pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False)
-        return pairs[list(PAIR_COLUMNS)].astype(
-            {"similarity": float, "crosses_split": bool, "labels_differ": bool}
-        )
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: run the prepare stage first") from error
-    except (ValueError, KeyError) as error:
-        raise InputError(
-            f"{path} is not the list of pairs of an audit: run the prepare stage again"
-        ) from error
-
-
 def _pairs_within(values: pd.Series) -> list[tuple[int, int]]:
     """Pairs of places that hold the same value."""
     places: dict[str, list[int]] = {}
     for place, value in enumerate(values):
         places.setdefault(value, []).append(place)
     return [pair for members in places.values() for pair in combinations(members, 2)]
-
-
-def _leaking(pairs: pd.DataFrame) -> set[str]:
-    crossing = pairs[pairs["crosses_split"]]
-    in_test = crossing["split_a"] == "test"
-    return set(crossing["id_a"].where(in_test, crossing["id_b"]))
 
 
 def _components(manifest: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wavegms.data.files import open_image, read_image
-from wavegms.data.prepare import SPLITS, data_hash, load_manifest, pixels_hash
+from wavegms.data.manifest import SPLITS, data_hash, load_manifest, pixels_hash
 from wavegms.errors import InputError
-from wavegms.imaging import as_mask
+from wavegms.images import as_mask, open_image, read_image
 
 
 class PreparedDataset(Dataset):

@@ -8,7 +8,6 @@ asked for beforehand. A file that was put into data/downloads by hand is treated
 import hashlib
 import http.client
 import shutil
-import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -19,12 +18,12 @@ from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 
 from wavegms.data.archives import unpack
-from wavegms.data.catalog import CATALOG, find_cases, spec_of
-from wavegms.data.files import replace_folder, write_text
-from wavegms.data.sources import SOURCES, Download, Source
+from wavegms.data.catalog import CATALOG, SOURCES, Download, Source, find_cases, spec_of
 from wavegms.errors import InputError, first_line
+from wavegms.files import replace_folder, write_text
 
 DOWNLOADS = Path("data/downloads")
+
 # Seconds without a byte after which a server is given up; DVC's own default.
 TIMEOUT = 60
 

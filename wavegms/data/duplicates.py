@@ -28,19 +28,24 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from wavegms.data.cases import Case
-from wavegms.imaging import resize_image
+from wavegms.images import resize_image
 
 # Side of a thumbnail as it is kept; 10,015 of them take 92 MB.
 THUMBNAIL = 96
+
 # Side at which detail decides, and correlation from which two images are near duplicates.
 SIDE, NEAR = 48, 0.6
+
 # Side at which detail proposes pairs to be aligned, correlation from which it does, and for how
 # many neighbours of an image at most, which bounds the time on a large dataset.
 COARSE_SIDE, PROPOSED, NEIGHBOURS = 24, 0.45, 5
+
 # A copy may be cropped to three quarters of each side.
 _CROPS = range(SIDE, SIDE * 3 // 4 - 1, -3)
+
 # Sigma of the local mean, pixels, and contrast in grey levels below which there is only noise.
 _SIGMA, _FLOOR = 2.0, 4.0
+
 _CHUNK = 512
 
 

@@ -14,9 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from wavegms.data.cases import Case
-from wavegms.data.files import read_image
 from wavegms.errors import InputError
-from wavegms.imaging import as_mask, as_rgb, resize_image, resize_mask
+from wavegms.images import as_mask, as_rgb, read_image, resize_image, resize_mask
 
 _Result = TypeVar("_Result")
 

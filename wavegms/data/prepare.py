@@ -5,7 +5,6 @@ The contract of a prepared folder: `images/<id>.png` (RGB), `masks/<id>.png` (gr
 or not at all, and the same input and parameters give the same pixels and the same manifest.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,31 +15,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from wavegms.data.cases import Case, is_id
+from wavegms.data.cases import Case
 from wavegms.data.catalog import DatasetSpec, find_cases, root_of, spec_of
 from wavegms.data.duplicates import find_duplicates, merge_groups, read_thumbnails
-from wavegms.data.files import read_image, replace_folder, sha256_of
+from wavegms.data.manifest import MANIFEST_COLUMNS, SPLITS, data_hash, pixels_hash
 from wavegms.data.pairs import for_each_case, inverted_masks, read_pair, resize_pair, surrounds
 from wavegms.data.splits import assign_splits
-from wavegms.errors import InputError, first_line
-from wavegms.imaging import as_rgb
-
-SPLITS = ("train", "val", "test")
-
-# What each column holds. `pixels` stands for the masks too, joined and resized, so the mask files
-# themselves need no hash; the image file has one, by which duplicates between datasets are found.
-MANIFEST_COLUMNS = {
-    "id": "name of the image, and of both files",
-    "split": "train, val or test",
-    "group": "images of one group share a split where the split is drawn here",
-    "source": "the image file, relative to the dataset's raw folder",
-    "original_width": "width of the upright source image, pixels",
-    "original_height": "height of the upright source image, pixels",
-    "sha256": "SHA-256 of the source image file",
-    "mask_area": "share of the prepared mask that is foreground, above 0 and up to 1",
-    "label": "class, empty where the dataset has none",
-    "pixels": "SHA-256 of the prepared pixels, see pixels_hash",
-}
+from wavegms.errors import InputError
+from wavegms.files import replace_folder, sha256_of
+from wavegms.images import as_rgb, read_image
 
 
 @dataclass(frozen=True)
@@ -210,91 +193,6 @@ def prepare_dataset(
         largest=sizes[-1],
         data_hash=data_hash(out),
     )
-
-
-def load_manifest(folder: Path) -> pd.DataFrame:
-    """Load and check the manifest of a prepared folder.
-
-    Args:
-        folder: The prepared folder.
-
-    Returns:
-        One row for each image with the columns of `MANIFEST_COLUMNS`; texts as str, sizes as int,
-        mask_area as float; at least one row.
-
-    Raises:
-        InputError: The folder is not prepared, or its manifest was changed by other means.
-    """
-    path = Path(folder) / "manifest.csv"
-    if not path.is_file():
-        raise InputError(f"There is no prepared data in {folder}: run the prepare stage first.")
-    remedy = "run the prepare stage again"
-    numbers = {"original_width": int, "original_height": int, "mask_area": float}
-    try:
-        # An id such as 000001 or NA is a text.
-        manifest = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-        manifest = manifest.astype(
-            {column: kind for column, kind in numbers.items() if column in manifest}
-        )
-    except (ValueError, OverflowError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({first_line(error)}): {remedy}.") from error
-    missing = [column for column in MANIFEST_COLUMNS if column not in manifest]
-    if missing:
-        raise InputError(f"{path} lacks the column {missing[0]}: {remedy}.")
-    if manifest.empty:
-        raise InputError(f"{path} lists no image: {remedy}.")
-    if manifest.isna().any(axis=None):
-        raise InputError(f"{path} has a row with too few values: {remedy}.")
-    for id in manifest["id"]:
-        # Ids become names of files, here and wherever results are written.
-        if not is_id(id):
-            raise InputError(f"{path} has the id {id!r}, which cannot be a file's name: {remedy}.")
-    if manifest["id"].duplicated().any():
-        twice = manifest["id"][manifest["id"].duplicated()].iloc[0]
-        raise InputError(f"{path} lists {twice} twice: {remedy}.")
-    unknown = set(manifest["split"]) - set(SPLITS)
-    if unknown:
-        raise InputError(f"{path} has the unknown split {min(unknown)!r}: {remedy}.")
-    if (manifest[["original_width", "original_height"]] < 1).any(axis=None):
-        raise InputError(f"{path} has an image without pixels: {remedy}.")
-    if not manifest["mask_area"].between(0, 1, inclusive="right").all():
-        raise InputError(f"{path} has a mask_area that is not above 0 and up to 1: {remedy}.")
-    return manifest
-
-
-def data_hash(folder: Path) -> str:
-    """Identify prepared data: images, masks, splits and all.
-
-    It is the SHA-256 of `manifest.csv`, which holds a hash of the pixels of every image and mask.
-    Reading the manifest is therefore enough, and `PreparedDataset` checks the pixels against it.
-
-    Args:
-        folder: The prepared folder.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        InputError: The folder is not prepared.
-    """
-    path = Path(folder) / "manifest.csv"
-    if not path.is_file():
-        raise InputError(f"There is no prepared data in {folder}: run the prepare stage first.")
-    return sha256_of(path)
-
-
-def pixels_hash(image: np.ndarray, mask: np.ndarray) -> str:
-    """Hash a prepared pair by its pixels, which do not depend on how PNG compresses them.
-
-    Args:
-        image: uint8 array (H, W, 3).
-        mask: Boolean array (H, W).
-
-    Returns:
-        64 hexadecimal digits: SHA-256 of the image's bytes and then the mask's, one byte a pixel,
-        0 or 1.
-    """
-    return hashlib.sha256(image.tobytes() + mask.astype(np.uint8).tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

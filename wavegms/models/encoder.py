@@ -6,12 +6,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from wavegms.models.autoencoder import Generators
-from wavegms.models.formats import at_least_float32
+from wavegms.models.autoencoder import Generators, at_least_float32
 from wavegms.models.wavelet import multi_level_bands
 
 _GROUPS = 8
+
 _ENCODER_CHANNELS = (16, 16, 32, 32, 32, 32)
+
 _DECODER_CHANNELS = (32, 32, 32, 32, 16, 16)
 
 

@@ -11,19 +11,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 
 from wavegms import __version__
 from wavegms.errors import InputError
-from wavegms.models.latent import map_latents
-
-if TYPE_CHECKING:  # the pipeline imports this module
-    from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.models.segmenter import map_latents
 
 # Largest difference of a probability that is put down to rounding. At 64x64, 1e-5 to 6e-5 was
 # measured with trained networks and 3e-7 to 8e-5 with untrained ones.
@@ -54,7 +51,7 @@ class PlainPipeline(nn.Module):
     decoder gives the same.
     """
 
-    def __init__(self, pipeline: "WaveGMSPipeline"):
+    def __init__(self, pipeline: DiffusionPipeline):
         super().__init__()
         self.encoder, self.mapping = pipeline.encoder, pipeline.mapping
         self.vae, self.network = pipeline.vae, pipeline.network
@@ -71,7 +68,7 @@ class PlainPipeline(nn.Module):
         return ((decoded.mean(dim=1, keepdim=True) + 1) / 2).clamp(0, 1)
 
 
-def write_onnx(pipeline: "WaveGMSPipeline", path: str | Path) -> OnnxExport:
+def write_onnx(pipeline: DiffusionPipeline, path: str | Path) -> OnnxExport:
     """See :meth:`WaveGMSPipeline.export_onnx`."""
     path = Path(path)
     if path.suffix != ".onnx":
@@ -104,7 +101,7 @@ def write_onnx(pipeline: "WaveGMSPipeline", path: str | Path) -> OnnxExport:
     return OnnxExport(path, difference)
 
 
-def _plain_copy(pipeline: "WaveGMSPipeline") -> "WaveGMSPipeline":
+def _plain_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     """The pipeline in float32 on the CPU and in evaluation mode; the one given stays as it is."""
     parts = {
         name: copy.deepcopy(part).cpu().float()
@@ -118,7 +115,7 @@ def _plain_copy(pipeline: "WaveGMSPipeline") -> "WaveGMSPipeline":
     return plain
 
 
-def _to_onnx(pipeline: "WaveGMSPipeline") -> bytes:
+def _to_onnx(pipeline: DiffusionPipeline) -> bytes:
     """The file's content."""
     # here, because a prediction needs none of it
     import onnx
@@ -158,7 +155,7 @@ def _to_onnx(pipeline: "WaveGMSPipeline") -> bytes:
     return model.SerializeToString()
 
 
-def _largest_difference(file: Path, pipeline: "WaveGMSPipeline") -> float:
+def _largest_difference(file: Path, pipeline: DiffusionPipeline) -> float:
     """Between ONNX Runtime and `predict`, on the CPU, over batches of 1, 2 and 3 random images."""
     from onnxruntime import InferenceSession, SessionOptions
 

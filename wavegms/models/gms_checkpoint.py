@@ -25,6 +25,7 @@ _BLOCKS = {
     "decoder.2": "conv1_3",
     "decoder.3": "conv0_4",
 }
+
 _LAYERS = {
     **{f"residual.body.{k}": f"resblock.conv{1 + k // 3}.{k % 3}" for k in range(6)},
     "residual.shortcut": "resblock.skip_connection",
@@ -34,7 +35,9 @@ _LAYERS = {
     "attention.value": "attention.v",
     "attention.out": "attention.proj_out",
 }
+
 _HEADS = {f"heads.{level}": f"convds{3 - level}" for level in range(4)}
+
 # GMS registers each PReLU twice; the second name repeats the first one's weight
 _REPEATED = {"resblock.conv1.1": "resblock.act1", "resblock.conv2.1": "resblock.act2"}
 

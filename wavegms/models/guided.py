@@ -6,14 +6,15 @@ selective kernels and modulate every block by a spatial feature transform (paper
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  a pipeline looks it up here
 from torch import Tensor, nn
 
 from wavegms.models.mapping import LatentMappingModel, ResAttnBlock, initialise
 from wavegms.models.wavelet import multi_level_bands
 
 _COLOURS = 3
+
 _STREAMS = 3  # horizontal, vertical and diagonal details
+
 _HIDDEN = 128
 
 

@@ -6,6 +6,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 _GROUPS = 16
+
 _EPS = 1e-6
 
 

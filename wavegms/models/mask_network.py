@@ -1,29 +1,25 @@
 """Networks that go from the image to the mask without latents: the baselines of Table 2."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+MASK_NETWORKS: dict[str, Callable[[], nn.Module]] = {}
 
-@dataclass(frozen=True)
-class MaskNetworkSpec:
-    """One such network.
 
-    Attributes:
-        title: its name in the paper's table.
-        build: makes it; it maps (B, 3, H, W) in [0, 1] to logits (B, 1, H, W).
-        side_divisor: what H and W must be divisible by.
+def mask_network(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Registers a network, under its function's name, for an entry of `VARIANTS`.
+
+    It maps (B, 3, H, W) in [0, 1] to logits (B, 1, H, W).
     """
-
-    title: str
-    build: Callable[[], nn.Module]
-    side_divisor: int = 8
+    MASK_NETWORKS[build.__name__] = build
+    return build
 
 
-def _unet() -> nn.Module:
+@mask_network
+def unet() -> nn.Module:
     """MONAI's U-Net, 14,007,118 parameters; the paper's has 14.0 M.
 
     The paper does not say which U-Net it is. These widths and two residual units a level are those
@@ -43,12 +39,6 @@ def _unet() -> nn.Module:
     )
 
 
-# A further baseline is one further line here.
-MASK_NETWORKS: dict[str, MaskNetworkSpec] = {
-    "unet": MaskNetworkSpec("UNet", _unet, side_divisor=16),
-}
-
-
 class MaskNetwork(ModelMixin, ConfigMixin):
     """A network of `MASK_NETWORKS` as a part that diffusers saves and loads.
 
@@ -59,15 +49,8 @@ class MaskNetwork(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, architecture: str):
         super().__init__()
-        self.network = MASK_NETWORKS[architecture].build()
+        self.network = MASK_NETWORKS[architecture]()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Soft masks.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1]; the sides divisible by the network's `side_divisor`.
-
-        Returns:
-            (B, 1, H, W) in [0, 1].
-        """
+        """(B, 3, H, W) in [0, 1], sides divisible by `side_divisor` -> (B, 1, H, W) in [0, 1]."""
         return self.network(images).sigmoid()

@@ -16,22 +16,16 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from wavegms.errors import InputError, first_line
-from wavegms.imaging import as_rgb, resize_image
-from wavegms.models.autoencoder import decode_masks, freeze
+from wavegms.files import is_hub_id
+from wavegms.images import as_rgb, resize_image
+from wavegms.models.autoencoder import channels_last, decode_masks, freeze
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.export import OnnxExport, write_onnx
-from wavegms.models.formats import channels_last
 from wavegms.models.guided import GuidedLatentMappingModel
-from wavegms.models.latent import map_latents
 from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_network import MaskNetwork
-from wavegms.models.weights import (
-    is_hub_id,
-    only_seed,
-    quiet_loading,
-    require_complete,
-    require_finite,
-)
+from wavegms.models.segmenter import map_latents
+from wavegms.models.weights import only_seed, quiet_loading, require_complete, require_finite
 
 ImageInput = Image.Image | np.ndarray | Tensor
 

@@ -1,0 +1,1 @@
+"""What a network costs: parameters, operations, time and memory (Table 1)."""

@@ -1,0 +1,314 @@
+"""Time and memory of one variant's training step or prediction, measured by the process itself.
+
+`wavegms.efficiency` starts it as `python -m wavegms.efficiency_worker REQUEST`, because memory that
+a process has once used cannot be told from what it uses now: only a fresh process has a peak of its
+own. It prints one JSON object a line for each batch size, as soon as it is measured.
+"""
+
+import json
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor
+
+from wavegms.config import Precision
+from wavegms.models.autoencoder import Autoencoder, freeze
+from wavegms.models.build import Network, as_pipeline, build_variant
+from wavegms.models.export import PlainPipeline
+from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.training.loss import WaveGMSLoss, mask_loss
+from wavegms.training.recipe import loss_terms
+from wavegms.training.safeguards import HALVES, choose_precision, computing_with
+from wavegms.variants import VariantSpec, variant_spec
+
+PROCESS_MEMORY = "peak process memory"
+
+GPU_MEMORY = "peak GPU memory"
+
+_NEEDS_NO_WARM_UP = 20.0  # seconds
+
+Work = Callable[[Tensor, Tensor, torch.autocast], None]
+
+# The autoencoder of Stable Diffusion 1 (Rombach et al. 2022), as `stabilityai/sd-vae-ft-mse`
+# configures diffusers' class.
+_SD_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+}
+
+
+def build_untrained(variant: str) -> tuple[Network, Autoencoder | None]:
+    """A variant and its frozen autoencoder at the paper's sizes, with random weights.
+
+    Neither a count nor a time depends on the weights, so nothing is loaded: the Tiny-VAE has the
+    size of TAESD and the SD-VAE that of Stable Diffusion's.
+
+    Args:
+        variant: a key of `VARIANTS`.
+
+    Returns:
+        The network in training mode, and its autoencoder; None if it needs none.
+
+    Raises:
+        InputError: the variant is unknown.
+    """
+    kind = variant_spec(variant).autoencoder
+    vae = None
+    if kind is not None:
+        vae = freeze(AutoencoderTiny() if kind == "tiny" else AutoencoderKL(**_SD_VAE))
+    return build_variant(variant).train(), vae
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a process repeats and measures.
+
+    Attributes:
+        variant: a key of `VARIANTS`.
+        task: "train", a step of the training loop: forward, loss, backward and the fused AdamW
+            (reading and augmenting images is no part of it); or "predict", `pipeline.predict`.
+        form: "lean", as this package computes; "plain", as the paper writes it, with diffusers'
+            autoencoder called as it is; or "onnx", a prediction in ONNX Runtime on the CPU.
+        precision: "fp32", "tf32", "bf16" or "fp16".
+    """
+
+    variant: str
+    task: Literal["train", "predict"] = "train"
+    form: Literal["lean", "plain", "onnx"] = "lean"
+    precision: Precision = "fp32"
+
+
+def measure_work(
+    workload: Workload, image_size: int, batch_sizes: Sequence[int], steps: int
+) -> Iterator[dict]:
+    """Repeats a workload on random images; on the GPU if there is one, otherwise on the CPU.
+
+    Args:
+        workload: what is measured.
+        image_size: side of the images in pixels.
+        batch_sizes: ascending, as the peak memory of a process never falls: what it is after a
+            batch size is then the peak of that batch size.
+        steps: how many are timed at each batch size, after one that is not. One of 20 s and more
+            needs no warm-up: it is timed, and the only one.
+
+    Yields:
+        For each batch size: batch_size, device (its name), threads (of the CPU), memory (what was
+        measured: `PROCESS_MEMORY` or `GPU_MEMORY`), base_bytes (before the network was built),
+        peak_bytes (on a GPU, what torch reserved; None of "onnx"), allocated_bytes (on a GPU, what
+        tensors took of that; else None), and step_seconds (the median). After a batch size that
+        memory does not suffice for, whose dictionary has batch_size and note only, there are no
+        more.
+
+    Raises:
+        InputError: the device has not the precision.
+    """
+    on_gpu = torch.cuda.is_available() and workload.form != "onnx"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    choose_precision(workload.precision, device)
+    base = torch.cuda.memory_reserved() if on_gpu else peak_process_bytes()
+    network, vae = build_untrained(workload.variant)
+    network.to(device)
+    if vae is not None:
+        vae.to(device)
+    prepare = {"train": _training, "predict": _predicting}[workload.task]
+    work = prepare(workload, network, vae, image_size)
+    autocast = computing_with(workload.precision, device)
+    for batch_size in batch_sizes:
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        seconds = []
+        try:
+            images = torch.rand(batch_size, 3, image_size, image_size, device=device)
+            masks = torch.rand(batch_size, 1, image_size, image_size, device=device).round()
+            while len(seconds) <= steps and max(seconds, default=0) < _NEEDS_NO_WARM_UP:
+                start = _now(on_gpu)
+                work(images, masks, autocast)
+                seconds.append(_now(on_gpu) - start)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            yield {"batch_size": batch_size, "note": "out of memory"}
+            return
+        # exporting took more than predicting will
+        measurable = workload.form != "onnx"
+        yield {
+            "batch_size": batch_size,
+            "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+            "threads": torch.get_num_threads(),
+            "memory": GPU_MEMORY if on_gpu else PROCESS_MEMORY,
+            "base_bytes": base,
+            "peak_bytes": _peak_bytes(on_gpu) if measurable else None,
+            "allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+            "step_seconds": statistics.median(seconds[1:] or seconds),
+        }
+
+
+def _training(
+    workload: Workload, network: Network, vae: Autoencoder | None, image_size: int
+) -> Work:
+    spec, loss = variant_spec(workload.variant), WaveGMSLoss()
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    terms_of = plain_terms if workload.form == "plain" else loss_terms
+
+    def step(images: Tensor, masks: Tensor, autocast: torch.autocast) -> None:
+        with autocast:
+            terms = terms_of(spec, network, loss, vae, images, masks)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_terms(
+    spec: VariantSpec,
+    network: Network,
+    loss: WaveGMSLoss,
+    vae: Autoencoder | None,
+    images: Tensor,
+    masks: Tensor,
+) -> dict[str, Tensor]:
+    """`loss_terms` as the paper writes it: the specification that the lean one is compared with."""
+    if spec.autoencoder is None:
+        return mask_loss(network(images), masks)
+    latents, levels = network(images, vae)
+    return loss.plain(latents if spec.aligned else None, levels, vae, images, masks)
+
+
+def _predicting(
+    workload: Workload, network: Network, vae: Autoencoder | None, image_size: int
+) -> Work:
+    pipeline = as_pipeline(network, vae, image_size)
+    if workload.form == "plain":
+        whole = PlainPipeline(pipeline).eval()
+
+        def plain(images: Tensor, masks: Tensor, autocast: torch.autocast) -> None:
+            with autocast, torch.no_grad():
+                whole(images)
+
+        return plain
+    if workload.form == "onnx":
+        session, _ = open_onnx(pipeline)
+
+        def onnx(images: Tensor, masks: Tensor, autocast: torch.autocast) -> None:
+            session.run(None, {"images": images.numpy()})
+
+        return onnx
+
+    def lean(images: Tensor, masks: Tensor, autocast: torch.autocast) -> None:
+        with autocast:
+            pipeline.predict(images)
+
+    return lean
+
+
+def open_onnx(pipeline: WaveGMSPipeline) -> tuple[Any, float]:
+    """A pipeline in ONNX Runtime on the CPU, with as many threads as torch has.
+
+    Args:
+        pipeline: any variant's.
+
+    Returns:
+        The `onnxruntime.InferenceSession`, and the largest difference of its probabilities to those
+        of the pipeline.
+    """
+    import onnxruntime  # here, because nothing else needs it
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        exported = pipeline.export_onnx(Path(folder) / "model.onnx")
+        session = onnxruntime.InferenceSession(
+            str(exported.path), options, providers=["CPUExecutionProvider"]
+        )
+    return session, exported.max_difference
+
+
+def measure_peak(precision: Precision) -> float:
+    """Operations a second of this machine's best of several matrix products, in units of 10^9.
+
+    Args:
+        precision: "fp32", "tf32", "bf16" or "fp16".
+
+    Raises:
+        InputError: the device has not the precision.
+    """
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    choose_precision(precision, device)
+    computing_with(precision, device)
+    kind = HALVES.get(precision, torch.float32)
+    best = 0.0
+    for side in (4096, 8192) if on_gpu else (1024, 2048, 3072):
+        one, other = (torch.rand(side, side, device=device).to(kind) for _ in range(2))
+        for _ in range(4):
+            start = _now(on_gpu)
+            torch.mm(one, other)
+            best = max(best, 2 * side**3 / (_now(on_gpu) - start) / 1e9)
+    return best
+
+
+def peak_process_bytes() -> int:
+    """The most physical memory that this process has held so far, in bytes."""
+    status = Path("/proc/self/status")
+    # Linux: not getrusage, whose peak a process takes over from the one that started it
+    if status.is_file() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(peak[1]) * 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has no such module
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _peak_bytes(on_gpu: bool) -> int:
+    return torch.cuda.max_memory_reserved() if on_gpu else peak_process_bytes()
+
+
+def _now(on_gpu: bool) -> float:
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch's CPU allocator has no exception of its own
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "can't allocate memory" in str(error)
+
+
+def _cpu_name() -> str:
+    listed = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.+)", listed.read_text()) if listed.is_file() else None
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def main(request: dict) -> None:
+    """Answers a request on stdout: a workload and how to measure it, or `peak` and a precision."""
+    if "peak" in request:
+        print(json.dumps({"gflop_per_second": measure_peak(request["peak"])}), flush=True)
+        return
+    workload = Workload(**request.pop("workload"))
+    for point in measure_work(workload, **request):
+        print(json.dumps(point), flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

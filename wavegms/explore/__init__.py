@@ -1,0 +1,1 @@
+"""The explorer: every case of a run, image by image, with sliders."""

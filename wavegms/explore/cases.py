@@ -1,0 +1,321 @@
+"""What the explorer shows, as numbers: cases, soft masks, errors, scores, images without a band.
+
+Nothing here knows of widgets; see `wavegms.explore`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from wavegms.data.dataset import PreparedDataset
+from wavegms.errors import InputError
+from wavegms.images import as_rgb, open_image, resize_image
+from wavegms.models.autoencoder import channels_last, decode_masks
+from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.models.segmenter import map_latents
+from wavegms.models.wavelet import SUB_BANDS, haar_dwt, haar_idwt
+from wavegms.results.metrics import mask_metrics
+from wavegms.training.card import CARD_NAME, read_card
+from wavegms.training.publish import PublishedModel
+
+LEVELS = (1, 2, 3)
+
+# Every part of an image once: three details a level, and what the last level leaves, its LL.
+BANDS = (*((level, name) for level in LEVELS for name in SUB_BANDS[1:]), (LEVELS[-1], SUB_BANDS[0]))
+
+# Images scored for the table. Their soft masks are kept, at 224 x 224 0.2 GB for these.
+TABLE_ROWS = 1000
+
+_BATCH = 4  # half the time for each image of one by one, and still a short wait
+
+_UPLOAD_SIDE = 512
+
+Band = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, and what is known about it.
+
+    Attributes:
+        name: its id, or the name of an uploaded file.
+        label: its class, empty if it has none; of an uploaded image its size.
+        picture: for the eye, uint8 (H, W, 3).
+        pixels: for the network, float32 (1, 3, S, S) in [0, 1].
+        truth: bool (H, W); None for an uploaded image.
+        index: its place in the split; None for an uploaded image.
+    """
+
+    name: str
+    label: str
+    picture: np.ndarray
+    pixels: Tensor
+    truth: np.ndarray | None
+    index: int | None
+
+
+class Errors(NamedTuple):
+    """Where two masks agree and differ, each bool (H, W).
+
+    Attributes:
+        found: in both (true positive).
+        wrong: in the prediction alone (false positive).
+        missed: in the truth alone (false negative).
+    """
+
+    found: np.ndarray
+    wrong: np.ndarray
+    missed: np.ndarray
+
+
+def find_models(folder: Path) -> list[PublishedModel]:
+    """All trained models: `<dataset>/<variant>/seed_<n>`, and the same in `ablation/`.
+
+    Args:
+        folder: `models`.
+
+    Returns:
+        The models of the main runs, then those of the ablation, each by name.
+
+    Raises:
+        InputError: there is none, or a card is broken.
+    """
+    patterns = (f"{place}*/*/seed_*/{CARD_NAME}" for place in ("", "ablation/"))
+    cards = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
+    if not cards:
+        raise InputError(
+            f"{folder} holds no trained model: run `make repro` in the project's folder first."
+        )
+    return [PublishedModel(path.parent, read_card(path.parent)) for path in cards]
+
+
+def find_datasets(folder: Path) -> list[str]:
+    """Names of the prepared datasets.
+
+    Args:
+        folder: `data/prepared`.
+
+    Raises:
+        InputError: there is none.
+    """
+    names = sorted(path.parent.name for path in Path(folder).glob("*/manifest.csv"))
+    if not names:
+        raise InputError(
+            f"{folder} holds no prepared dataset: run `make repro` in the project's folder first."
+        )
+    return names
+
+
+def compare(prediction: np.ndarray, truth: np.ndarray) -> Errors:
+    """Where a prediction is right and wrong.
+
+    Args:
+        prediction: bool (H, W).
+        truth: bool (H, W).
+    """
+    return Errors(prediction & truth, prediction & ~truth, truth & ~prediction)
+
+
+def attenuate(images: Tensor, kept: Mapping[Band, float]) -> Tensor:
+    """Images of which only a part of some sub-bands is left.
+
+    Args:
+        images: (B, C, H, W) in [0, 1], H and W divisible by 8.
+        kept: by band (see `BANDS`), the share to keep, in [0, 1]; bands not named stay whole.
+
+    Returns:
+        (B, C, H, W), clamped to [0, 1]: without an edge's counterpart values may leave that range.
+    """
+    running, details = images, []
+    for level in LEVELS:
+        running, *bands = haar_dwt(running)
+        names = SUB_BANDS[1:]
+        details.append([b * kept.get((level, n), 1) for n, b in zip(names, bands, strict=True)])
+    running = running * kept.get(BANDS[-1], 1)
+    for bands in reversed(details):
+        running = haar_idwt(running, *bands)
+    return running.clamp(0, 1)
+
+
+def read_upload(name: str, content: bytes, size: int) -> Case:
+    """An image that someone brought, of any size and mode.
+
+    Args:
+        name: of the file, for messages.
+        content: its bytes.
+        size: side in pixels at which the network sees it.
+
+    Returns:
+        The case, its picture in its own proportions and at most 512 pixels long.
+
+    Raises:
+        InputError: it cannot be read as an image; the sentence names the file.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "upload"
+        path.write_bytes(content)
+        try:
+            image = as_rgb(open_image(path))
+        except InputError as error:
+            problem = str(error).replace(str(path), name)
+            raise InputError(problem if name in problem else f"{name}: {problem}") from error
+    picture = image.copy()
+    picture.thumbnail((_UPLOAD_SIDE, _UPLOAD_SIDE), Image.Resampling.BILINEAR)
+    size_text = f"{image.width} × {image.height} pixels"
+    pixels = torch.from_numpy(np.array(resize_image(image, size))).movedim(-1, 0)[None]
+    return Case(name, size_text, np.asarray(picture), PreparedDataset.to_float(pixels), None, None)
+
+
+class Workbench:
+    """A split and a model, and what the model makes of the split's images.
+
+    Attributes:
+        dataset: name of the dataset.
+        split: name of the split.
+        data: its images.
+        model: the model.
+        pipeline: its networks.
+
+    Args:
+        prepared: the folder of prepared datasets.
+        seed: of the draw where a model samples z_MR at inference; the same for every prediction.
+    """
+
+    dataset: str
+    split: str
+    data: PreparedDataset
+    model: PublishedModel
+    pipeline: WaveGMSPipeline
+
+    def __init__(self, prepared: Path, seed: int):
+        self._prepared, self._seed = Path(prepared), seed
+        # going back to a model should not read it again; four of the largest are 1.5 GB
+        self._load = lru_cache(maxsize=4)(WaveGMSPipeline.from_pretrained)
+        self._seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def open_split(self, dataset: str, split: str) -> None:
+        """Takes another split; if it cannot be opened, the one before stays.
+
+        Raises:
+            InputError: see `PreparedDataset`.
+        """
+        # decoding one image at a time lets a large dataset open at once
+        self.data = PreparedDataset(self._prepared / dataset, split, in_memory=False)
+        self.dataset, self.split = dataset, split
+        self._seen = {}
+
+    def open_model(self, model: PublishedModel) -> None:
+        """Takes another model; if it cannot be opened, the one before stays.
+
+        Raises:
+            InputError: see `WaveGMSPipeline.from_pretrained`.
+        """
+        self.pipeline, self.model = self._load(model.folder), model
+        self._seen = {}
+
+    def case(self, index: int) -> Case:
+        """One image of the split.
+
+        Raises:
+            InputError: its file is missing, broken or changed.
+        """
+        pair = self.data[index]
+        image = pair["image"]
+        return Case(
+            self.data.ids[index],
+            self.data.labels[index],
+            image.movedim(0, -1).numpy(),
+            PreparedDataset.to_float(image[None]),
+            pair["mask"][0].numpy().astype(bool),
+            index,
+        )
+
+    def soft_mask(self, case: Case) -> np.ndarray:
+        """The prediction for a case, float32 (H, W) in [0, 1]; kept for images of the split."""
+        if case.index is None:
+            return self.predict(case.pixels, case)
+        self._see([case])
+        return self._seen[case.index][0]
+
+    def predict(self, pixels: Tensor, case: Case) -> np.ndarray:
+        """The prediction for other pixels of a case, such as those without a band.
+
+        Args:
+            pixels: (1, 3, S, S) in [0, 1].
+            case: whose size the prediction gets.
+
+        Returns:
+            float32 (H, W) in [0, 1].
+        """
+        return _at_size(self.pipeline.predict(pixels, self._generator()), case)
+
+    @torch.inference_mode()
+    def depths(self, case: Case) -> list[np.ndarray]:
+        """The masks at the four supervised depths, deepest first; the last is the prediction.
+
+        Returns:
+            Each float32 (H, W) in [0, 1]; none for a network without latents.
+        """
+        pipeline = self.pipeline
+        if pipeline.mapping is None:
+            return []
+        networks = pipeline.encoder, pipeline.mapping, pipeline.vae
+        images = channels_last(case.pixels)  # as in a prediction
+        _, levels = map_latents(*networks, images, generator=self._generator())
+        return [_at_size(decode_masks(pipeline.vae, level), case) for level in levels]
+
+    def rows(self, threshold: float) -> Iterator[dict]:
+        """Scores the first `TABLE_ROWS` images of the split, one after the other.
+
+        It is lazy: between two rows a caller may serve whoever waits.
+
+        Args:
+            threshold: probability from which a pixel belongs to the mask.
+
+        Yields:
+            index, id, label, the fields of `MaskMetrics`, and the fraction of the image that truth
+            and prediction cover (true_area, predicted_area).
+        """
+        count = min(len(self.data), TABLE_ROWS)
+        for start in range(0, count, _BATCH):
+            indices = range(start, min(start + _BATCH, count))
+            self._see([self.case(index) for index in indices if index not in self._seen])
+            for index in indices:
+                soft, truth = self._seen[index]
+                prediction = soft >= threshold
+                yield {
+                    "index": index,
+                    "id": self.data.ids[index],
+                    "label": self.data.labels[index],
+                    **mask_metrics(prediction, truth).as_dict(),
+                    "true_area": truth.mean(),
+                    "predicted_area": prediction.mean(),
+                }
+
+    def _see(self, cases: list[Case]) -> None:
+        cases = [case for case in cases if case.index not in self._seen]
+        if cases:
+            images = torch.cat([case.pixels for case in cases])
+            soft_masks = self.pipeline.predict(images, self._generator())
+            for case, soft in zip(cases, soft_masks, strict=True):
+                self._seen[case.index] = soft[0].cpu().numpy(), case.truth
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed)
+
+
+def _at_size(soft: Tensor, case: Case) -> np.ndarray:
+    """A soft mask (1, 1, S, S) at the size of the case's picture, as the pipeline does it."""
+    size = case.picture.shape[:2]
+    if tuple(soft.shape[2:]) != size:
+        soft = functional.interpolate(soft, size, mode="bilinear", antialias=True).clamp(0, 1)
+    return soft[0, 0].cpu().numpy()

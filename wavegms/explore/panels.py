@@ -1,0 +1,279 @@
+"""What the explorer says and shows of a case: captioned pictures, scores, lines of a table."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+
+from wavegms.explore.cases import Band, Case, Workbench, attenuate, compare
+from wavegms.explore.pictures import (
+    FOUND,
+    MISSED,
+    PREDICTION,
+    TRUTH,
+    WRONG,
+    Picture,
+    as_html,
+    legend,
+    outline_prediction,
+    outline_truth,
+    paint_errors,
+    shade,
+    shade_detail,
+)
+from wavegms.models.wavelet import SUB_BANDS, multi_level_bands
+from wavegms.results.metrics import mask_metrics
+from wavegms.training.publish import PublishedModel
+
+# What a table can be sorted by: for a reader, and the column of `Workbench.rows`.
+SORT_KEYS = {
+    "Dice": "dsc",
+    "IoU": "iou",
+    "HD95": "hd95",
+    "HD95, 0 if a mask is empty": "hd95_zero_if_empty",
+    "size of the true region": "true_area",
+    "size of the prediction": "predicted_area",
+    "name": "id",
+}
+
+_LEVEL_NAMES = {1: "fine", 2: "middle", 3: "coarse"}
+
+_BAND_SIDE, _FILTERED_SIDE, _DEPTH_SIDE = 56, 190, 220  # pixels on the screen
+
+
+class Panel(NamedTuple):
+    """The upper part of the explorer, as HTML.
+
+    Attributes:
+        heading: which image this is.
+        pictures: image, truth, prediction and errors.
+        metrics: how well the two masks agree.
+    """
+
+    heading: str
+    pictures: str
+    metrics: str
+
+
+def model_label(model: PublishedModel) -> str:
+    """A model's name for a list: what it was trained on, what it is, and its seed."""
+    ablation = " (ablation)" if model.folder.parents[2].name == "ablation" else ""
+    return f"{model.card.dataset}: {model.title}, seed {model.card.seed}{ablation}"
+
+
+def band_label(band: Band) -> str:
+    """A sub-band's name for a slider, such as "fine, horizontal"."""
+    level, name = band
+    return "all that is coarser" if name == SUB_BANDS[0] else f"{_LEVEL_NAMES[level]}, {name}"
+
+
+def show_case(bench: Workbench, case: Case, threshold: float) -> Panel:
+    """The case as it is, as it should be segmented, as it was, and the difference.
+
+    Args:
+        bench: split and model.
+        case: the image.
+        threshold: probability from which a pixel belongs to the mask.
+    """
+    soft = bench.soft_mask(case)
+    prediction = soft >= threshold
+    cover = f"{_percent(prediction)} of the image"
+    shown = Picture(
+        outline_prediction(shade(soft), prediction),
+        "Prediction",
+        f"Probability of each pixel in grey, with the outline of the prediction, {cover}.",
+        legend(PREDICTION, f"≥ {threshold:.2f}: {_percent(prediction)} of area"),
+    )
+    image = Picture(case.picture, "Image", f"The image {case.name}.")
+    if case.truth is None:
+        both = outline_prediction(case.picture, prediction)
+        outlined = Picture(both, "Image and prediction", "The image with the predicted outline.")
+        pictures = [image, outlined, shown]
+        metrics = f"<span>The prediction covers {cover}. There is no true mask to compare.</span>"
+    else:
+        errors = compare(prediction, case.truth)
+        truth = Picture(
+            outline_truth(case.picture, case.truth),
+            "Truth",
+            f"The image with the outline of the true region, {_percent(case.truth)} of it.",
+            legend(TRUTH, f"true region: {_percent(case.truth)} of area"),
+        )
+        found, wrong, missed = (int(part.sum()) for part in errors)
+        painted = Picture(
+            paint_errors(case.picture, errors),
+            "Errors",
+            f"{found} pixels found, {wrong} wrongly marked, {missed} missed.",
+            legend(FOUND, f"found: {found} px (true positive)")
+            + legend(WRONG, f"wrong: {wrong} px (false positive)")
+            + legend(MISSED, f"missed: {missed} px (false negative)"),
+        )
+        pictures = [image, truth, shown, painted]
+        scores = mask_metrics(prediction, case.truth)
+        metrics = (
+            f'<span>Dice <b class="dice">{scores.dsc:.3f}</b></span>'
+            f"<span>IoU <b>{scores.iou:.3f}</b></span>"
+            f"<span>HD95 <b>{scores.hd95:.1f}</b> px</span>"
+        )
+    label = f" · {escape(case.label)}" if case.label else ""
+    history = escape(_history(bench, case))
+    return Panel(
+        f'<b>{escape(case.name)}</b>{label} <span class="note">· {history}</span>',
+        as_html(pictures),
+        f'<div class="metrics" aria-live="polite">{metrics}</div>',
+    )
+
+
+def show_depths(bench: Workbench, case: Case, threshold: float) -> str:
+    """The masks at the four supervised depths, as HTML; see :func:`show_case`."""
+    masks = bench.depths(case)
+    if not masks:
+        return _note("This network has no latents, and so no supervised depths.")
+    pictures = []
+    for depth, soft in enumerate(masks, 1):
+        prediction = soft >= threshold
+        score = _dice(case, prediction)
+        end = {1: ", the deepest", len(masks): ", the prediction"}.get(depth, "")
+        text = f"The soft mask of depth {depth}, with its outline. {score}"
+        drawn = outline_prediction(shade(soft), prediction)
+        pictures.append(Picture(drawn, f"Depth {depth}{end}", text, f"<br>{score}"))
+    text = (
+        "The latent mapping model gives a mask at each of its four depths. Training supervises all "
+        "of them; the last one is the prediction."
+    )
+    return _note(text) + as_html(pictures, _DEPTH_SIDE)
+
+
+def show_filtered(
+    bench: Workbench, case: Case, threshold: float, kept: Mapping[Band, float]
+) -> str:
+    """What is left of an image without some sub-bands, and its prediction, as HTML.
+
+    Args:
+        bench: split and model.
+        case: the image.
+        threshold: probability from which a pixel belongs to the mask.
+        kept: see `attenuate`.
+    """
+    pixels = attenuate(case.pixels, kept)
+    before = bench.soft_mask(case) >= threshold
+    after = bench.predict(pixels, case) >= threshold
+    left = np.round(pixels[0].movedim(0, -1).numpy() * 255).astype(np.uint8)
+    # an uploaded image has proportions of its own, which the network does not see
+    ground = case.picture if case.index is None else left
+    same, new, gone = (int(part.sum()) for part in compare(after, before))
+    score = _dice(case, after)
+    compared = f"<br>{score}, {_dice(case, before).removeprefix('Dice ')} before" if score else ""
+    pictures = [
+        Picture(left, "What is left", "The image with its bands as the sliders say."),
+        Picture(
+            outline_prediction(ground, after),
+            "Its prediction",
+            f"The same with the outline of its prediction. {score}",
+            compared,
+        ),
+        Picture(
+            paint_errors(ground, compare(after, before)),
+            "What changed",
+            f"{same} pixels as before, {new} new, {gone} gone.",
+            legend(FOUND, f"as before: {same} px")
+            + legend(WRONG, f"new: {new} px")
+            + legend(MISSED, f"gone: {gone} px"),
+        ),
+    ]
+    text = (
+        "Each slider keeps a share of one Haar sub-band, in percent. What is left of the image "
+        "goes through the model again: the more a prediction changes, the more it rests on it."
+    )
+    return _note(text) + as_html(pictures, _FILTERED_SIDE)
+
+
+def show_bands(case: Case, kept: Mapping[Band, float]) -> dict[Band, str]:
+    """A small picture of each sub-band, as much of it as is kept, as HTML.
+
+    Details lie around mid-grey, each stretched to the largest value of the whole band.
+    """
+    levels, shown = multi_level_bands(case.pixels), {}
+    for band, share in kept.items():
+        level, name = band
+        values = levels[level - 1][0].split(3)[SUB_BANDS.index(name)]
+        if name == SUB_BANDS[0]:
+            pixels = (values * share).movedim(0, -1).clamp(0, 1).numpy() * 255
+            pixels = pixels.astype(np.uint8)
+        else:
+            grey = values.mean(0)
+            pixels = shade_detail(grey * share, max(grey.abs().max().item(), 1e-6))
+        shown[band] = Picture(pixels, "", f"sub-band {band_label(band)}").html(_BAND_SIDE)
+    return shown
+
+
+def sort_rows(rows: Sequence[dict], key: str, highest_first: bool) -> list[dict]:
+    """Rows in another order; equal ones stay in that of the split.
+
+    Args:
+        rows: of `Workbench.rows`.
+        key: of `SORT_KEYS`.
+        highest_first: the other way round.
+    """
+    return sorted(rows, key=lambda row: row[SORT_KEYS[key]], reverse=highest_first)
+
+
+def table_lines(rows: Sequence[dict]) -> tuple[str, list[str]]:
+    """The head and the lines of a table of cases, in letters of equal width.
+
+    Args:
+        rows: of `Workbench.rows`.
+    """
+    names = max([len(row["id"]) for row in rows] + [len("image")])
+    labels = max(len(row["label"]) for row in rows) if rows else 0
+    labels = max(labels, len("class")) if labels else 0
+
+    def line(name: str, label: str, *values: str) -> str:
+        first = f"{name:<{names}}  {label:<{labels}}" if labels else f"{name:<{names}}"
+        # a list on a page would swallow usual spaces
+        return f"{first}{''.join(f'{value:>12}' for value in values)}".replace(" ", "\u00a0")
+
+    lines = [
+        line(
+            row["id"],
+            row["label"],
+            f"{row['dsc']:.3f}",
+            f"{row['iou']:.3f}",
+            f"{row['hd95']:.1f}",
+            f"{row['hd95_zero_if_empty']:.1f}",
+            f"{100 * row['true_area']:.1f}",
+            f"{100 * row['predicted_area']:.1f}",
+        )
+        for row in rows
+    ]
+    columns = "Dice", "IoU", "HD95 px", "HD95 or 0", "true %", "predicted %"
+    return line("image", "class", *columns), lines
+
+
+def _history(bench: Workbench, case: Case) -> str:
+    """What the model had to do with the image before: how far to trust its score."""
+    card = bench.model.card
+    if case.index is None:
+        return f"your own image, the model was trained on {card.dataset}"
+    if card.dataset != bench.dataset:
+        return f"the model was trained on {card.dataset}, another source"
+    if card.data_hash != bench.data.data_hash:
+        return "prepared anew since the model was trained, which may have learned from it"
+    chosen = "it took part in choosing the model's epoch, so its score is optimistic"
+    learned = "the model learned from this image, so its score says little"
+    if card.selection == "best_on_test":
+        return chosen if bench.split == "test" else learned
+    unseen = "the model has not seen this image before"
+    return {"train": learned, "val": chosen, "test": unseen}[bench.split]
+
+
+def _dice(case: Case, prediction: np.ndarray) -> str:
+    return "" if case.truth is None else f"Dice {mask_metrics(prediction, case.truth).dsc:.3f}"
+
+
+def _percent(mask: np.ndarray) -> str:
+    return f"{100 * mask.mean():.1f} %"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{text}</p>'

@@ -1,0 +1,1 @@
+"""Pictures: of cases, of results, of the method."""

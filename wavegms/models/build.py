@@ -1,0 +1,63 @@
+"""From a variant's name to its network and the pipeline around it."""
+
+from diffusers import AutoencoderKL, AutoencoderTiny
+
+from wavegms.errors import InputError
+from wavegms.models.autoencoder import Autoencoder
+from wavegms.models.encoder import MultiResolutionEncoder
+from wavegms.models.guided import GuidedLatentMappingModel
+from wavegms.models.mapping import LatentMappingModel
+from wavegms.models.mask_network import MaskNetwork
+from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.models.segmenter import LatentSegmenter
+from wavegms.variants import variant_spec
+
+Network = LatentSegmenter | MaskNetwork
+
+
+def build_variant(name: str, *, sample_at_inference: bool = False) -> Network:
+    """A freshly initialised network: all that is trained of the variant.
+
+    `sample_at_inference` is that of `MultiResolutionEncoder`; variants without it ignore it.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    network = variant_spec(name).network
+    if network == "wavelet":
+        encoder = MultiResolutionEncoder(sample_at_inference=sample_at_inference)
+        return LatentSegmenter(encoder, LatentMappingModel())
+    if network == "mapping":
+        return LatentSegmenter(None, LatentMappingModel())
+    if network == "guided":
+        return LatentSegmenter(None, GuidedLatentMappingModel())
+    return MaskNetwork(network)
+
+
+def require_autoencoder(name: str, vae: Autoencoder | None) -> None:
+    """Checks that a variant is given the kind of autoencoder it needs; one that needs none, any.
+
+    Raises:
+        InputError: it is another kind, or none.
+    """
+    kind = variant_spec(name).autoencoder
+    if kind == "tiny" and not isinstance(vae, AutoencoderTiny):
+        raise InputError(f"variant {name} needs a Tiny-VAE: set autoencoder.source")
+    if kind == "kl" and not isinstance(vae, AutoencoderKL):
+        raise InputError(
+            f"variant {name} needs an SD-VAE, which cannot be trained here: set autoencoder.sd_vae "
+            "to a diffusers folder or a hub id, or leave the variant out"
+        )
+
+
+def as_pipeline(model: Network, vae: Autoencoder | None, image_size: int) -> WaveGMSPipeline:
+    """The pipeline around a trained network; it shares the network's weights.
+
+    Args:
+        model: what `build_variant` gave.
+        vae: the frozen autoencoder it was trained with; a network without latents leaves it out.
+        image_size: side in pixels at which it was trained.
+    """
+    if isinstance(model, MaskNetwork):
+        return WaveGMSPipeline(network=model, image_size=image_size)
+    return WaveGMSPipeline(model.encoder, model.mapping, vae, image_size=image_size)

@@ -1,0 +1,386 @@
+"""Simulated breast ultrasound: two small datasets from two scanners that do not exist.
+
+A tissue map (echogenicity, attenuation, specular reflectors) is drawn along the beams of a linear
+probe and turned into a B-mode image: a random complex field of sub-resolution scatterers, weighted
+by echogenicity and round-trip attenuation, is blurred by a point-spread function that widens away
+from the focus; its envelope is log-compressed and scan-converted. Fully developed speckle as a
+circular Gaussian field follows Wagner et al., "Statistics of speckle in ultrasound B-scans"
+(IEEE Trans. Sonics Ultrason. 1983); tissue attenuations are rounded textbook values; what lesions
+look like follows the ACR BI-RADS ultrasound descriptors (shape, margin, posterior features).
+
+The anatomy is in `wavegms.data.phantom_tissue`, the burnt-in marks in `wavegms.data.phantom_marks`.
+"""
+
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.random import PCG64, Generator, SeedSequence
+from PIL import Image
+from scipy.ndimage import gaussian_filter1d, map_coordinates
+from tqdm import tqdm
+
+from wavegms.errors import InputError
+from wavegms.phantom.marks import draw_marks
+from wavegms.phantom.tissue import Beams, Tissue, add_lesions, draw_lesions, draw_tissue
+
+SOUND_SPEED = 1.54  # mm/us, soft tissue
+
+FWHM_PER_SIGMA = 2.355
+
+MARKER = "phantom.json"  # says that a folder was written here and may be replaced
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """Settings of a simulated scanner; pairs are the range from which each image draws.
+
+    Attributes:
+        name: Name of the dataset the scanner makes.
+        frequency_mhz: Centre frequency in MHz.
+        pulse_cycles: Length of the pulse in wavelengths.
+        f_number: Focal length over aperture; lateral resolution at the focus is this times the
+            wavelength.
+        focus_mm: Depth of the transmit focus in mm.
+        focal_zone_mm: Distance from the focus at which the beam is wider by the root of two, in mm.
+        looks: Compounded envelopes; 1 is plain B-mode, more looks mean weaker speckle.
+        tgc_db: Attenuation that time-gain compensation assumes, in dB/cm/MHz.
+        noise_db: Electronic noise in dB relative to the echo of fat at the skin.
+        dynamic_range_db: Range between black and white in dB.
+        white_db: Level shown as white, in dB relative to the uncompensated echo of fat.
+        gamma: Exponent of the grey map; above 1 is darker.
+        trapezoid_deg: Tilt of the outermost beam in degrees; 0 is a rectangular field.
+        margin_px: Black margin at the sides and below, in pixels.
+        height_px: Height of the image in pixels.
+        width_px: Width of the image in pixels.
+        depth_mm: Imaged depth in mm.
+        malignant_fraction: Share of malignant cases among those with a lesion, in [0, 1].
+        normal_every: Every n-th image shows no lesion; 0 means none does.
+    """
+
+    name: str
+    frequency_mhz: float
+    pulse_cycles: float
+    f_number: float
+    focus_mm: float
+    focal_zone_mm: float
+    looks: int
+    tgc_db: tuple[float, float]
+    noise_db: float
+    dynamic_range_db: float
+    white_db: float
+    gamma: float
+    trapezoid_deg: tuple[float, float]
+    margin_px: tuple[int, int]
+    height_px: tuple[int, int]
+    width_px: tuple[int, int]
+    depth_mm: tuple[float, float]
+    malignant_fraction: float
+    normal_every: int
+
+    def axial_fwhm_mm(self) -> float:
+        """Axial resolution: half the pulse length, in mm."""
+        return self.pulse_cycles * SOUND_SPEED / self.frequency_mhz / 2
+
+    def lateral_fwhm_mm(self, depth_mm: np.ndarray) -> np.ndarray:
+        """Lateral resolution in mm at each depth in mm (same shape)."""
+        defocus = (depth_mm - self.focus_mm) / self.focal_zone_mm
+        return self.f_number * SOUND_SPEED / self.frequency_mhz * np.sqrt(1 + defocus**2)
+
+
+SCANNERS: dict[str, Scanner] = {
+    "phantom_a": Scanner(
+        name="phantom_a",
+        frequency_mhz=10.0,
+        pulse_cycles=3.5,
+        f_number=3.0,
+        focus_mm=16.0,
+        focal_zone_mm=14.0,
+        looks=3,
+        tgc_db=(0.57, 0.68),
+        noise_db=-72.0,
+        dynamic_range_db=58.0,
+        white_db=30.0,
+        gamma=1.5,
+        trapezoid_deg=(0.0, 0.0),
+        margin_px=(0, 0),
+        height_px=(176, 176),
+        width_px=(208, 208),
+        depth_mm=(30.0, 38.0),
+        malignant_fraction=0.35,
+        normal_every=0,
+    ),
+    "phantom_b": Scanner(
+        name="phantom_b",
+        frequency_mhz=7.0,
+        pulse_cycles=4.5,
+        f_number=3.6,
+        focus_mm=20.0,
+        focal_zone_mm=11.0,
+        looks=2,
+        tgc_db=(0.55, 0.72),
+        noise_db=-58.0,
+        dynamic_range_db=70.0,
+        white_db=30.0,
+        gamma=1.55,
+        trapezoid_deg=(0.0, 10.0),
+        margin_px=(0, 12),
+        height_px=(164, 212),
+        width_px=(172, 220),
+        depth_mm=(32.0, 44.0),
+        malignant_fraction=0.35,
+        normal_every=12,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One simulated case.
+
+    Attributes:
+        image: B-mode image, uint8, shape (H, W).
+        masks: One boolean mask of shape (H, W) per lesion; disjoint; empty for a normal case.
+        label: "benign", "malignant" or "normal".
+    """
+
+    image: np.ndarray
+    masks: tuple[np.ndarray, ...]
+    label: str
+
+
+def point_spread(scatterers: np.ndarray, scanner: Scanner, beams: Beams) -> np.ndarray:
+    """Blur scatterers by the pulse and by the beam, whose width depends on depth.
+
+    Args:
+        scatterers: Complex scatterer amplitudes, shape (samples, beams).
+        scanner: Sets axial and lateral resolution.
+        beams: Sampling grid of the same shape.
+
+    Returns:
+        Complex echo field, shape (samples, beams). White noise keeps its variance.
+    """
+    axial_px = scanner.axial_fwhm_mm() / FWHM_PER_SIGMA / beams.step_mm
+    field = gaussian_filter1d(scatterers, axial_px, axis=0)
+    # Both kernels get unit energy: a sampled Gaussian of width s has 1 / (2 sqrt(pi) s).
+    field *= math.sqrt(2 * math.sqrt(math.pi) * axial_px)
+    depth_mm = beams.range_mm[:, 0]
+    lateral_px = scanner.lateral_fwhm_mm(depth_mm) / FWHM_PER_SIGMA / beams.pitch_mm(depth_mm)
+    half = int(np.ceil(3 * lateral_px.max()))
+    kernels = np.exp(-0.5 * (np.arange(-half, half + 1) / lateral_px[:, None]) ** 2)
+    kernels = (kernels / np.linalg.norm(kernels, axis=1, keepdims=True)).astype(np.float32)
+    padded = np.pad(field, ((0, 0), (half, half)), mode="reflect")
+    out = np.zeros_like(field)
+    for k in range(2 * half + 1):
+        out += kernels[:, k, None] * padded[:, k : k + field.shape[1]]
+    return out
+
+
+def complex_noise(rng: Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Circular complex Gaussian noise of unit power and the given shape."""
+    parts = rng.standard_normal((2, *shape), dtype=np.float32) * np.float32(np.sqrt(0.5))
+    return parts[0] + 1j * parts[1]
+
+
+def round_trip_loss_db(tissue: Tissue, scanner: Scanner, beams: Beams) -> np.ndarray:
+    """Attenuation between the probe and each sample and back.
+
+    Args:
+        tissue: Holds the attenuation in dB/cm/MHz.
+        scanner: Sets the frequency.
+        beams: Sampling grid.
+
+    Returns:
+        Loss in dB, shape (samples, beams), non-decreasing along each beam but for the shadows
+        of the tissue map, which are blurred over the width of the aperture.
+    """
+    path_cm = 2 * beams.step_mm / 10
+    loss = np.cumsum(tissue.attenuation, axis=0, dtype=np.float32) * path_cm
+    loss = loss * scanner.frequency_mhz + tissue.shadow_db
+    return gaussian_filter1d(loss, 0.35 / beams.pitch_mm(0.0), axis=1)
+
+
+def envelope(rng: Generator, tissue: Tissue, scanner: Scanner, beams: Beams) -> np.ndarray:
+    """Simulate the received echo envelope after time-gain compensation.
+
+    Args:
+        rng: Source of scatterers and electronic noise.
+        tissue: Acoustic properties along the beams.
+        scanner: Pulse, beam, gain and noise.
+        beams: Sampling grid.
+
+    Returns:
+        Positive amplitudes, shape (samples, beams); 1 is the mean echo of fat without loss.
+    """
+    shape = tissue.echo_db.shape
+    amplitude = 10 ** (tissue.echo_db / 20)
+    loss_db = round_trip_loss_db(tissue, scanner, beams)
+    assumed = rng.uniform(*scanner.tgc_db)
+    tgc_db = 2 * assumed * scanner.frequency_mhz * beams.range_mm / 10
+    # The sliders of the time-gain compensation are never quite right.
+    tgc_db = tgc_db + rng.uniform(0.5, 2.5) * np.sin(
+        beams.range_mm / rng.uniform(4, 8) + rng.uniform(0, 2 * np.pi)
+    )
+    transfer = 10 ** ((tgc_db - loss_db) / 20)
+    noise_gain = 10 ** ((scanner.noise_db + tgc_db) / 20)
+    total = np.zeros(shape, dtype=np.float32)
+    for _ in range(scanner.looks):
+        scatterers = amplitude * complex_noise(rng, shape) + tissue.reflector
+        echo = point_spread(scatterers, scanner, beams) * transfer
+        total += np.abs(echo + noise_gain * complex_noise(rng, shape))
+    return total / scanner.looks
+
+
+def log_compress(amplitude: np.ndarray, scanner: Scanner, gain_db: float) -> np.ndarray:
+    """Map an envelope to grey levels.
+
+    Args:
+        amplitude: Positive envelope of any shape.
+        scanner: Dynamic range, white level and grey map.
+        gain_db: Overall gain chosen for this image in dB.
+
+    Returns:
+        Grey levels in [0, 255] as float, same shape.
+    """
+    level_db = 20 * np.log10(np.maximum(amplitude, 1e-6)) + gain_db
+    level = 1 + (level_db - scanner.white_db) / scanner.dynamic_range_db
+    return 255 * np.clip(level, 0, 1) ** scanner.gamma
+
+
+def scan_convert(values: np.ndarray, beams: Beams, field: tuple[int, int]) -> np.ndarray:
+    """Resample from beams to square pixels; 0 outside the insonified field.
+
+    Args:
+        values: One value per sample and beam, shape (samples, beams).
+        beams: Sampling grid.
+        field: Height and width of the image field in pixels of `beams.step_mm`.
+
+    Returns:
+        Float array of shape `field`.
+    """
+    row, column = np.indices(field, dtype=np.float32)
+    z = (row + 0.5) * beams.step_mm
+    x = (column + 0.5 - field[1] / 2) * beams.step_mm
+    origin = x / (1 + beams.divergence * z)
+    range_mm = z * np.sqrt(1 + (beams.divergence * origin) ** 2)
+    at_row = range_mm / beams.step_mm - 0.5
+    at_column = (origin + beams.face_mm / 2) / beams.pitch_mm(0.0) - 0.5
+    return map_coordinates(values, [at_row, at_column], order=1, mode="grid-constant")
+
+
+def simulate(scanner: Scanner, seed: int, index: int) -> Phantom:
+    """Simulate one case.
+
+    Args:
+        scanner: One of `SCANNERS`.
+        seed: Seed of the dataset, at least 0.
+        index: Number of the image in the dataset, from 0. The result depends on nothing else, so
+            image k is the same however many are made.
+
+    Returns:
+        The case; each mask covers about 3 to 25 % of the image.
+    """
+    stream = SeedSequence(seed, spawn_key=(zlib.crc32(scanner.name.encode()), index))
+    rng = Generator(PCG64(stream))
+    height = int(rng.integers(*scanner.height_px, endpoint=True))
+    width = int(rng.integers(*scanner.width_px, endpoint=True))
+    left, right, below = rng.integers(*scanner.margin_px, size=3, endpoint=True).tolist()
+    field = (height - below, width - left - right)
+    beams = Beams.cover(field, rng.uniform(*scanner.depth_mm), rng.uniform(*scanner.trapezoid_deg))
+
+    label = "malignant" if rng.random() < scanner.malignant_fraction else "benign"
+    if scanner.normal_every and index % scanner.normal_every == scanner.normal_every - 1:
+        label = "normal"
+    lesions = draw_lesions(rng, beams, field, label)
+    tissue = add_lesions(rng, draw_tissue(rng, beams), lesions, beams)
+    amplitude = envelope(rng, tissue, scanner, beams)
+    grey = log_compress(amplitude, scanner, gain_db=rng.uniform(-4, 4))
+
+    frame = ((0, below), (left, right))
+    image = np.pad(scan_convert(grey, beams, field), frame).round().astype(np.uint8)
+    masks = tuple(
+        np.pad(scan_convert(np.float32(lesion.distance_mm(beams) < 0), beams, field) > 0.5, frame)
+        for lesion in lesions
+    )
+    image = draw_marks(rng, image, masks, beams.step_mm, scanner.frequency_mhz)
+    return Phantom(image=image, masks=masks, label=label)
+
+
+def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
+    """Write a simulated dataset as raw files in the layout of a published one.
+
+    "phantom_a" is laid out like BUS (`original/000001.png`, `GT/000001.png`), "phantom_b" like
+    BUSI (`benign/benign (1).png`, `benign (1)_mask.png`, `benign (1)_mask_1.png` and so on). The
+    files are written to a temporary folder beside `folder`, which is put in place when complete.
+
+    Args:
+        name: Key of `SCANNERS`.
+        folder: Root of the raw dataset; one written by this function before is replaced.
+        count: Number of images, at least 1.
+        seed: Seed of the dataset, at least 0.
+
+    Raises:
+        InputError: `name` is unknown, `count` or `seed` too small, or `folder` holds other data.
+    """
+    if name not in SCANNERS:
+        raise InputError(f"name is {name!r}; choose one of {', '.join(SCANNERS)}.")
+    if count < 1:
+        raise InputError(f"count is {count}; ask for at least 1 image.")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; choose 0 or a positive whole number.")
+    folder = Path(folder)
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / MARKER).is_file():
+        raise InputError(f"folder {folder} holds other data; choose a folder that does not exist.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        root = Path(temporary) / folder.name
+        root.mkdir()
+        write = {"phantom_a": _write_bus, "phantom_b": _write_busi}[name]
+        # an image depends on its own index and nothing else; most of the work is scipy's filters,
+        # which run side by side
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            cases = pool.map(partial(simulate, SCANNERS[name], seed), range(count))
+            write(root, tqdm(cases, total=count, desc=f"simulating {name}", unit="image"))
+        (root / MARKER).write_text(json.dumps({"name": name, "count": count, "seed": seed}) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        root.rename(folder)
+
+
+def _write_bus(root: Path, cases: Iterable[Phantom]) -> None:
+    for part in ("original", "GT"):
+        (root / part).mkdir()
+    for number, case in enumerate(cases, start=1):
+        file = f"{number:06d}.png"
+        Image.fromarray(case.image).save(root / "original" / file)
+        union = np.any(case.masks, axis=0)
+        Image.fromarray(np.uint8(255) * union).save(root / "GT" / file)
+
+
+def _write_busi(root: Path, cases: Iterable[Phantom]) -> None:
+    written = dict.fromkeys(("benign", "malignant", "normal"), 0)
+    for label in written:
+        (root / label).mkdir()
+    for case in cases:
+        written[case.label] += 1
+        number = written[case.label]
+        stem = f"{case.label} ({number})"
+        Image.fromarray(case.image).convert("RGB").save(root / case.label / f"{stem}.png")
+        masks = case.masks or (np.zeros(case.image.shape, dtype=bool),)
+        # As published, most masks are bilevel, and a few are colour images of black and white.
+        mode = "RGB" if case.label == "normal" or number % 9 == 4 else "1"
+        mode = "RGBA" if number % 13 == 6 else mode
+        for k, mask in enumerate(masks):
+            suffix = "_mask" if k == 0 else f"_mask_{k}"
+            picture = Image.fromarray(np.uint8(255) * mask).convert(mode)
+            picture.save(root / case.label / f"{stem}{suffix}.png")

@@ -1,0 +1,397 @@
+"""Prediction on files: masks, probabilities, overlays and a table, for images and volumes.
+
+The folder that is written holds
+
+- `predictions.csv`: one row a source, with the columns of `COLUMNS`;
+- `masks/`: 0 and 255 as PNG, at the image's size and upright; of a volume 0 and 1 as .nii.gz;
+- `probabilities/`: 16-bit PNG, where 65535 stands for 1; of a volume float32 as .nii.gz;
+- `overlays/`: the image with the contour of the mask as PNG; of a volume a sheet of slices;
+- `slices.csv`: where there are volumes, one row a slice, with the columns of `SLICE_COLUMNS`;
+- `settings.json`: what it was made with.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+import torch
+from PIL import Image
+from scipy import ndimage
+from tqdm import tqdm
+
+from wavegms import __version__
+from wavegms.errors import InputError
+from wavegms.files import replace_folder, write_text
+from wavegms.images import FORMATS, as_rgb, read_image
+from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.predict.inputs import Source, find_sources
+from wavegms.predict.overlays import draw_contour, draw_slices
+from wavegms.predict.tta import AugmentedPipeline, add_views
+from wavegms.predict.volumes import (
+    PLANES,
+    Plane,
+    Volume,
+    is_dicom,
+    is_nifti,
+    read_picture,
+    read_volume,
+    write_volume,
+)
+from wavegms.training.card import weights_hash
+
+COLUMNS = {
+    "file": "the image or volume, or the folder of a DICOM series, as it was named",
+    "output": "name of its results, below masks/, probabilities/ and overlays/",
+    "width": "pixels, or voxels along the first stored axis",
+    "height": "pixels, or voxels along the second stored axis",
+    "slices": "voxels along the third stored axis; what only a volume has is empty for an image",
+    "plane": "in which a volume was cut: axial, coronal or sagittal",
+    "area_px": "pixels or voxels of the mask",
+    "area_share": "share of the image or volume that is mask, 0 to 1",
+    "volume_ml": "of the mask, millilitres, from the spacing in the file",
+    "regions": "connected parts of the mask; pixels that touch at a corner are connected",
+    "left": "of the box around the mask, in pixels or voxels from 0",
+    "top": "likewise",
+    "right": "likewise, the first column beyond it",
+    "bottom": "likewise, the first row beyond it",
+    "first_slice": "likewise, of a volume, along the third stored axis",
+    "end_slice": "likewise, the first slice beyond it",
+    "confidence": "mean probability over the mask, from the threshold to 1; empty if the mask is",
+    "empty": "whether the mask has no pixel",
+    "error": "why there is no prediction; empty if there is one",
+}
+
+SLICE_COLUMNS = {
+    "file": "the volume, as in predictions.csv",
+    "plane": "of the slice",
+    "slice": "its number along the stored axis that runs across the plane, from 0",
+    "area_px": "pixels of the mask",
+    "area_mm2": "of the mask, square millimetres",
+    "confidence": "mean probability over the mask; empty if the mask is",
+}
+
+_WHOLE = [
+    *("width", "height", "slices", "area_px", "regions"),
+    *("left", "top", "right", "bottom", "first_slice", "end_slice"),
+]
+
+# Images that wait for a batch are held with their probabilities, 8 bytes a pixel in all
+_PIXELS_WAITING = 50_000_000
+
+
+def predict_files(
+    inputs: str | Path | Sequence[str | Path],
+    model: str | Path | WaveGMSPipeline,
+    out: str | Path,
+    *,
+    threshold: float = 0.5,
+    batch_size: int = 12,
+    device: str = "auto",
+    plane: Plane | None = None,
+    tta: bool = False,
+    prepared: Path = Path("data/prepared"),
+) -> pd.DataFrame:
+    """Predicts files, folders and patterns, and writes a folder of results, whole or not at all.
+
+    A file that cannot be predicted is named on stderr and in the table, and the rest goes on. Only
+    so many images are held at once as make a batch, and one volume.
+
+    Args:
+        inputs: a path or pattern, or several; see `wavegms.inputs.find_sources`.
+        model: a folder or hub id for `WaveGMSPipeline.from_pretrained`, or an opened pipeline.
+        out: the folder to make. It must not exist, or be empty.
+        threshold: probability from which a pixel belongs to the mask, above 0 and up to 1.
+        batch_size: how many images or slices go through the network at once.
+        device: "auto" takes a CUDA GPU if there is one, else the CPU; or a name that torch knows.
+            An opened pipeline stays where it is.
+        plane: in which volumes are cut; None takes that of the stored slices.
+        tta: predict every image in those flips and turns that the training drew from, and average.
+            Says whether that helped on the validation split of the model's dataset.
+        prepared: where that dataset is looked for.
+
+    Returns:
+        The table of predictions.csv; a source without prediction has a text in `error`.
+
+    Raises:
+        InputError: an input is not there, nothing was found, `out` is taken or cannot be written,
+            the model cannot be loaded, or an option is impossible. Nothing is written then.
+    """
+    if not 0 < threshold <= 1:
+        raise InputError(f"threshold must be above 0 and at most 1, not {threshold}")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    if plane is not None and plane not in PLANES:
+        raise InputError(f"plane must be one of {', '.join(PLANES)}, not {plane}")
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(
+            f"{out} exists already and is left as it is: choose another folder, or move it away."
+        )
+    sources, ignored = find_sources([inputs] if isinstance(inputs, str | Path) else inputs)
+    if ignored:
+        print(
+            f"passed over as neither images nor volumes: {len(ignored)}, such as {ignored[0]}",
+            file=sys.stderr,
+        )
+    if not isinstance(model, WaveGMSPipeline):
+        model = _load(model, device)
+    where = model.name_or_path
+    settings: dict[str, Any] = {
+        "model": where and os.fspath(where),
+        "weights": where and weights_hash(Path(where)),
+        "threshold": threshold,
+        "plane": plane,
+        "device": str(model.device),
+        "wavegms": __version__,
+        "notice": "research software, not for clinical use",
+    }
+    if tta:
+        model, gain, said = add_views(model, Path(prepared), threshold, batch_size)
+        print(f"TTA: {said}")
+        views = len(model.views) if isinstance(model, AugmentedPipeline) else 1
+        settings["tta"] = {"views": views, "gain": gain and asdict(gain)}
+    try:
+        with replace_folder(out) as folder:
+            run = _Run(model, folder, sources, threshold, batch_size, plane)
+            table = run.predict_all()
+            write_text(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written ({error.strerror or error}): free some space or choose "
+            "another folder."
+        ) from error
+    return table
+
+
+def report(table: pd.DataFrame, out: Path) -> None:
+    """Says how many sources were predicted, and refuses to call it well if some were not.
+
+    Args:
+        table: what `predict_files` gave.
+        out: the folder it wrote.
+
+    Raises:
+        InputError: a source could not be predicted; the sentence says how many.
+    """
+    failed = int(table["error"].ne("").sum())
+    empty = int(table["empty"].eq(True).sum())
+    print(f"predicted {len(table) - failed} of {len(table)} ({empty} with an empty mask): {out}")
+    if failed:
+        raise InputError(
+            f"{failed} of {len(table)} could not be predicted: {out / 'predictions.csv'} says why "
+            "in its column error; the rest is complete."
+        )
+
+
+def _load(model: str | Path, device: str) -> WaveGMSPipeline:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=torch.device(device))
+    except Exception as error:  # an assertion, a missing kernel or an unknown name
+        raise InputError(f"device is {device}, which is not here: choose auto or cpu") from error
+    return WaveGMSPipeline.from_pretrained(model).to(device)
+
+
+class _Run:
+    """One call of `predict_files` while it writes."""
+
+    def __init__(
+        self,
+        pipeline: WaveGMSPipeline,
+        folder: Path,
+        sources: Sequence[Source],
+        threshold: float,
+        batch_size: int,
+        plane: Plane | None,
+    ):
+        self.pipeline, self.folder, self.sources = pipeline, folder, sources
+        self.threshold, self.batch_size, self.plane = threshold, batch_size, plane
+        # by number of the source, as images of a batch are finished together
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.slices: list[dict[str, Any]] = []
+
+    def predict_all(self) -> pd.DataFrame:
+        waiting: dict[int, Image.Image] = {}
+        for name in ("masks", "probabilities", "overlays"):
+            (self.folder / name).mkdir()
+        with tqdm(total=len(self.sources), desc="predicting", unit="file") as bar:
+            for index, source in enumerate(self.sources):
+                try:
+                    content = _open(source, self.plane)
+                except InputError as error:
+                    self.rows[index] = {"file": _shown(source.path), "error": str(error)}
+                    bar.write(f"not predicted: {error}", file=sys.stderr)
+                    bar.update()
+                    continue
+                if isinstance(content, Volume):
+                    self._predict_volume(index, content)
+                    bar.update()
+                else:
+                    waiting[index] = content
+                pixels = sum(image.width * image.height for image in waiting.values())
+                if len(waiting) == self.batch_size or pixels > _PIXELS_WAITING:
+                    self._predict_images(waiting)
+                    bar.update(len(waiting))
+                    waiting = {}
+            if waiting:
+                self._predict_images(waiting)
+                bar.update(len(waiting))
+        table = pd.DataFrame(
+            [self.rows[index] for index in range(len(self.sources))], columns=list(COLUMNS)
+        )
+        table[_WHOLE] = table[_WHOLE].astype("Int64")
+        _write_table(self.folder / "predictions.csv", table)
+        if self.slices:
+            slices = pd.DataFrame(self.slices, columns=list(SLICE_COLUMNS))
+            _write_table(self.folder / "slices.csv", slices)
+        return table
+
+    def _call(self, images: Sequence[Image.Image | np.ndarray]) -> tuple[list, list]:
+        """Masks and probabilities; a sampling encoder draws the same for the same images."""
+        generator = torch.Generator().manual_seed(0)
+        try:
+            output = self.pipeline(
+                images, batch_size=self.batch_size, threshold=self.threshold, generator=generator
+            )
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"the device has no memory for {len(images)} images at once: choose a batch_size "
+                f"below {self.batch_size}"
+            ) from error
+        return output.masks, output.probabilities
+
+    def _target(self, kind: str, source: Source, suffix: str) -> Path:
+        path = self.folder / kind / f"{source.name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _predict_images(self, images: dict[int, Image.Image]) -> None:
+        masks, probabilities = self._call(list(images.values()))
+        for (index, image), mask, soft in zip(images.items(), masks, probabilities, strict=True):
+            source = self.sources[index]
+            sixteen = (soft * 65535).round().astype(np.uint16)
+            drawn = draw_contour(np.asarray(image), mask)
+            for kind, pixels in (
+                ("masks", mask.astype(np.uint8) * 255),
+                ("probabilities", sixteen),
+                ("overlays", drawn),
+            ):
+                Image.fromarray(pixels).save(self._target(kind, source, ".png"))
+            self.rows[index] = {
+                "file": _shown(source.path),
+                "output": _shown(source.name),
+                "width": image.width,
+                "height": image.height,
+                **measure(mask, soft),
+                "error": "",
+            }
+
+    def _predict_volume(self, index: int, volume: Volume) -> None:
+        source = self.sources[index]
+        soft = np.empty(volume.shape, np.float32)
+        starts = range(0, len(volume), self.batch_size)
+        for start in tqdm(starts, desc=source.path.name, unit="batch", leave=False):
+            stop = min(start + self.batch_size, len(volume))
+            soft[start:stop] = self._call([volume[place] for place in range(start, stop)])[1]
+        masks = soft >= self.threshold
+        sheet = draw_slices(volume, masks, volume.spacing, volume.numbers)
+        Image.fromarray(sheet).save(self._target("overlays", source, ".png"))
+        area = math.prod(volume.spacing)
+        for number, place in sorted(zip(volume.numbers, range(len(volume)), strict=True)):
+            found = measure(masks[place], soft[place])
+            self.slices.append(
+                {
+                    "file": _shown(source.path),
+                    "plane": volume.plane,
+                    "slice": number,
+                    "area_px": found["area_px"],
+                    "area_mm2": found["area_px"] * area,
+                    "confidence": found["confidence"],
+                }
+            )
+        stored_mask = volume.restore(masks.astype(np.uint8))
+        stored_soft = volume.restore(soft)
+        write_volume(self._target("masks", source, ".nii.gz"), stored_mask)
+        write_volume(self._target("probabilities", source, ".nii.gz"), stored_soft)
+        width, height, slices = volume.image.GetSize()
+        found = measure(
+            sitk.GetArrayFromImage(stored_mask).astype(bool),
+            sitk.GetArrayViewFromImage(stored_soft),
+        )
+        self.rows[index] = {
+            "file": _shown(source.path),
+            "output": _shown(source.name),
+            "width": width,
+            "height": height,
+            "slices": slices,
+            "plane": volume.plane,
+            **found,
+            "volume_ml": found["area_px"] * math.prod(volume.image.GetSpacing()) / 1000,
+            "error": "",
+        }
+
+
+def measure(mask: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
+    """Size, place and confidence of a mask.
+
+    Args:
+        mask: bool (H, W) or (D, H, W).
+        probability: float in [0, 1], same shape.
+
+    Returns:
+        The columns of `COLUMNS` from area_px to empty that the mask has, volume_ml apart.
+    """
+    count = int(np.count_nonzero(mask))
+    values: dict[str, Any] = {
+        "area_px": count,
+        "area_share": count / mask.size,
+        "regions": ndimage.label(mask, np.ones((3,) * mask.ndim))[1],
+        "confidence": float(probability[mask].mean(dtype=np.float64)) if count else None,
+        "empty": count == 0,
+    }
+    if count:
+        (box,) = ndimage.find_objects(mask.astype(np.uint8))
+        *deep, rows, columns = box
+        values |= {
+            "left": columns.start,
+            "top": rows.start,
+            "right": columns.stop,
+            "bottom": rows.stop,
+        }
+        if deep:
+            values |= {"first_slice": deep[0].start, "end_slice": deep[0].stop}
+    return values
+
+
+def _open(source: Source, plane: Plane | None) -> Image.Image | Volume:
+    if source.series or is_nifti(source.path):
+        return read_volume(source.path, source.series, plane)
+    if is_dicom(source.path):
+        return read_picture(source.path)
+    picture, _ = read_image(source.path, as_rgb)
+    # a JPEG of a telephone has a preview behind the image, so its number of pages says nothing
+    with Image.open(source.path, formats=FORMATS) as file:
+        pages = getattr(file, "n_frames", 1) if file.format in ("GIF", "TIFF", "WEBP") else 1
+    if pages > 1:
+        raise InputError(
+            f"{source.path} has {pages} pages: save each that is to be predicted as a file."
+        )
+    return picture
+
+
+def _shown(path: str | Path) -> str:
+    """A path for a table; a name in another encoding than the system's would not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))

@@ -1,0 +1,427 @@
+"""NIfTI and DICOM, read and written by SimpleITK: slices as 8-bit pictures, geometry kept.
+
+The networks are two-dimensional: a volume is cut into slices, each is predicted as any picture is,
+and the masks are put back on the volume's own grid.
+"""
+
+import gzip
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import SimpleITK as sitk
+from PIL import Image
+
+from wavegms.errors import InputError
+from wavegms.images import MAX_PIXELS
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+PLANES = get_args(Plane)
+
+# 512 x 512 x 1900 voxels: 1 GB as it is read, and 2 GB of probabilities
+MAX_VOXELS = 500_000_000
+
+# Columns, rows and slices run towards these sides of the patient (left, posterior, superior,
+# inferior), which is how a radiologist looks at each plane.
+_VIEWS = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
+
+_PLANE_ACROSS = {
+    **dict.fromkeys("SI", "axial"),
+    **dict.fromkeys("AP", "coronal"),
+    **dict.fromkeys("LR", "sagittal"),
+}
+
+# A window from all voxels would hang on single bright ones
+_PERCENTILES = (0.5, 99.5)
+
+_VOXELS_SEEN = 10_000_000
+
+
+class Volume:
+    """A grey volume as a row of upright 8-bit slices.
+
+    Attributes:
+        image: as it was read, on its own grid.
+        plane: of the slices.
+        window: (low, high), the intensities that became 0 and 255.
+        spacing: (rows, columns) distance of the pixels of a slice, mm.
+        numbers: for every slice its number along the stored axis, from 0.
+    """
+
+    def __init__(
+        self,
+        image: sitk.Image,
+        plane: Plane | None = None,
+        window: tuple[float, float] | None = None,
+    ):
+        """Turns it to the view of a plane.
+
+        Args:
+            image: three-dimensional and grey.
+            plane: None takes the plane that is nearest to the stored slices.
+            window: None takes percentiles 0.5 and 99.5 of all voxels, or their extremes where those
+                two are equal.
+
+        Raises:
+            InputError: all voxels have one value, or none has one.
+        """
+        self.image = image
+        self._orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
+            image.GetDirection()
+        )
+        self.plane: Plane = plane or _PLANE_ACROSS[self._orientation[2]]
+        self._turned = sitk.DICOMOrient(image, _VIEWS[self.plane])
+        self._voxels = sitk.GetArrayViewFromImage(self._turned)
+        self.window = window or _window_of(self._voxels)
+        columns, rows, _ = self._turned.GetSpacing()
+        self.spacing = rows, columns
+        stored, turned = (np.reshape(i.GetDirection(), (3, 3)) for i in (image, self._turned))
+        along = stored.T @ turned[:, 2]
+        numbers = range(len(self))
+        self.numbers = numbers[::-1] if along[np.abs(along).argmax()] < 0 else numbers
+
+    def __len__(self) -> int:
+        return len(self._voxels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(slices, rows, columns) of the view."""
+        return self._voxels.shape
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One slice, uint8 (rows, columns)."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return _to_grey(self._voxels[index], self.window)
+
+    def restore(self, values: np.ndarray) -> sitk.Image:
+        """Puts values of the view on the grid of the volume.
+
+        Args:
+            values: of the view's shape, any number type.
+
+        Returns:
+            Origin, spacing, direction and size are exactly those of `image`.
+        """
+        view = sitk.GetImageFromArray(values)
+        view.CopyInformation(self._turned)
+        back = sitk.DICOMOrient(view, self._orientation)
+        back.CopyInformation(self.image)
+        return back
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name says so: .nii or .nii.gz."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the name says so (.dcm, .dicom, .ima), or the mark inside; a DICOMDIR is none."""
+    if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
+        return True
+    if path.name.upper() == "DICOMDIR":
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def series_in(folder: Path) -> list[tuple[Path, ...]]:
+    """The DICOM series of a folder that are volumes: several images at several places.
+
+    Pictures of one examination often share a series without being slices of anything, ultrasound
+    above all; they have no place in space and are left out.
+
+    Args:
+        folder: which is searched without the folders in it.
+
+    Returns:
+        For each series its files, in the order of their places.
+    """
+    with _quiet():
+        reader = sitk.ImageSeriesReader
+        try:
+            groups = [
+                tuple(map(Path, reader.GetGDCMSeriesFileNames(str(folder), uid)))
+                for uid in reader.GetGDCMSeriesIDs(str(folder))
+            ]
+        except Exception:  # a name that ITK cannot take; each file will say so by itself
+            return []
+        return [files for files in groups if len(files) > 1 and _has_places(files)]
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A DICOM file of one image.
+
+    Colours are taken as they are. Grey is scaled from the window that the file names; without one,
+    8-bit grey is taken as it is and more bits from percentiles 0.5 and 99.5 of the pixels.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Mode RGB.
+
+    Raises:
+        InputError: the file is broken, too large, has several frames, or is neither grey nor 8-bit
+            RGB.
+    """
+    with _quiet():
+        reader = _reader(path)
+        frames = math.prod(reader.GetSize()[2:])
+        if frames != 1:
+            raise InputError(
+                f"{path} is a clip or volume of {frames} frames in one file: export its frames as "
+                "images."
+            )
+        if math.prod(reader.GetSize()) > MAX_PIXELS:
+            raise InputError(
+                f"{path} has more than {MAX_PIXELS // 1_000_000} million pixels: scale it down."
+            )
+        image = _execute(reader, path)
+    pixels = sitk.GetArrayFromImage(image).reshape(
+        image.GetHeight(), image.GetWidth(), image.GetNumberOfComponentsPerPixel()
+    )
+    if pixels.shape[-1] == 1 and not np.iscomplexobj(pixels):
+        try:
+            window = _named_window(reader) or (
+                (0.0, 255.0) if pixels.dtype == np.uint8 else _window_of(pixels)
+            )
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        return Image.fromarray(_to_grey(pixels[..., 0], window)).convert("RGB")
+    if pixels.shape[-1] == 3 and pixels.dtype == np.uint8:
+        return Image.fromarray(pixels)
+    raise InputError(
+        f"{path} is neither grey nor 8-bit RGB ({image.GetPixelIDTypeAsString()}): export it so."
+    )
+
+
+def read_volume(path: Path, series: Sequence[Path] = (), plane: Plane | None = None) -> Volume:
+    """A NIfTI file or a DICOM series.
+
+    A series is scaled from the window that its middle file names, if it does; all else from
+    percentiles 0.5 and 99.5 of the voxels. What is not a number counts as dark.
+
+    Args:
+        path: the file, or what the series is to be called in messages.
+        series: the files of a DICOM series, in order.
+        plane: see `Volume`.
+
+    Raises:
+        InputError: the volume is broken, incomplete, not three-dimensional, not grey, larger than
+            `MAX_VOXELS`, of one value; or slices of the series are missing, unevenly spaced or
+            tilted against the stack.
+    """
+    path = Path(path)
+    with _quiet():
+        present = 0 if series else _nifti_bytes(path)
+        reader = _reader(series[len(series) // 2] if series else path)
+        size = reader.GetSize()
+        if series:
+            size = (*size[:2], len(series))
+            _require_stack(series, path)
+        if len(size) != 3:
+            raise InputError(
+                f"{path} has {len(size)} dimensions, not 3: save each volume as a file of its own."
+                if len(size) > 3
+                else f"{path} is a flat NIfTI without a place in space: save it as PNG."
+            )
+        if reader.GetNumberOfComponents() > 1 or "complex" in sitk.GetPixelIDValueAsString(
+            reader.GetPixelID()
+        ):
+            raise InputError(f"{path} is in colour or has several values a voxel: save it as grey.")
+        if math.prod(size) > MAX_VOXELS:
+            raise InputError(
+                f"{path} claims {math.prod(size):,} voxels, more than {MAX_VOXELS:,}: crop it or "
+                "scale it down."
+            )
+        if series:
+            stack = sitk.ImageSeriesReader()
+            stack.SetImageIO("GDCMImageIO")
+            stack.SetFileNames([str(file) for file in series])
+            image = _execute(stack, path)
+        else:
+            _require_all_bytes(path, reader, present)
+            image = _execute(reader, path)
+    try:
+        return Volume(image, plane, _named_window(reader) if series else None)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def write_volume(path: Path, image: sitk.Image) -> None:
+    """Writes a NIfTI file, compressed if its name ends in .gz.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        with _quiet():
+            sitk.WriteImage(image, str(path))
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} cannot be written ({_reason(error)}): free some space."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences ITK, which writes warnings past Python; what matters is checked and raised."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def _reason(error: Exception) -> str:
+    """The last line of ITK's message, without the places in its source and in memory."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return re.sub(r"^(sitk::|ITK )ERROR: |\w+\(0x\w+\): |ITK ERROR: ", "", lines[-1]).rstrip(".")
+
+
+def _reader(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    # not to be guessed from the content, which would open a file of any of twenty other formats
+    reader.SetImageIO("NiftiImageIO" if is_nifti(path) else "GDCMImageIO")
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes): replace it with an intact copy.")
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+    except InputError:
+        raise
+    except Exception as error:  # of ITK, or of a name that it cannot take
+        if "orthonormal" in str(error):
+            raise InputError(
+                f"the axes of {path} are missing or not at right angles: resample it."
+            ) from error
+        raise InputError(
+            f"{path} cannot be read as {'NIfTI' if is_nifti(path) else 'DICOM'} "
+            f"({_reason(error)}): replace it with an intact copy."
+        ) from error
+    return reader
+
+
+def _execute(reader: sitk.ImageReaderBase, path: Path) -> sitk.Image:
+    try:
+        return reader.Execute()
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read ({_reason(error)}): replace it with an intact copy."
+        ) from error
+
+
+def _tag(reader: sitk.ImageFileReader, key: str) -> str:
+    return reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else ""
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split("\\")))
+    except ValueError:
+        return ()
+
+
+def _named_window(reader: sitk.ImageFileReader) -> tuple[float, float] | None:
+    """Of several windows the first; none of MONOCHROME1, which ITK inverts, values and all."""
+    if _tag(reader, "0028|0004") == "MONOCHROME1":
+        return None
+    centre, width = (_numbers(_tag(reader, key))[:1] for key in ("0028|1050", "0028|1051"))
+    if not (centre and width and width[0] > 0 and math.isfinite(centre[0] + width[0])):
+        return None
+    return centre[0] - width[0] / 2, centre[0] + width[0] / 2
+
+
+def _place(file: Path) -> tuple[float, ...]:
+    return _numbers(_tag(_reader(file), "0020|0032"))
+
+
+def _has_places(files: Sequence[Path]) -> bool:
+    try:
+        places = [_place(file) for file in files]
+    except InputError:
+        return False
+    return all(len(place) == 3 for place in places) and len(set(places)) > 1
+
+
+def _require_stack(files: Sequence[Path], path: Path) -> None:
+    """A grid has one distance between slices, and one direction, square to them."""
+    places = np.array([_place(file) for file in files])
+    sides = _numbers(_tag(_reader(files[0]), "0020|0037"))
+    if len(sides) != 6:
+        raise InputError(f"{path} does not say how its slices lie: export the series again.")
+    normal = np.cross(sides[:3], sides[3:])
+    steps = np.diff(places, axis=0)
+    step = np.median(steps @ normal)
+    # a hundredth of the distance is what rounding in the files may do
+    if not np.allclose(steps, step * normal, rtol=0, atol=0.01 * abs(step)) or step == 0:
+        raise InputError(
+            f"slices of {path} are missing, doubled, unevenly spaced or tilted against the stack: "
+            "export the series again, one volume a folder."
+        )
+
+
+def _nifti_bytes(path: Path) -> int:
+    """How many bytes a NIfTI file holds, unpacked; all of them are read if it is packed.
+
+    This comes before ITK, which complains past Python about another file of that name.
+    """
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            head = file.read(352)
+            if packed:
+                count = len(head)
+                while block := file.read(1 << 20):
+                    count += len(block)
+            else:
+                count = path.stat().st_size
+    except (OSError, EOFError, zlib.error) as error:  # gzip's own error is an OSError
+        raise InputError(
+            f"{path} is truncated or damaged ({error}): replace it with an intact copy."
+        ) from error
+    if head[344:347] not in (b"n+1", b"ni1") and head[4:7] != b"n+2":
+        raise InputError(f"{path} is no NIfTI file: replace it with an intact copy.")
+    return count
+
+
+def _require_all_bytes(path: Path, reader: sitk.ImageFileReader, present: int) -> None:
+    """ITK fills what a truncated NIfTI lacks with zeros, and says nothing."""
+    sides = [int(_tag(reader, f"dim[{axis}]")) for axis in range(1, 8)]
+    voxels = math.prod(side for side in sides if side > 0)
+    needed = float(_tag(reader, "vox_offset")) + voxels * int(_tag(reader, "bitpix")) / 8
+    if present < needed:
+        raise InputError(
+            f"{path} is truncated ({present:,} of {needed:,.0f} bytes): replace it with an intact "
+            "copy."
+        )
+
+
+def _window_of(voxels: np.ndarray) -> tuple[float, float]:
+    flat = voxels.reshape(-1)
+    seen = flat[:: max(1, flat.size // _VOXELS_SEEN)]
+    seen = seen[np.isfinite(seen)].astype(np.float64)
+    if not seen.size or seen.min() == seen.max():
+        raise InputError("all values are the same, so there is nothing to see: check the export.")
+    low, high = np.percentile(seen, _PERCENTILES)
+    return (low, high) if low < high else (seen.min(), seen.max())
+
+
+def _to_grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    low, high = window
+    share = (np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low) - low) / (
+        high - low
+    )
+    return (share.clip(0, 1) * 255).round().astype(np.uint8)

@@ -1,0 +1,1 @@
+"""One HTML file of a run, model cards, and folders to share."""

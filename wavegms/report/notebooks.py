@@ -1,0 +1,254 @@
+"""The executed notebooks that a run leaves, and what of them a report shows.
+
+A notebook's cells say so themselves, by a tag: `report-results` puts a cell, text or output, into
+the section of results; the others are the names in `SECTIONS`.
+"""
+
+import base64
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from html import escape, unescape
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nbformat
+from nbformat import NotebookNode
+from PIL import Image
+
+from wavegms.config import Params
+from wavegms.data.catalog import spec_of
+from wavegms.errors import first_line
+from wavegms.results.tables import title_of
+
+# By the end of the tag, in the order of the report.
+SECTIONS = {
+    "results": "Results",
+    "training": "Training",
+    "leakage": "Data and leakage",
+    "cases": "Cases",
+    "generalization": "Domain generalization",
+    "ablation": "Ablation",
+    "efficiency": "Efficiency",
+}
+
+_TAG = "report-"
+
+# pandas writes a style for the whole page beside each table.
+_STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
+
+_ROW = re.compile(r"<tr>.*?</tr>", re.DOTALL)
+
+_CELL = re.compile(r"<t[dh]>(.*?)</t[dh]>", re.DOTALL)
+
+# Columns of `wavegms.tables` that name one.
+_OF_DATASETS = ("Dataset", "Trained on", "Tested on")
+
+# Pixels from which a figure would be too small on a phone.
+_BROAD = 800
+
+_HEADING = re.compile(r"^#+ ", re.MULTILINE)
+
+# A dataset, or that with another one to be tested on.
+_Place = TypeVar("_Place")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """An executed notebook that a complete run leaves in the folder of reports.
+
+    Attributes:
+        name: of the file, without its ending.
+        title: what was run in it, for a reader; empty where there is only one.
+        settings: parameters that it must have been run with, by their name in the notebook; a dot
+            leads into a section.
+    """
+
+    name: str
+    title: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One that is there.
+
+    Attributes:
+        expected: what it is.
+        record: which code and libraries ran, see `wavegms.provenance.run_record`; None if it does
+            not say.
+        cells: to be shown, by the name of the section; none where they gave no output.
+    """
+
+    expected: Expected
+    record: Mapping[str, Any] | None
+    cells: Mapping[str, list[NotebookNode]]
+
+
+class Unusable(Exception):
+    """Why a notebook is not shown, as a clause about it."""
+
+
+def expected_notebooks(params: Params) -> Iterator[Expected]:
+    """The executed notebooks of a run, in the order in which a report shows them.
+
+    Left out are those of which it shows nothing: the tour and the simulated scanners.
+
+    Args:
+        params: of the run.
+    """
+    values = params.model_dump(mode="json")
+    scored = {"evaluation": values["evaluation"]}
+    trained = {name: values[name] for name in ("loss", "model", "training")}
+    yield Expected("08_results", "", scored | {"seed": params.seed})
+    for dataset in [*params.datasets, *params.external]:
+        # a test set from elsewhere has no split to follow
+        drawn = {} if dataset in params.external else {"split": values["split"]}
+        asked = {"dataset": dataset, "image_size": params.image_size} | drawn
+        yield Expected(f"01_prepare_{dataset}", spec_of(dataset).title, asked)
+    for dataset in params.datasets:
+        title = f"Autoencoder of {spec_of(dataset).title}"
+        asked = {"dataset": dataset, "autoencoder.source": params.autoencoder.source}
+        yield Expected(f"01b_autoencoder_{dataset}", title, asked)
+    for dataset, variant, seed in _runs(params.datasets, params.variants, params.seeds):
+        run, title = f"{dataset}_{variant}_{seed}", run_title(dataset, variant, seed)
+        asked = {"dataset": dataset, "variant": variant, "seed": seed}
+        yield Expected(f"02_train_{run}", title, asked | trained)
+        yield Expected(f"03_evaluate_{run}", title, asked | scored)
+    for dataset in params.datasets:
+        asked = {"dataset": dataset, "evaluation.threshold": params.evaluation.threshold}
+        asked |= {"seed": params.seeds[0], "variants": params.variants}
+        yield Expected(f"06_visualize_{dataset}", spec_of(dataset).title, asked)
+    pairs = [(pair.train, pair.test) for pair in params.generalization]
+    pairs += [(dataset, other) for dataset in params.datasets for other in params.external]
+    for (dataset, other), variant, seed in _runs(pairs, params.variants, params.seeds):
+        asked = {"dataset": dataset, "test_set": other, "variant": variant, "seed": seed}
+        name = f"05_domain_generalization_{dataset}_{other}_{variant}_{seed}"
+        title = f"{run_title(dataset, variant, seed)}, on {spec_of(other).title}"
+        yield Expected(name, title, asked | scored)
+    for dataset, variant, seed in _runs(
+        params.ablation.datasets, params.ablation.variants, params.seeds
+    ):
+        asked = {"dataset": dataset, "variant": variant, "seed": seed}
+        asked |= {"ablation.epochs": params.ablation.epochs}
+        name = f"04_ablation_{dataset}_{variant}_{seed}"
+        yield Expected(name, run_title(dataset, variant, seed), asked | trained | scored)
+    yield Expected("07_efficiency", "", {"efficiency": values["efficiency"]})
+
+
+def read_executed(expected: Expected, folder: Path, datasets: Collection[str]) -> Executed:
+    """Reads an executed notebook.
+
+    Args:
+        expected: which.
+        folder: the folder of reports.
+        datasets: of the run. Rows of a table that are of others, which only the paper has, are left
+            out.
+
+    Raises:
+        Unusable: it is missing, broken, of another run, or of a time before cells were tagged.
+    """
+    path = Path(folder) / f"{expected.name}.ipynb"
+    if not path.is_file():
+        raise Unusable("was not run")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        parameters = notebook.metadata.papermill.parameters
+        titles = {spec_of(name).title for name in datasets}
+        cells = _tagged(notebook, expected.title, titles)
+    except Exception as error:  # of json, nbformat and its schema, or a key that is not there
+        raise Unusable(f"is no executed notebook ({first_line(error)})") from error
+    for name, value in expected.settings.items():
+        if _look_up(parameters, name) != value:
+            raise Unusable(f"is of another run, as its {name} is not that of params.yaml")
+    if not cells:
+        raise Unusable("was run by an earlier version, which marked nothing for a report")
+    return Executed(expected, notebook.metadata.get("wavegms"), cells)
+
+
+def _runs(
+    places: list[_Place], variants: list[str], seeds: list[int]
+) -> list[tuple[_Place, str, int]]:
+    return [(place, variant, seed) for place in places for variant in variants for seed in seeds]
+
+
+def run_title(dataset: str, variant: str, seed: int) -> str:
+    """A training for a reader."""
+    return f"{title_of(variant)}, trained on {spec_of(dataset).title}, seed {seed}"
+
+
+def _look_up(parameters: Mapping[str, Any], name: str) -> Any:
+    for key in name.split("."):
+        parameters = parameters.get(key) if isinstance(parameters, Mapping) else None
+    return parameters
+
+
+def _tagged(
+    notebook: NotebookNode, title: str, datasets: Collection[str]
+) -> dict[str, list[NotebookNode]]:
+    found: dict[str, list[NotebookNode]] = {}
+    for cell in notebook.cells:
+        for tag in cell.metadata.get("tags", []):
+            section = tag.removeprefix(_TAG)
+            if tag.startswith(_TAG) and section in SECTIONS:
+                chosen = found.setdefault(section, [])
+                if cell.cell_type == "markdown":
+                    # below the title of the section, and that of the notebook if it has one
+                    cell.source = _HEADING.sub("#### " if title else "### ", cell.source)
+                    chosen.append(cell)
+                elif _clean(cell, f"{SECTIONS[section]}: {title or 'all runs'}", datasets):
+                    chosen.append(cell)
+    return found
+
+
+def _clean(cell: NotebookNode, title: str, datasets: Collection[str]) -> bool:
+    """Leaves of a cell's outputs what a reader wants; tells whether that is anything."""
+    cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if png := data.pop("image/png", None):
+            data["text/html"] = _picture(png, title)
+        elif html := data.get("text/html"):
+            data["text/html"] = _readable(html, datasets)
+    return any(
+        output.get("text") or "text/html" in output.get("data", {}) for output in cell.outputs
+    )
+
+
+def _picture(png: str, title: str) -> str:
+    """A figure with the same pixels, as WebP, which takes half the space of PNG."""
+    with Image.open(BytesIO(base64.b64decode(png)), formats=["PNG"]) as image:
+        file = BytesIO()
+        image.save(file, "WEBP", lossless=True)
+    content = base64.b64encode(file.getvalue()).decode()
+    broad = ' class="broad"' if image.width > _BROAD else ""
+    return (
+        f'<img{broad} src="data:image/webp;base64,{content}" width="{image.width}" '
+        f'height="{image.height}" alt="{escape(title)}">'
+    )
+
+
+def _readable(html: str, datasets: Collection[str]) -> str:
+    """A table of pandas without style, and without what says nothing here.
+
+    That is a column that counts the rows, rows of other datasets, and empty columns.
+    """
+    html = _STYLE.sub("", html).replace("&lt;NA&gt;", "–").replace("<td>NaN</td>", "<td>–</td>")
+    start, _, end = html.partition("<tbody>")
+    rows = [_CELL.findall(row) for row in _ROW.findall(end)]
+    names = _CELL.findall(start)
+    # only a plain table; pandas puts dots in place of what it leaves out of a long one
+    if not end or any(len(row) != len(names) or "..." in row for row in rows):
+        return html
+    places = [place for place, name in enumerate(names) if name in _OF_DATASETS]
+    kept = [row for row in rows if all(unescape(row[place]) in datasets for place in places)]
+    if not kept:
+        return "<p>None in this run.</p>"
+    shown = [place for place in range(len(names)) if {row[place] for row in kept} - {"–", ""}]
+    if [row[0] for row in rows] == [str(number) for number in range(len(rows))]:
+        shown = [place for place in shown if place]
+    head = "".join(f"<th>{names[place]}</th>" for place in shown)
+    body = ["".join(f"<td>{row[place]}</td>" for place in shown) for row in kept]
+    lines = "".join(f"<tr>{cells}</tr>" for cells in body)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"

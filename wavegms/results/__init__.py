@@ -1,0 +1,1 @@
+"""From masks to scores, statistics and tables; no networks."""

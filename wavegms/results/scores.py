@@ -1,0 +1,138 @@
+"""From a trained pipeline and a prepared split to per-image metrics and their summary."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from wavegms.data.dataset import PreparedDataset
+from wavegms.errors import InputError
+from wavegms.files import write_text
+from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.results.metrics import mask_metrics
+from wavegms.training.card import ModelCard, card_hash
+
+
+def predict_split(
+    pipeline: WaveGMSPipeline, dataset: PreparedDataset, batch_size: int = 12
+) -> np.ndarray:
+    """Soft masks of a prepared split, at the run's size.
+
+    Args:
+        pipeline: the trained model.
+        dataset: the split.
+        batch_size: how many images go through the network at once.
+
+    Returns:
+        float32 (N, H, W) in [0, 1], in the order of the split.
+    """
+    chunks = []
+    for start in tqdm(range(0, len(dataset), batch_size), desc="predicting", unit="batch"):
+        stop = min(start + batch_size, len(dataset))
+        images = torch.stack([dataset[index]["image"] for index in range(start, stop)])
+        chunks.append(pipeline.predict(PreparedDataset.to_float(images))[:, 0].cpu().numpy())
+    return np.concatenate(chunks)
+
+
+def score_split(
+    probabilities: np.ndarray, dataset: PreparedDataset, threshold: float = 0.5
+) -> pd.DataFrame:
+    """Metrics of every image of a split.
+
+    Args:
+        probabilities: float (N, H, W) in [0, 1], in the order of the split.
+        dataset: the split.
+        threshold: probability from which a pixel belongs to the mask.
+
+    Returns:
+        One row an image: id, label, the fields of `MaskMetrics`, the fraction of the image that
+        truth and prediction cover (true_area, predicted_area), and data_hash, of the prepared
+        folder that the split lies in.
+    """
+    rows = []
+    for index, soft_mask in enumerate(probabilities):
+        truth = dataset[index]["mask"][0].numpy().astype(bool)
+        prediction = soft_mask >= threshold
+        rows.append(
+            {
+                "id": dataset.ids[index],
+                "label": dataset.labels[index],
+                **mask_metrics(prediction, truth).as_dict(),
+                "true_area": truth.mean(),
+                "predicted_area": prediction.mean(),
+            }
+        )
+    return pd.DataFrame(rows).assign(data_hash=dataset.data_hash)
+
+
+def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ()) -> dict[str, str]:
+    """Which images to show of several systems: the wanted ones, or the best, median and worst.
+
+    The images are ranked by their Dice, averaged over the systems; of equal ones the first in the
+    split goes first. Of an even number the better of the two middle ones is the median. A split of
+    less than three images gives less than three cases.
+
+    Args:
+        scores: by system, what `score_split` gave for one and the same split.
+        wanted: ids; empty to have them chosen.
+
+    Returns:
+        By the image's id why it is shown: "best", "median" or "worst"; "" if it was wanted.
+
+    Raises:
+        InputError: a wanted id is not in the split.
+    """
+    dice = pd.concat(scores.values()).groupby("id", sort=False)["dsc"].mean()
+    for id in wanted:
+        if id not in dice:
+            raise InputError(
+                f"cases names {id}, which is no image of the test split: choose ids from it, such "
+                f"as {dice.index[0]}, or leave cases empty."
+            )
+    if wanted:
+        return dict.fromkeys(wanted, "")
+    ranked = dice.sort_values(ascending=False, kind="stable").index
+    cases: dict[str, str] = {}
+    for why, place in (("best", 0), ("median", (len(ranked) - 1) // 2), ("worst", -1)):
+        cases.setdefault(ranked[place], why)
+    return cases
+
+
+def write_scores(
+    path: Path, scores: pd.DataFrame, summary: pd.DataFrame, card: ModelCard, test_set: str
+) -> None:
+    """Writes the per-image metrics as tidy CSV, and their summary beside it as JSON for DVC.
+
+    Every row says what it was trained on and tested on, so files can be stacked, and which model
+    it is of, by the hash of its card.
+
+    Args:
+        path: the CSV file.
+        scores: of `score_split`.
+        summary: of `summarize`.
+        card: of the evaluated model.
+        test_set: name of the dataset it was tested on.
+    """
+    origin = {
+        "train_set": card.dataset,
+        "test_set": test_set,
+        "variant": card.variant,
+        "seed": card.seed,
+        "image_size": card.image_size,
+        "epochs": card.epochs,
+        "selection": card.selection,
+        "card": card_hash(card),
+    }
+    table = scores.assign(**origin)[[*origin, *scores.columns]]
+    write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    # pandas writes the missing standard deviation of a single image as null, json as NaN
+    metrics = json.loads(summary.set_index("metric").drop(columns="images").to_json(orient="index"))
+    metrics |= {
+        "images": len(scores),
+        "empty_predictions": int(scores["empty_prediction"].sum()),
+    }
+    write_text(path.with_suffix(".json"), json.dumps(metrics, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""What the pipeline and the command line start."""

@@ -1,0 +1,302 @@
+"""One's own images: put in place, checked file by file, and named in params.yaml."""
+
+import json
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from wavegms.config import check_params, load_params
+from wavegms.data.cases import UNLABELLED, Case, image_files, match_folders, place
+from wavegms.data.catalog import CATALOG, find_cases
+from wavegms.data.pairs import for_each_case, inverted_masks, read_pair, resize_pair, surrounds
+from wavegms.errors import InputError, first_line
+from wavegms.figures.cases import show_pairs
+from wavegms.files import replace_file, write_text
+from wavegms.images import open_image
+from wavegms.run.check import check_dataset
+
+_RAW = Path("data/raw")
+
+_PARAMS = Path("params.yaml")
+
+_CONF = Path("conf")
+
+_PREVIEWS = Path("reports/own_data")
+
+# Pairs in the preview: two rows.
+_SHOWN = 12
+
+# Below this, a mean over the test images says little.
+_FEW_TESTS = 20
+
+_PROFILE = """\
+# @package _global_
+# Your own images in data/raw/{name}, as `python -m wavegms add` set them up; yours to change. It
+# becomes params.yaml by `dvc exp run -S profile={name}`, which runs it, too.
+defaults: [own, _self_]
+datasets: [{name}]
+"""
+
+
+@dataclass(frozen=True)
+class Added:
+    """What `add_dataset` found and did.
+
+    Attributes:
+        folder: where the images lie.
+        cases: number of images with a mask; 0 if only empty folders were made.
+        unlabelled: number of images without a mask.
+        found: sentences on the files.
+        notes: sentences on what may be wrong.
+        preview: a picture of some images with the outlines of their masks, or None.
+        changed: what params.yaml says now where it said something else, by its dotted name.
+    """
+
+    folder: Path
+    cases: int = 0
+    unlabelled: int = 0
+    found: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    preview: Path | None = None
+    changed: dict[str, Any] = field(default_factory=dict)
+
+
+def add_dataset(name: str, images: Path | None = None, masks: Path | None = None) -> Added:
+    """Sets up a dataset of one's own, to be trained on by `dvc repro`; in the project's folder.
+
+    Files are copied to `data/raw/<name>`, or taken as they lie there already; without either,
+    empty folders are made. All are opened and checked. Then `conf/profile/<name>.yaml` is written
+    and params.yaml set to it, unless params.yaml names the dataset already. Whatever fails leaves
+    params.yaml as it was.
+
+    Args:
+        name: what to call the dataset.
+        images: a folder of images, or None where they lie in `data/raw/<name>/images`.
+        masks: the folder of their masks, called as they are, perhaps with a common ending; it may
+            be the same. None along with `images`.
+
+    Returns:
+        What was found and done.
+
+    Raises:
+        InputError: the name is taken or unusable, one folder was given without the other, there is
+            a dataset of that name already, an image or a mask is no good, or there are too few.
+    """
+    params = load_params(_PARAMS)
+    if name in CATALOG:
+        raise InputError(
+            f"{name} is the name of {CATALOG[name].title}, which has a layout of its own (see "
+            "data/README.md): choose another name."
+        )
+    known = name in (*params.datasets, *params.external)
+    profile = _CONF / f"profile/{name}.yaml"
+    written = profile.exists()
+    values = _compose(name) if written else _compose("own") | {"datasets": [name]}
+    if not known:
+        if name not in values["datasets"]:
+            raise InputError(f"{profile} is a profile of other datasets: choose another name.")
+        params = check_params(values, str(profile))
+    folder = _RAW / name
+    if images is None and masks is None:
+        if not folder.exists():
+            for part in ("images", "masks"):
+                (folder / part).mkdir(parents=True)
+            return Added(folder)
+        cases = find_cases(name, folder)
+        rest = image_files(folder / UNLABELLED) if (folder / UNLABELLED).is_dir() else []
+    elif images is None or masks is None:
+        raise InputError(
+            "--images and --masks belong together; images without any mask need not be added: "
+            "give them to `python -m wavegms predict`."
+        )
+    elif folder.exists() and any(path.is_file() for path in folder.rglob("*")):
+        raise InputError(
+            f"{folder} holds files already: choose another name, remove the folder, or leave out "
+            "--images and --masks to take what is there."
+        )
+    else:
+        cases, rest = match_folders(Path(images), Path(masks))
+
+    found, notes = _examine(cases, params.image_size)
+    if images is not None:
+        place(cases, rest, folder)
+    preview = _write_preview(name, find_cases(name, folder))
+    if name not in params.external:
+        tests = check_dataset(name, folder, params)
+        if tests < _FEW_TESTS:
+            notes.append(f"a score is the mean over {tests} test images: mind its interval")
+    changed = {}
+    if not known:
+        if not written:
+            write_text(profile, _PROFILE.format(name=name))
+        changed = _change_params(values)
+    return Added(folder, len(cases), len(rest), found, notes, preview, changed)
+
+
+def report(added: Added) -> str:
+    """Says what `add_dataset` did and what comes next.
+
+    Args:
+        added: what it gave.
+
+    Returns:
+        Lines of text.
+    """
+    folder, name = added.folder, added.folder.name
+    if not added.cases:
+        return (
+            f"made {folder}/images and {folder}/masks: put your images there and each mask under "
+            f"its image's name, then run this again (python -m wavegms add {name})\n"
+        )
+    lines = [f"{folder}: {added.cases} images with masks", *added.found]
+    if added.unlabelled:
+        lines.append(
+            f"{added.unlabelled} images without a mask are in {folder / UNLABELLED}: not trained "
+            f"on, to be predicted later"
+        )
+    lines += [f"note: {note}" for note in added.notes]
+    lines.append(f"look whether the masks fit: {added.preview}")
+    if added.changed:
+        lines.append("params.yaml now says (git restore params.yaml takes it back):")
+        lines += [f"  {key}: {json.dumps(value)}" for key, value in added.changed.items()]
+    else:
+        lines.append(f"params.yaml names {name} already and was left as it is")
+    return "\n".join([*lines, "next: dvc repro", ""])
+
+
+@dataclass(frozen=True)
+class _Seen:
+    size: tuple[int, int]
+    image_mode: str
+    mask_mode: str
+    area: float
+    surrounds: bool
+    several: bool
+
+
+def _examine(cases: Sequence[Case], image_size: int) -> tuple[list[str], list[str]]:
+    """What the files are, and what may be wrong with them."""
+    examine = partial(_examine_case, image_size=image_size)
+    seen, problems = for_each_case(examine, cases, "Checking")
+    if len(problems) > 1:
+        print(*problems, sep="\n", file=sys.stderr)
+        raise InputError(
+            f"{len(problems)} of {len(cases)} images or their masks are no good, each named above: "
+            "correct or remove them and run this again."
+        )
+    if problems:
+        raise InputError(problems[0])
+    sizes = sorted((one.size for one in seen), key=lambda size: size[0] * size[1])
+    areas = 100 * np.array([one.area for one in seen])
+    found = [
+        f"images: {sizes[0][0]}×{sizes[0][1]} to {sizes[-1][0]}×{sizes[-1][1]} pixels; "
+        + _count(one.image_mode for one in seen),
+        f"masks: {areas.min():.1f} to {areas.max():.1f} % of the image, {np.median(areas):.1f} % "
+        f"in the middle; {_count(one.mask_mode for one in seen)}",
+    ]
+    notes = inverted_masks(cases, [one.surrounds for one in seen])
+    several = [case.masks[0].name for case, one in zip(cases, seen, strict=True) if one.several]
+    if several:
+        notes.append(
+            f"{len(several)} masks have more than two values (the first: {several[0]}): foreground "
+            "is the upper half of the range or, if nothing lies there, all above 0"
+        )
+    return found, notes
+
+
+def _examine_case(case: Case, image_size: int) -> _Seen:
+    pair = read_pair(case)
+    _, small = resize_pair(case, pair, image_size)
+    values = open_image(case.masks[0]).convert("L").getcolors()
+    return _Seen(
+        size=pair.image.size,
+        image_mode=pair.image_mode,
+        mask_mode=pair.mask_modes[0],
+        area=float(small.mean()),
+        surrounds=surrounds(small),
+        several=len(values) > 2,
+    )
+
+
+def _count(modes: Iterable[str]) -> str:
+    return ", ".join(f"{count} {mode}" for mode, count in Counter(modes).most_common())
+
+
+def _write_preview(name: str, cases: Sequence[Case]) -> Path:
+    chosen = np.linspace(0, len(cases) - 1, min(_SHOWN, len(cases))).round().astype(int)
+    pairs = [(textwrap.fill(cases[i].id, 30), read_pair(cases[i])) for i in chosen]
+    figure = show_pairs([(title, np.asarray(pair.image), pair.mask) for title, pair in pairs])
+    path = _PREVIEWS / f"{name}.png"
+    with replace_file(path) as fresh:
+        figure.savefig(fresh, format="png", dpi=100)
+    return path
+
+
+def _compose(profile: str) -> dict[str, Any]:
+    """params.yaml as `dvc exp run -S profile=...` composes it."""
+    try:
+        with initialize_config_dir(str(_CONF.resolve()), version_base=None):
+            composed = compose("config", overrides=[f"profile={profile}"])
+        return OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(
+            f"{_CONF}/profile/{profile}.yaml cannot be composed with {_CONF}/config.yaml "
+            f"({first_line(error)}): correct it, or bring both back by git."
+        ) from error
+
+
+def _change_params(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sets params.yaml to these values and leaves every other letter of it, comments too."""
+    text = _PARAMS.read_text(encoding="utf-8")
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise InputError(
+            f"{_PARAMS} has an alias (a * before a name), so what changes one value may change "
+            f"others: bring it back by `git restore {_PARAMS}` and run this again."
+        )
+    places = _places(yaml.compose(text), yaml.safe_load(text), values)
+    for start, end, value in sorted(places.values(), key=lambda place: place[0], reverse=True):
+        text = text[:start] + f" {_flow(value)}" + text[end:]
+    write_text(_PARAMS, text)
+    return {name: value for name, (_, _, value) in places.items()}
+
+
+def _places(
+    node: yaml.MappingNode, old: Mapping[str, Any], new: Mapping[str, Any], above: str = ""
+) -> dict[str, tuple[int, int, Any]]:
+    """Where each value stands that is to be another: from the colon on to its last letter."""
+    places = {}
+    for key, value in node.value:
+        name, before, after = f"{above}{key.value}", old[key.value], new[key.value]
+        if before == after:
+            continue
+        if isinstance(before, dict) and before.keys() == after.keys():
+            places |= _places(value, before, after, f"{name}.")
+        else:
+            places[name] = (key.end_mark.index + 1, _end(value), after)
+    return places
+
+
+def _end(node: yaml.Node) -> int:
+    """A block's own end comes after the comments that follow it."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    return node.end_mark.index
+
+
+def _flow(value: Any) -> str:
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+    )

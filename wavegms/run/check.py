@@ -1,0 +1,168 @@
+"""What can be found wrong before anything runs for hours."""
+
+from pathlib import Path
+
+from wavegms.config import Params, load_params
+from wavegms.data.catalog import find_cases, root_of, spec_of
+from wavegms.data.splits import assign_splits
+from wavegms.errors import InputError
+from wavegms.files import is_hub_id, sha256_of, write_text
+from wavegms.phantom.scanner import SCANNERS
+from wavegms.variants import VARIANTS, require_side
+
+
+def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
+    """Checks the parameters and that every dataset can be paired, split and trained on.
+
+    Of the data only names of files are read, so this takes seconds whatever their size. `out` gets
+    the same text each time: a pipeline stage that depends on it comes after this check, but does
+    not run again because of it. Beside it, in `imported/`, come the hashes of the weights and split
+    lists from elsewhere that are used, for the stages that use them to depend on.
+
+    Args:
+        params_file: params.yaml.
+        raw: the folder with one folder a dataset.
+        out: where to note that all is well.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    params = load_params(params_file)
+    for variant in params.variants:
+        _check_variant("variants", variant, params)
+        _check_imported_weights(variant, params)
+    if params.ablation.datasets:
+        for variant in params.ablation.variants:
+            _check_variant("ablation.variants", variant, params)
+    for variant in params.efficiency.variants:
+        size = params.efficiency.image_size
+        _check_network("efficiency.variants", variant, "efficiency.image_size", size)
+    for name in params.phantom.datasets:
+        if name not in SCANNERS:
+            raise InputError(
+                f"phantom.datasets: {name!r} is no simulated scanner, "
+                f"choose among {', '.join(SCANNERS)}"
+            )
+    if params.autoencoder.source == "path" and not Path(params.autoencoder.path).is_dir():
+        raise InputError(
+            f"autoencoder.path {params.autoencoder.path} is not a folder: put the weights there "
+            "(see data/README.md), or set autoencoder.source to hub or train"
+        )
+    for name in params.external:
+        find_cases(name, raw / name)
+    for name in params.datasets:
+        _check_epochs(name, "is trained", params.training.epochs_for(name), params)
+        if name in params.ablation.datasets:
+            _check_epochs(name, "has its ablation", params.ablation.epochs, params)
+        if name not in params.phantom.datasets:
+            check_dataset(name, raw / name, params)
+    write_text(out, "The parameters and the raw data were checked.\n")
+    _note_imports(out.parent / "imported", params)
+
+
+def _check_epochs(dataset: str, what: str, epochs: int, params: Params) -> None:
+    if params.training.warmup_epochs >= epochs:
+        raise InputError(
+            f"training.warmup_epochs is {params.training.warmup_epochs}, but {dataset} {what} "
+            f"for {epochs} epochs: the warm-up must be shorter"
+        )
+
+
+def _note_imports(folder: Path, params: Params) -> None:
+    source, path = params.autoencoder.source, params.autoencoder.path
+    _note(folder / "autoencoder.txt", Path(path) if source == "path" else None)
+    for dataset in params.datasets:
+        spec = spec_of(dataset)
+        lists = Path(params.split.folder) / spec.split_file if spec.split_file else None
+        published = params.split.method == "published"
+        _note(folder / dataset / "split.txt", lists if published else None)
+        ablation = params.ablation.variants if dataset in params.ablation.datasets else []
+        for variant in dict.fromkeys([*params.variants, *ablation]):
+            needed = None
+            if not VARIANTS[variant].trained:
+                needed = params.model.gms_checkpoint_for(dataset)
+            elif VARIANTS[variant].autoencoder == "kl" and Path(params.autoencoder.sd_vae).is_dir():
+                needed = Path(params.autoencoder.sd_vae)
+            _note(folder / dataset / f"{variant}.txt", needed)
+
+
+def _note(note: Path, needed: Path | None) -> None:
+    """Writes the hashes of a file, or of all files in a folder."""
+    if needed is None:
+        lines = ["none needed"]
+    elif needed.is_dir():
+        files = sorted(path for path in needed.rglob("*") if path.is_file())
+        lines = [f"{path.as_posix()}: {sha256_of(path)}" for path in files]
+    else:
+        lines = [f"{needed.as_posix()}: {sha256_of(needed) if needed.is_file() else 'missing'}"]
+    write_text(note, "\n".join(lines) + "\n")
+
+
+def _check_network(variants_key: str, name: str, size_key: str, size: int) -> None:
+    if name not in VARIANTS:
+        raise InputError(f"{variants_key}: {name!r} is unknown, choose among {', '.join(VARIANTS)}")
+    require_side(name, size, size_key)
+
+
+def _check_variant(key: str, name: str, params: Params) -> None:
+    _check_network(key, name, "image_size", params.image_size)
+    spec = VARIANTS[name]
+    sd_vae = params.autoencoder.sd_vae
+    if spec.autoencoder == "kl" and not (Path(sd_vae).is_dir() or is_hub_id(sd_vae)):
+        raise InputError(
+            f"autoencoder.sd_vae {sd_vae!r} is neither a folder nor a hub id, but variant {name} "
+            "needs an SD-VAE: correct it, or leave the variant out"
+        )
+
+
+def _check_imported_weights(name: str, params: Params) -> None:
+    if not VARIANTS[name].trained:
+        for dataset in params.datasets:
+            checkpoint = params.model.gms_checkpoint_for(dataset)
+            if not checkpoint.is_file():
+                raise InputError(
+                    f"{checkpoint} does not exist, but variant {name} needs GMS's checkpoint for "
+                    f"{dataset}: put it there, set model.gms_checkpoint, or leave the variant out"
+                )
+
+
+def check_dataset(name: str, folder: Path, params: Params) -> int:
+    """Checks that a dataset can be paired, split and trained on, by the names of its files.
+
+    Args:
+        name: the dataset.
+        folder: its raw files.
+        params: the parameters.
+
+    Returns:
+        The number of its test images.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    cases = find_cases(name, folder)
+    split_file = spec_of(name).split_file
+    parts = assign_splits(
+        cases,
+        params.split.method,
+        folder=root_of(name, folder),
+        split_file=Path(params.split.folder) / split_file if split_file else None,
+        test_fraction=params.split.test_fraction,
+        validation_fraction=params.split.validation_fraction,
+        seed=params.seed,
+    )
+    if "test" not in parts.values():
+        raise InputError(
+            f"{name} has no test images by split.method {params.split.method}: raise "
+            "split.test_fraction, or list some in test.txt"
+        )
+    count = sum(part in params.training.train_splits for part in parts.values())
+    also = params.ablation.variants if name in params.ablation.datasets else []
+    for variant in dict.fromkeys([*params.variants, *also]):
+        batch_size = VARIANTS[variant].batch_size_or(params.training.batch_size)
+        if VARIANTS[variant].trained and batch_size > count:
+            raise InputError(
+                f"training.batch_size is {batch_size} for {variant}, but {name} has only {count} "
+                f"images to train on: choose at most {count}, or leave the variant out"
+            )
+    return sum(part == "test" for part in parts.values())

@@ -1,0 +1,1 @@
+"""Losses, the recipe, the loop and what it leaves behind."""

@@ -1,0 +1,296 @@
+"""A small Tiny-VAE of one's own, for runs without a download, and the check any Tiny-VAE must pass.
+
+The paper freezes TAESD, which was distilled from Stable Diffusion's autoencoder on natural images.
+The embedded default must not download it, so it trains a narrower `AutoencoderTiny` on the prepared
+training images and masks. Its role is the same: latents that a decoder turns back into masks.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderTiny
+from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, RandomSampler, Subset
+from tqdm import tqdm
+
+from wavegms.config import AutoencoderParams, AutoencoderTraining
+from wavegms.data.batches import Augmentation
+from wavegms.data.dataset import PreparedDataset
+from wavegms.errors import InputError
+from wavegms.files import write_text
+from wavegms.models.autoencoder import (
+    Autoencoder,
+    decode_masks,
+    encode_images,
+    encode_masks,
+    freeze,
+)
+from wavegms.models.weights import load_autoencoder, load_sd_vae
+from wavegms.training.loss import soft_dice
+from wavegms.variants import variant_spec
+
+QUALITY_NAME = "quality.json"
+
+# Keeps latents well inside +-3, where the decoder's tanh clamp saturates.
+_LATENT_WEIGHT = 1e-3
+
+
+@dataclass(frozen=True)
+class ReconstructionQuality:
+    """How well an autoencoder gives back what it encoded, on one split.
+
+    Attributes:
+        image_psnr: mean peak signal-to-noise ratio of the images, in dB.
+        mask_dice: mean Dice in [0, 1] of the masks, thresholded at 0.5 after decoding. No
+            segmentation that goes through this autoencoder can be expected to exceed it.
+        images: how many were measured.
+    """
+
+    image_psnr: float
+    mask_dice: float
+    images: int
+
+
+@dataclass(frozen=True)
+class AutoencoderCard:
+    """Where a frozen autoencoder came from, and how well it reconstructs.
+
+    Attributes:
+        source: "train", "hub", "path", or "sd_vae" for the large one of GMS.
+        origin: how it was trained, its hub id, or the folder it was loaded from.
+        train: quality on the training split; None where it was not measured.
+        test: quality on the test split; None where it was not measured.
+    """
+
+    source: str
+    origin: str | dict[str, Any]
+    train: ReconstructionQuality | None
+    test: ReconstructionQuality | None
+
+
+def obtain_autoencoder(
+    settings: AutoencoderParams, train_set: PreparedDataset, *, seed: int
+) -> AutoencoderTiny:
+    """The frozen Tiny-VAE that params.yaml asks for, trained or loaded.
+
+    Args:
+        settings: the section `autoencoder`.
+        train_set: the training split; used by source `train` only.
+        seed: see `train_autoencoder`.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    if settings.source == "train":
+        return train_autoencoder(train_set, settings.train, seed=seed)
+    return load_autoencoder(settings.hub if settings.source == "hub" else Path(settings.path))
+
+
+def build_autoencoder(channels: int, blocks: int) -> AutoencoderTiny:
+    """An untrained `AutoencoderTiny` with TAESD's layout.
+
+    Args:
+        channels: width of every layer; TAESD has 64.
+        blocks: residual blocks a resolution, but one at full resolution; TAESD has 3.
+    """
+    return AutoencoderTiny(
+        encoder_block_out_channels=(channels,) * 4,
+        decoder_block_out_channels=(channels,) * 4,
+        num_encoder_blocks=(1, blocks, blocks, blocks),
+        num_decoder_blocks=(blocks, blocks, blocks, 1),
+    )
+
+
+def train_autoencoder(
+    train_set: PreparedDataset, settings: AutoencoderTraining, *, seed: int
+) -> AutoencoderTiny:
+    """Trains an autoencoder on images and masks alike.
+
+    The loss is the squared error of both, plus soft Dice of the masks: they are what a decoder
+    must get right here, and their thin borders weigh little in a squared error.
+
+    Args:
+        train_set: the training split; no other split may be seen.
+        settings: size of the network, number of steps, batch size, peak learning rate.
+        seed: of the initial weights, the order and the augmentation.
+
+    Returns:
+        The trained autoencoder, frozen.
+    """
+    accelerator = Accelerator()
+    set_seed(seed)
+    vae = build_autoencoder(settings.channels, settings.blocks)
+    augment = Augmentation(
+        horizontal_flip=0.5,
+        vertical_flip=0.5,
+        rotate_90=0.5,
+        color_jitter=0.0,
+        shift_scale_rotate=0.5,
+    )
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.learning_rate)
+    schedule = OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps)
+    generator = torch.Generator().manual_seed(seed)
+    sampler = RandomSampler(
+        train_set,
+        replacement=True,
+        num_samples=settings.steps * settings.batch_size,
+        generator=generator,
+    )
+    batches = DataLoader(train_set, batch_size=settings.batch_size, sampler=sampler)
+    vae, optimizer, batches = accelerator.prepare(vae, optimizer, batches)
+    vae.train()
+    bar = tqdm(batches, desc="training autoencoder", unit="step", mininterval=1)
+    for batch in bar:
+        images, masks = augment(
+            PreparedDataset.to_float(batch["image"]), PreparedDataset.mask_to_float(batch["mask"])
+        )
+        both = torch.cat([images, masks.expand(-1, 3, -1, -1)])
+        latents = encode_images(vae, both)
+        decoded = (vae.decode(latents).sample + 1) / 2
+        soft_masks = decoded[len(images) :].mean(dim=1, keepdim=True).clamp(0, 1)
+        loss = (
+            functional.mse_loss(decoded, both)
+            + 0.1 * (1 - soft_dice(soft_masks, masks)).mean()
+            + _LATENT_WEIGHT * latents.square().mean()
+        )
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    return freeze(accelerator.unwrap_model(vae)).cpu()
+
+
+@torch.inference_mode()
+def reconstruction_quality(
+    vae: AutoencoderTiny, dataset: PreparedDataset, batch_size: int = 16, most: int = 256
+) -> ReconstructionQuality:
+    """Encodes and decodes a split, or evenly spaced images of a large one.
+
+    Args:
+        vae: the autoencoder.
+        dataset: the split.
+        batch_size: how many images go through at once.
+        most: number of images that is enough for a mean.
+
+    Returns:
+        PSNR of the images and Dice of the masks.
+    """
+    psnr, dice = [], []
+    chosen = Subset(dataset, range(0, len(dataset), -(-len(dataset) // most)))
+    for batch in DataLoader(chosen, batch_size=batch_size):
+        images, masks = (
+            PreparedDataset.to_float(batch["image"]),
+            PreparedDataset.mask_to_float(batch["mask"]),
+        )
+        decoded = ((vae.decode(encode_images(vae, images)).sample + 1) / 2).clamp(0, 1)
+        error = (decoded - images).square().flatten(1).mean(1)
+        psnr.append(-10 * torch.log10(error))
+        hard = decode_masks(vae, encode_masks(vae, masks)) >= 0.5
+        dice.append(soft_dice(hard.float(), masks))
+    return ReconstructionQuality(
+        image_psnr=torch.cat(psnr).mean().item(),
+        mask_dice=torch.cat(dice).mean().item(),
+        images=len(chosen),
+    )
+
+
+def describe_autoencoder(
+    settings: AutoencoderParams, train: ReconstructionQuality, test: ReconstructionQuality
+) -> AutoencoderCard:
+    """The card of an autoencoder that `obtain_autoencoder` gave.
+
+    Args:
+        settings: the section `autoencoder`.
+        train: quality on the training split.
+        test: quality on the test split.
+    """
+    origins = {"train": settings.train.model_dump(), "hub": settings.hub, "path": settings.path}
+    return AutoencoderCard(settings.source, origins[settings.source], train, test)
+
+
+def write_quality(folder: Path, card: AutoencoderCard) -> None:
+    """Writes `quality.json` into an autoencoder's folder."""
+    write_text(Path(folder) / QUALITY_NAME, json.dumps(asdict(card), indent=2) + "\n")
+
+
+def read_quality(folder: Path) -> AutoencoderCard:
+    """Reads `quality.json` from an autoencoder's folder.
+
+    Raises:
+        InputError: the file is missing or is none of ours.
+    """
+    path = Path(folder) / QUALITY_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        train, test = (_read_side(values.pop(name)) for name in ("train", "test"))
+        if not isinstance(values["source"], str):
+            raise TypeError("source")
+        return AutoencoderCard(**values, train=train, test=test)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: run the autoencoder stage first") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path} does not tell the quality of an autoencoder: run the autoencoder stage again"
+        ) from error
+
+
+def _read_side(values: dict[str, Any]) -> ReconstructionQuality:
+    """The quality on one split; only what a later comparison understands."""
+    quality = ReconstructionQuality(**values)
+    if not (isinstance(quality.image_psnr, float) and type(quality.images) is int):
+        raise TypeError("image_psnr or images")
+    if isinstance(quality.mask_dice, bool) or not 0 <= quality.mask_dice <= 1:  # NaN is refused too
+        raise ValueError("mask_dice")
+    return quality
+
+
+def frozen_autoencoder(
+    variant: str, folder: Path, settings: AutoencoderParams
+) -> tuple[Autoencoder | None, AutoencoderCard | None]:
+    """The autoencoder that a variant is trained with, and its card.
+
+    Args:
+        variant: name in `VARIANTS`.
+        folder: of the dataset's Tiny-VAE, which the stage `autoencoder` wrote.
+        settings: the section `autoencoder`.
+
+    Returns:
+        The frozen autoencoder and its card; None for both where the variant has none.
+
+    Raises:
+        InputError: it is missing or broken, or gives masks back too badly to train on.
+    """
+    kind = variant_spec(variant).autoencoder
+    if kind is None:
+        return None, None
+    if kind == "kl":
+        card = AutoencoderCard("sd_vae", settings.sd_vae, train=None, test=None)
+        return load_sd_vae(settings.sd_vae), card
+    card = read_quality(folder)
+    require_mask_quality(card.train, settings.min_mask_dice)
+    return load_autoencoder(folder), card
+
+
+def require_mask_quality(quality: ReconstructionQuality, bound: float) -> None:
+    """Stops before a segmenter is trained on an autoencoder that loses the masks.
+
+    Args:
+        quality: of the autoencoder on the training split.
+        bound: the least acceptable Dice of reconstructed masks.
+
+    Raises:
+        InputError: the quality is below the bound.
+    """
+    if quality.mask_dice < bound:
+        raise InputError(
+            f"the autoencoder gives masks back with Dice {quality.mask_dice:.3f} only, below "
+            f"autoencoder.min_mask_dice {bound}: raise autoencoder.train.steps, use a larger "
+            "image_size, or choose another autoencoder.source"
+        )

@@ -1,0 +1,133 @@
+"""The card beside a trained model: what it is, what made it, and how good the selection found it.
+
+A card is one JSON file, `card.json`, in the model's folder. Every number in a table of results
+leads to one, see `wavegms.trace`: scores name the card that they were measured with, and the card
+names its weights.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from wavegms.errors import InputError, first_line
+from wavegms.files import sha256_of, write_text
+
+CARD_NAME = "card.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model was made from.
+
+    Attributes:
+        variant: name in `wavegms.models.variants.VARIANTS`.
+        dataset: name of the training set.
+        train_images: number of images it learned from.
+        selection_images: number of images that chose the epoch.
+        data_hash: hash of the prepared folder, see `wavegms.data.prepare.data_hash`.
+        image_size: side in pixels.
+        seed: of everything random in training.
+        epochs: trained for.
+        best_epoch: whose weights were kept, from 1.
+        selection: "best_on_validation" or "best_on_test".
+        selection_dice: mean soft Dice in [0, 1] of the kept weights on the selecting images.
+        trainable_parameters: their number.
+        precision: what training computed with, see `wavegms.precision.choose_precision`; None if
+            nothing was trained.
+        weights: hash of the weights beside the card, see :func:`weights_hash`.
+        autoencoder: where the frozen autoencoder came from, and its reconstruction quality; None
+            where the network has none.
+        parameters: the sections of params.yaml that training used.
+        versions: of the libraries that computed it.
+    """
+
+    variant: str
+    dataset: str
+    train_images: int
+    selection_images: int
+    data_hash: str
+    image_size: int
+    seed: int
+    epochs: int
+    best_epoch: int
+    selection: str
+    selection_dice: float
+    trainable_parameters: int
+    precision: str | None
+    weights: str
+    autoencoder: Mapping[str, Any] | None
+    parameters: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def summary(self) -> dict[str, Any]:
+        """What fits one line each: everything but the nested parameters."""
+        nested = ("autoencoder", "parameters", "versions")
+        return {name: value for name, value in asdict(self).items() if name not in nested}
+
+
+def weights_hash(folder: Path) -> str:
+    """Identifies the weights in a model's folder; those in `last/` are not among them.
+
+    A shell in that folder gives the same: `sha256sum */*.safetensors | sha256sum`.
+
+    Args:
+        folder: what `WaveGMSPipeline.from_pretrained` opens.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    paths = Path(folder).glob("*/*.safetensors")
+    lines = sorted((f"{path.parent.name}/{path.name}", sha256_of(path)) for path in paths)
+    text = "".join(f"{content}  {name}\n" for name, content in lines)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def card_hash(card: ModelCard) -> str:
+    """Identifies a model: the SHA-256 of its `card.json`, as 64 hexadecimal digits."""
+    return hashlib.sha256(_as_text(card).encode()).hexdigest()
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Writes `card.json`.
+
+    Args:
+        folder: the model's folder.
+        card: its content.
+    """
+    write_text(Path(folder) / CARD_NAME, _as_text(card))
+
+
+def _as_text(card: ModelCard) -> str:
+    return json.dumps(asdict(card), indent=2) + "\n"
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Reads `card.json` and makes sure that it belongs to the weights beside it.
+
+    Args:
+        folder: the model's folder.
+
+    Raises:
+        InputError: there is none, it is not one of ours, or the weights are others.
+    """
+    path = Path(folder) / CARD_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        names = {field.name for field in fields(ModelCard)}
+        card = ModelCard(**{name: values[name] for name in names})
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: run the train stage first") from error
+    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not the card of a trained model ({first_line(error)}): run the train stage "
+            "again"
+        ) from error
+    if weights_hash(folder) != card.weights:
+        raise InputError(
+            f"the weights in {folder} are not those that its {CARD_NAME} describes: run the train "
+            "stage again"
+        )
+    return card

@@ -1,0 +1,242 @@
+"""What a training needs to go on where it stopped: saved whole, read if nothing has changed."""
+
+import hashlib
+import io
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from torch import Tensor
+
+from wavegms.config import Precision, TrainingParams
+from wavegms.data.dataset import PreparedDataset
+from wavegms.errors import InputError, first_line
+from wavegms.files import replace_file
+from wavegms.models.autoencoder import Autoencoder
+from wavegms.project import library_versions
+from wavegms.training.loss import WaveGMSLoss
+
+STATE_NAME = "resume.pt"
+
+LOCK_NAME = "running.lock"
+
+# What trained weights follow from, as the stage `train` of dvc.yaml names it.
+_CODE = ("data/batches.py", "data/dataset.py", "models", "training", "variants.py")
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands, by default at its beginning.
+
+    The random numbers of a step follow from seed, epoch and step.
+
+    Attributes:
+        epoch: of the next step, from 1; one more than there are once all is done.
+        step: the next one in that epoch, from 0.
+        sums: of the losses of this epoch's steps, by name.
+        rows: of the history, one an epoch that is over.
+        best_epoch: the best so far, 0 before there is one.
+        best_dice: its selection Dice.
+        best: its weights; empty before there is one.
+        model: the weights.
+        optimizer: its state.
+        schedule: of the learning rate.
+        scaler: of half precision.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_dice: float = -math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
+    model: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """Keeps a second training out of a folder, and clears what a killed one left half-written.
+
+    The system frees the lock when the process ends, however it ends.
+
+    Args:
+        folder: of the checkpoints.
+
+    Raises:
+        InputError: another process is training there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(
+            f"another process is training in {folder}: wait until it has ended, or stop it"
+        ) from error
+    try:
+        for leftover in folder.glob(".*.*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def describe_run(
+    variant: str,
+    vae: Autoencoder | None,
+    loss: WaveGMSLoss,
+    train_set: PreparedDataset,
+    selection_set: PreparedDataset,
+    settings: TrainingParams,
+    *,
+    epochs: int,
+    seed: int,
+    sample_at_inference: bool,
+    precision: Precision,
+) -> dict[str, str]:
+    """All that the weights of a training follow from, by a name that a reader knows.
+
+    Args:
+        variant: see `wavegms.training.train`, as for all others.
+        vae: the frozen autoencoder; of its weights the hash is taken.
+        loss: its choices.
+        train_set: hash of the data, and which images.
+        selection_set: likewise.
+        settings: every key but the epochs and the precision, which are given as they apply.
+        epochs: their number, which the schedule depends on.
+        seed: of everything random.
+        sample_at_inference: a choice of the network.
+        precision: what is computed with.
+    """
+    values = settings.model_dump(exclude={"epochs", "epochs_by_dataset", "precision"})
+    augmentation = values.pop("augmentation")
+    return {
+        "variant": variant,
+        "epochs": str(epochs),
+        "seed": str(seed),
+        **{f"training.{key}": str(value) for key, value in values.items()},
+        **{f"training.augmentation.{key}": str(value) for key, value in augmentation.items()},
+        "loss.supervision": loss.supervision,
+        "loss.alignment_distance": loss.alignment_distance,
+        "model.sample_at_inference": str(sample_at_inference),
+        "precision": precision,
+        "the training images": _hash_of(train_set.data_hash, *train_set.ids),
+        "the selecting images": _hash_of(selection_set.data_hash, *selection_set.ids),
+        "the autoencoder": "none" if vae is None else _hash_of_weights(vae),
+        **{f"the version of {name}": version for name, version in library_versions().items()},
+        **_hashes_of_code(),
+    }
+
+
+def save_state(folder: Path, state: TrainingState, run: Mapping[str, str]) -> None:
+    """Writes a state whole or not at all, through to the disk.
+
+    Args:
+        folder: of the checkpoints.
+        state: where the training stands.
+        run: of `describe_run`.
+
+    Raises:
+        OSError: the disk is full or broken; the state that was there stays.
+    """
+    # in memory first: torch hides the system's reason when a file cannot be written
+    content = io.BytesIO()
+    values = {entry.name: getattr(state, entry.name) for entry in fields(state)}
+    torch.save({"run": dict(run), "state": values}, content)
+    with replace_file(folder / STATE_NAME) as fresh, open(fresh, "wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_state(folder: Path, run: Mapping[str, str]) -> TrainingState | None:
+    """The state in a folder, if it is of the same training.
+
+    Args:
+        folder: of the checkpoints.
+        run: of `describe_run`, for the training to be done now.
+
+    Returns:
+        The state, on the CPU; None if there is none.
+
+    Raises:
+        InputError: it is broken, or of a training with other parameters, data, code or versions.
+    """
+    path = folder / STATE_NAME
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        before, state = content["run"], content["state"]
+        changes = _changes(before, run)
+        if not changes:
+            return TrainingState(**state)
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)}): delete it to start over"
+        ) from error
+    raise InputError(
+        f"{folder} holds an unfinished training, but {', '.join(changes)}: change that back to go "
+        "on where it stopped, or delete this folder to start over"
+    )
+
+
+def discard_state(folder: Path) -> None:
+    """Forgets where a training stood, as its results are safe or it cannot go on.
+
+    Args:
+        folder: of the checkpoints.
+    """
+    (Path(folder) / STATE_NAME).unlink(missing_ok=True)
+
+
+def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    changes = []
+    for name in dict.fromkeys([*before, *now]):
+        old, new = before.get(name, "unknown"), now.get(name, "unknown")
+        if old == new:
+            continue
+        hashed = name.startswith("the ") and "version" not in name
+        changes.append(f"{name} changed" if hashed else f"{name} was {old} and is {new}")
+    return changes
+
+
+def _hash_of(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _hash_of_weights(network: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _hashes_of_code() -> dict[str, str]:
+    package = Path(__file__).parent.parent
+    paths = [
+        path
+        for place in _CODE
+        for path in (sorted((package / place).rglob("*.py")) or [package / place])
+    ]
+    return {
+        f"the code in wavegms/{path.relative_to(package).as_posix()}": _hash_of(
+            path.read_text(encoding="utf-8")
+        )
+        for path in paths
+    }

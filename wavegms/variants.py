@@ -1,0 +1,86 @@
+"""The trainable networks by name, as data without torch: the rows of Tables 4 and 2."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from wavegms.errors import InputError
+
+
+@dataclass(frozen=True)
+class VariantSpec:
+    """What makes a variant; everything else it shares with the others.
+
+    Attributes:
+        title: for a reader, close to its name in the paper's tables.
+        network: what is trained: "wavelet" (encoder and mapping), "mapping" (of the autoencoder's
+            own latent), "guided" (the same with the image's details), or the name of a function in
+            `wavegms.models.mask_network`.
+        autoencoder: the frozen autoencoder it needs: "tiny" (`load_autoencoder`), "kl"
+            (`load_sd_vae`), or None.
+        aligned: whether L_align is part of its loss.
+        trained: whether it is trained at all; if not, its weights are imported from GMS.
+        batch_size: its batch size, where the name says one.
+        side_divisor: what the sides of its images must be divisible by.
+        full_precision: whether its first gradients are so large that in bf16 they are others (the
+            cosine to those of float32 was 0.2 to 0.6), so that it is not chosen unasked.
+    """
+
+    title: str
+    network: str
+    autoencoder: Literal["tiny", "kl"] | None
+    aligned: bool = False
+    trained: bool = True
+    batch_size: int | None = None
+    side_divisor: int = 8
+    full_precision: bool = False
+
+    def batch_size_or(self, default: int) -> int:
+        """Its own batch size, or the run's."""
+        return self.batch_size or default
+
+
+_WAVE_GMS = VariantSpec("Wave-GMS", "wavelet", "tiny", aligned=True)
+_TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny")
+
+# In the order of the paper's tables, which tables and figures here keep.
+VARIANTS: dict[str, VariantSpec] = {
+    # Without an autoencoder: a function of this name in wavegms/models/mask_network.py.
+    "unet": VariantSpec("UNet", "unet", None, side_divisor=16),
+    "gms": replace(_TINY_VAE, title="GMS", autoencoder="kl"),
+    "tinyvae_mismatch": replace(_TINY_VAE, title="Tiny-VAE (model mismatch)", trained=False),
+    "tinyvae": _TINY_VAE,
+    "tinyvae_multires_sft": replace(
+        _TINY_VAE, title="Tiny-VAE + MultiRes SFT", network="guided", full_precision=True
+    ),
+    "wave_gms_no_alignment": replace(_WAVE_GMS, title="Wave-GMS (w/o alignment)", aligned=False),
+    "wave_gms_batch_2": replace(_WAVE_GMS, title="Wave-GMS (batch size 2)", batch_size=2),
+    "wave_gms_batch_4": replace(_WAVE_GMS, title="Wave-GMS (batch size 4)", batch_size=4),
+    "wave_gms": _WAVE_GMS,
+}
+
+
+def variant_spec(name: str) -> VariantSpec:
+    """The entry of `VARIANTS`.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name not in VARIANTS:
+        raise InputError(f"variant {name!r} is unknown: choose among {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def require_side(name: str, side: int, parameter: str) -> None:
+    """Checks that images have a size that a variant takes.
+
+    Args:
+        name: a key of `VARIANTS`.
+        side: of the images, in pixels.
+        parameter: what to change if it does not suit, as it stands in params.yaml.
+
+    Raises:
+        InputError: the variant is unknown, or the side is not divisible by what it asks for.
+    """
+    divisor = variant_spec(name).side_divisor
+    if side % divisor:
+        raise InputError(f"{parameter} is {side}, but variant {name} needs a multiple of {divisor}")
