@@ -109,7 +109,7 @@ class LatentMappingModel(ModelMixin, ConfigMixin):
         self.apply(initialise)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
-        """Mask latents of the four decoder levels, deepest first, all (B, 4, H/8, W/8) as the input.
+        """Mask latents of the four decoder levels, deepest first, all of the input's shape.
 
         Inference uses the last of them only (paper, section 2.3).
         """
