@@ -165,6 +165,14 @@ def pipeline():
     return pipe
 
 
+@pytest.fixture(scope="session")
+def untrained():
+    """A pipeline at 32 x 32 as it begins, for what holds with any weights; not to be changed."""
+    torch.manual_seed(0)
+    networks = MultiResolutionEncoder(), LatentMappingModel(), freeze(build_autoencoder(16, 1))
+    return WaveGMSPipeline(*networks, image_size=32)
+
+
 @pytest.fixture
 def small_vae():
     """An untrained autoencoder, for whatever holds with any weights."""
