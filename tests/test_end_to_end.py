@@ -94,8 +94,8 @@ def run_with_interruptions(root):
     assert process.wait(timeout=120) != 0
     said = log.read_text()
     assert "Traceback" not in said
-    assert re.search(r"going on (in|after) epoch \d+ of 14", said)
-    assert re.search(r"stopped (in|after) epoch \d+ of 14.* the same command goes on", said)
+    assert re.search(r"going on (in|after) epoch \d+ of \d+", said)
+    assert re.search(r"stopped (in|after) epoch \d+ of \d+.* the same command goes on", said)
     assert not (root / "models/phantom_a/wave_gms").exists()
 
     process = start()
