@@ -211,7 +211,7 @@ def test_another_seed_trains_anew_and_leaves_the_first_as_it_is(project):
     finally:
         params.write_text(original)
     changed = {line.rstrip(":") for line in output.splitlines() if line and line[0] != "\t"}
-    assert {"train@phantom_a-wave_gms-7", "ablation@phantom_a-tinyvae-7"} <= changed
+    assert {"train@phantom_a-wave_gms-7", "ablation@phantom_a"} <= changed
     assert not {stage for stage in changed if stage.endswith("2333")}
 
 
@@ -252,7 +252,7 @@ def test_every_stage_left_its_executed_notebook(project):
         for name in ("02_train", "03_evaluate")
         for dataset in DATASETS
     }
-    expected |= {f"04_ablation_phantom_a_{variant}_2333" for variant in TABLE_4}
+    expected.add("04_ablation_phantom_a")
     expected |= {
         f"05_domain_generalization_{train}_{test}_wave_gms_2333"
         for train, test in permutations(DATASETS)

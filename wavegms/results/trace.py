@@ -292,9 +292,10 @@ def _reports_of(cell: Cell, card: ModelCard, models: Path, project: Path) -> tup
     of_model = f"{cell.train_set}_{cell.variant}_{card.seed}"
     asked = {"dataset": cell.train_set, "variant": cell.variant, "seed": card.seed}
     if models.name == "ablation":
-        # whose epochs are its own
+        # of all rows; their epochs are their own
         sections = {name: values for name, values in card.parameters.items() if name != "training"}
-        training = _read_report(reports / f"04_ablation_{of_model}.ipynb", asked | sections)
+        path = reports / f"04_ablation_{cell.train_set}.ipynb"
+        training = _read_report(path, {"dataset": cell.train_set} | sections)
         found = (training,)
     else:
         training = _read_report(reports / f"02_train_{of_model}.ipynb", asked | card.parameters)
