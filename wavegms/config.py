@@ -69,7 +69,7 @@ def _check_no_truth(value: object) -> object:
 def _check_place(place: str) -> str:
     # A disk takes 255 bytes for each part of a path; whatever is longer is no path but a mistake.
     if not place.isprintable() or any(len(part.encode()) > 200 for part in place.split("/")):
-        raise ValueError("neither a path nor a hub id looks like this")
+        raise ValueError("neither a path nor a hub id looks like this, give one of them")
     if len(place) > 1000:
         raise ValueError("a path may have 1000 letters")
     return place
@@ -368,6 +368,8 @@ def _first_problem(error: ValidationError) -> str:
         return f"{key} is missing: add it, or compose the file anew from a profile in conf/"
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if problem["type"] == "value_error" else f" (it is {_shown(problem['input'])})"
+    if shown and "should" not in message:  # pydantic's own do not all say a way out
+        shown += ", correct it"
     if problem["loc"]:
         return f"{key}: {message}{shown}"
     return message if not shown else f"{message}: correct the file, or restore it with git"
