@@ -265,38 +265,22 @@ class Params(Section):
     efficiency: EfficiencyParams
 
     @model_validator(mode="after")
-    def _pairs_are_of_datasets(self) -> "Params":
+    def _parts_fit(self) -> "Params":
+        listed = [("generalization", pair.train) for pair in self.generalization]
+        listed += [("generalization", pair.test) for pair in self.generalization]
+        listed += [("ablation.datasets", name) for name in self.ablation.datasets]
+        for key, name in listed:
+            if name not in self.datasets:
+                raise ValueError(f"{key} names {name}, which is not among datasets: add it there")
         for pair in self.generalization:
-            for name in (pair.train, pair.test):
-                if name not in self.datasets:
-                    raise ValueError(
-                        f"generalization names {name}, which is not among datasets: add it there"
-                    )
             if pair.train == pair.test:
                 raise ValueError(f"generalization has {pair.train} on both sides: name another")
-        return self
-
-    @model_validator(mode="after")
-    def _external_is_not_trained_on(self) -> "Params":
         for name in self.external:
             if name in self.datasets:
                 raise ValueError(
                     f"external names {name}, which is among datasets and so trained on: remove it "
                     "on one side"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _ablation_is_of_datasets(self) -> "Params":
-        for name in self.ablation.datasets:
-            if name not in self.datasets:
-                raise ValueError(
-                    f"ablation.datasets names {name}, which is not among datasets: add it there"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _selection_has_images(self) -> "Params":
         if self.training.selection == "best_on_validation" and not self.split.validation_fraction:
             raise ValueError(
                 "split.validation_fraction is 0, but training.selection best_on_validation needs "
