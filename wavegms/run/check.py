@@ -49,7 +49,8 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             "(see data/README.md), or set autoencoder.source to hub or train"
         )
     for name in params.external:
-        find_cases(name, raw / name)
+        if name not in params.phantom.datasets:
+            find_cases(name, raw / name)
     for name in params.datasets:
         _check_epochs(name, "is trained", params.training.epochs_for(name), params)
         if name in params.ablation.datasets:
