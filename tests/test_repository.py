@@ -17,7 +17,7 @@ import yaml
 from dvc.utils.hydra import compose_and_dump
 
 from wavegms.config import load_params
-from wavegms.run.notebooks import read_parameters
+from wavegms.run.parameters import read_parameters
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
