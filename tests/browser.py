@@ -27,7 +27,7 @@ IN_A_BROWSER = [
     ),
 ]
 
-# On a busy machine; how soon the explorer reacts is measured by its own test.
+# On a busy machine.
 expect.set_options(timeout=20_000)
 
 

@@ -215,13 +215,23 @@ def trained_vae(train_set, made_once):
 
 
 @pytest.fixture(scope="session")
-def pipeline(trained_vae):
-    """Untrained networks before the trained autoencoder, at 32 x 32."""
+def pipeline():
+    """Untrained networks at 32 x 32, whose masks have contrast about mid grey."""
     torch.manual_seed(0)
-    networks = MultiResolutionEncoder(), LatentMappingModel()
-    pipe = WaveGMSPipeline(*networks, trained_vae, image_size=32)
+    vae = freeze(build_autoencoder(16, 1))
+    vae.decoder.layers[-1].weight.mul_(4)
+    vae.decoder.layers[-1].bias.fill_(0.5)
+    pipe = WaveGMSPipeline(MultiResolutionEncoder(), LatentMappingModel(), vae, image_size=32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def untrained():
+    """A pipeline at 32 x 32 as it begins, for what holds with any weights; not to be changed."""
+    torch.manual_seed(0)
+    networks = MultiResolutionEncoder(), LatentMappingModel(), freeze(build_autoencoder(16, 1))
+    return WaveGMSPipeline(*networks, image_size=32)
 
 
 @pytest.fixture

@@ -5,17 +5,12 @@ from pathlib import Path
 
 import pytest
 from layouts import tree
+from runs import make_run
 
 from wavegms import InputError, WaveGMSPipeline
-from wavegms.config import AutoencoderParams, EvaluationParams, LossParams, ModelParams
+from wavegms.config import EvaluationParams
 from wavegms.data.dataset import PreparedDataset
-from wavegms.results.ablation import (
-    AblationSettings,
-    note_not_run,
-    read_not_run,
-    run_row,
-    why_not_run,
-)
+from wavegms.results.ablation import note_not_run, read_not_run, run_row, why_not_run
 from wavegms.results.readable import readable
 from wavegms.results.scores import predict_split, score_split
 from wavegms.results.tables import ablation_table, read_published, read_scores, summarize_systems
@@ -25,35 +20,15 @@ PUBLISHED = Path(__file__).parents[1] / "results/published"
 
 
 @pytest.fixture(scope="module")
-def settings(training_params):
-    autoencoder = {"source": "train", "hub": "", "path": "", "sd_vae": "", "min_mask_dice": 0}
-    train = {"channels": 8, "blocks": 1, "steps": 1, "batch_size": 1, "learning_rate": 1e-3}
-    return AblationSettings(
-        AutoencoderParams.check(autoencoder | {"train": train}),
-        ModelParams(sample_at_inference=False, gms_checkpoint="gms/{dataset}.pth"),
-        LossParams(supervision="all_levels", alignment_distance="l1"),
-        training_params(epochs=9, epochs_by_dataset={"phantom_a": 8}),
-        EvaluationParams(threshold=0.5, bootstrap_resamples=100),
-    )
-
-
-@pytest.fixture(scope="module")
-def row(settings, prepared):
-    """Runs the U-Net's row of phantom_a in a folder; keywords change arguments."""
+def row(train_set, validation_set, prepared, training_params):
+    """Runs the U-Net's row of phantom_a in a folder; keywords change the recipe."""
 
     def start(folder, **changes):
-        arguments = {
-            "dataset": "phantom_a",
-            "epochs": 2,
-            "seed": 5,
-            "prepared": prepared,
-            "autoencoder": folder / "autoencoder",
-            "checkpoints": folder / "checkpoints",
-            "live": folder / "live",
-            "model": folder / "model",
-            "scores": folder / "scores/phantom_a/unet/seed_5",
-        }
-        return run_row("unet", settings, **arguments | changes)
+        settings = training_params(**{"epochs": 2} | changes)
+        run = make_run(folder, train_set, validation_set, settings, variant="unet", seed=5)
+        evaluation = EvaluationParams(threshold=0.5, bootstrap_resamples=100)
+        scores = folder / "scores/phantom_a/unet/seed_5"
+        return run_row(run, PreparedDataset(prepared, "test"), evaluation, scores)
 
     return start
 
@@ -65,20 +40,19 @@ def done(row, tmp_path_factory):
     return folder, row(folder)
 
 
-def test_a_row_has_its_own_budget_everywhere(done):
+def test_a_row_says_its_budget_everywhere(done):
     folder, outcome = done
     assert outcome.result.history["epoch"].tolist() == [1, 2]
     scores = read_scores(folder / "scores")
     assert set(scores["epochs"]) == {2} and set(scores["seed"]) == {5}
-    card = read_card(folder / "model")
+    card = read_card(folder / "published")
     assert card.epochs == card.parameters["training"]["epochs"] == 2
-    assert card.parameters["training"]["epochs_by_dataset"] == {}
 
 
 def test_the_scores_are_those_of_the_published_model(done, prepared):
     folder, _ = done
     test_set = PreparedDataset(prepared, "test")
-    pipeline = WaveGMSPipeline.from_pretrained(folder / "model")
+    pipeline = WaveGMSPipeline.from_pretrained(folder / "published")
     expected = score_split(predict_split(pipeline, test_set), test_set, 0.5)
     scores = read_scores(folder / "scores")
     assert scores["id"].tolist() == expected["id"].tolist()
@@ -88,10 +62,10 @@ def test_the_scores_are_those_of_the_published_model(done, prepared):
 
 def test_a_row_that_fails_leaves_the_earlier_scores(row, done):
     folder, _ = done
-    before = tree(folder / "scores"), tree(folder / "model")
+    before = tree(folder / "scores"), tree(folder / "published")
     with pytest.raises(InputError, match="warmup_epochs"):
-        row(folder, epochs=0)
-    assert (tree(folder / "scores"), tree(folder / "model")) == before
+        row(folder, warmup_epochs=2)
+    assert (tree(folder / "scores"), tree(folder / "published")) == before
 
 
 def test_only_what_is_not_trained_needs_weights(tmp_path):

@@ -15,11 +15,11 @@ import pytest
 import torch
 from copies import ROOT
 from layouts import edit_json
+from runs import make_run
 from train_script import SETTINGS
 
 from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
 from wavegms.__main__ import main
-from wavegms.config import LossParams, ModelParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.prepare import prepare_dataset
 from wavegms.files import sha256_of
@@ -103,20 +103,17 @@ def add_run(root, seed, part):
     place = f"phantom_a/wave_gms/seed_{seed}"
     data = root / "data/prepared"
     quality = ReconstructionQuality(image_psnr=20.0, mask_dice=0.9, images=4)
-    loss = LossParams(supervision="all_levels", alignment_distance="l1")
-    model = ModelParams(sample_at_inference=False, gms_checkpoint="none")
-    card = publish_model(
-        TrainingResult(pd.DataFrame({"epoch": [1]}), 1, 0.5, 2_600_668, root / "run", "fp32"),
-        root / "models" / part / place,
-        dataset="phantom_a",
-        variant="wave_gms",
+    run = make_run(
+        root / "run",
+        PreparedDataset(data / "phantom_a", "train"),
+        PreparedDataset(data / "phantom_a", "val"),
+        SETTINGS,
         seed=seed,
-        train_set=PreparedDataset(data / "phantom_a", "train"),
-        selection_set=PreparedDataset(data / "phantom_a", "val"),
         autoencoder=AutoencoderCard("train", {}, quality, quality),
-        training=SETTINGS,
-        other={"loss": loss, "model": model},
+        published=root / "models" / part / place,
     )
+    history = pd.DataFrame({"epoch": [1]})
+    card = publish_model(run, TrainingResult(history, 1, 0.5, 2_600_668, root / "run", "fp32"))
     pipeline = WaveGMSPipeline.from_pretrained(root / "models" / part / place)
     for name in ("phantom_a",) if part else ("phantom_a", "phantom_b"):
         test_set = PreparedDataset(data / name, "test")

@@ -109,14 +109,7 @@ class Section(BaseModel):
 
     @classmethod
     def check(cls, values: object) -> Self:
-        """Checks values handed over one section at a time, as a notebook's parameters are.
-
-        Args:
-            values: a mapping, as it stands in params.yaml.
-
-        Raises:
-            InputError: an unknown key or an impossible value; the sentence names it.
-        """
+        """Checks values handed over one section at a time, as a notebook's parameters are."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -313,16 +306,7 @@ class Params(Section):
 
 
 def load_params(path: str | Path) -> Params:
-    """Reads and checks a parameter file.
-
-    Args:
-        path: params.yaml.
-
-    Raises:
-        InputError: the file is missing, is no YAML, stands for too much by its aliases, or
-            holds an unknown key or impossible value; the sentence names the first offending key as
-            it stands in the file.
-    """
+    """Reads and checks a parameter file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(

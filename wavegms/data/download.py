@@ -49,16 +49,7 @@ _BUS = f"cannot be downloaded: {CATALOG['bus'].licence}; data/README.md says who
 
 
 def get_sources(names: list[str], root: Path, timeout: int = TIMEOUT) -> None:
-    """Gets sources by name, one after the other; what is there already is left alone.
-
-    Args:
-        names: Keys of `SOURCES`.
-        root: The project's folder, a DVC repository.
-        timeout: Seconds without a byte after which a server is given up.
-
-    Raises:
-        InputError: A name is unknown (nothing was done then), or as `get_source`.
-    """
+    """Gets sources by name, one after the other; what is there already is left alone."""
     for name in names:
         if name == "bus":
             raise InputError(f"bus {_BUS}")
@@ -69,18 +60,10 @@ def get_sources(names: list[str], root: Path, timeout: int = TIMEOUT) -> None:
 
 
 def get_source(source: Source, root: Path, timeout: int = TIMEOUT) -> None:
-    """Downloads what a source lacks, verifies all of it, and puts it in place whole or not at all.
+    """Downloads what a source lacks, verifies it, and puts it in place whole or not at all.
 
-    Args:
-        source: What to get.
-        root: The project's folder, a DVC repository.
-        timeout: Seconds without a byte after which a server is given up.
-
-    Raises:
-        InputError: Something else is in the place; a server does not answer, refuses, stops or
-            sends other than was published; an archive is damaged or unsafe; the disk is full. What
-            was in place before is untouched, and nothing that failed a check is kept, but for files
-            put into data/downloads by hand.
+    What was in place before an error is untouched, and nothing that failed a check is kept, but for
+    files put into data/downloads by hand.
     """
     target = root / source.target
     if there := _what_is_there(source, target):
@@ -114,11 +97,7 @@ def get_source(source: Source, root: Path, timeout: int = TIMEOUT) -> None:
 
 
 def _what_is_there(source: Source, target: Path) -> str:
-    """What is in place, in words; empty if something is missing.
-
-    Raises:
-        InputError: Something else is in the place.
-    """
+    """What is in place, in words; empty if something is missing."""
     if not target.is_dir() or not any(target.iterdir()):
         return ""
     if any(download.into is not None for download in source.downloads):
@@ -204,11 +183,7 @@ def _lift(folder: Path) -> None:
 
 
 def _fetch(download: Download, source: Source, path: Path, root: Path, timeout: int) -> bool:
-    """Makes sure that the file lies in data/downloads, verified.
-
-    Returns:
-        Whether it was downloaded now, for the first time.
-    """
+    """Makes sure that the file lies in data/downloads, verified."""
     path.parent.mkdir(parents=True, exist_ok=True)
     by_hand = f"download it by hand from {source.page} to {path} and run the same command again"
     known = _recorded_md5(path)
@@ -286,13 +261,7 @@ def _is_web_page(start: bytes) -> bool:
 
 
 def _wrong_with(path: Path, download: Download, known_md5: str | None) -> str:
-    """What a file has against being the published one, in words that follow its name; or "".
-
-    Args:
-        path: The file.
-        download: What it should be.
-        known_md5: Of the first download; counts where no checksum is published.
-    """
+    """What a file has against being the published one, in words that follow its name; or ""."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         if _is_web_page(file.read(512)):

@@ -1,6 +1,6 @@
 """The explorer: widgets by which a person looks at what a model makes of each image.
 
-What is computed lies in `wavegms.explore_cases`, what is shown of it in `wavegms.explore_panels`.
+What is computed lies in `cases`, what is said and shown of it in `panels`.
 Only what is in sight is computed, and the table is filled in pauses, so that everything answers at
 once. Nothing is written.
 """
@@ -56,21 +56,10 @@ def explore(
     seed: int,
     threshold: float,
 ) -> widgets.Widget:
-    """The explorer as one widget, for the last line of a cell.
+    """The explorer as one widget, for the last line of a cell, whose event loop fills its table.
 
-    Args:
-        prepared: the folder of prepared datasets.
-        models: to choose from, see `explore_cases.find_models`.
-        dataset: shown first, if it is prepared.
-        variant: of the model shown first, if the dataset has one of it.
-        seed: of the draw where a model samples z_MR at inference.
-        threshold: at first, probability from which a pixel belongs to the mask.
-
-    Returns:
-        The widget. A notebook's event loop fills its table.
-
-    Raises:
-        InputError: nothing is prepared, or what is shown first is broken.
+    Dataset, variant and threshold are those shown first, if they are there; the seed is that of the
+    draw where a model samples z_MR at inference.
     """
     explorer = Explorer(prepared, models, seed=seed, threshold=threshold)
     explorer.start(dataset, variant)
@@ -78,16 +67,10 @@ def explore(
 
 
 class Explorer:
-    """The widgets and what they do; :func:`explore` makes it.
+    """The widgets and what they do; `view` is all of them, :func:`explore` makes it."""
 
-    Attributes:
-        view: all of it.
-        case: the image in sight.
-        filling: fills the table.
-    """
-
-    case: Case
-    filling: asyncio.Task
+    case: Case  # in sight
+    filling: asyncio.Task  # of the table
 
     def __init__(
         self, prepared: Path, models: Sequence[PublishedModel], *, seed: int, threshold: float
@@ -101,11 +84,7 @@ class Explorer:
         self._connect()
 
     def start(self, dataset: str, variant: str) -> None:
-        """Shows the first image of a dataset, by its model of that variant if there is one.
-
-        Raises:
-            InputError: nothing is prepared, or what is shown first is broken.
-        """
+        """Shows the first image of a dataset, by its model of that variant if there is one."""
         names = find_datasets(self._prepared)
         if dataset not in names:  # a notebook's own default, where others were prepared
             dataset = names[0]

@@ -44,51 +44,26 @@ Band = tuple[int, str]
 
 @dataclass(frozen=True)
 class Case:
-    """One image, and what is known about it.
+    """One image, and what is known about it."""
 
-    Attributes:
-        name: its id, or the name of an uploaded file.
-        label: its class, empty if it has none; of an uploaded image its size.
-        picture: for the eye, uint8 (H, W, 3).
-        pixels: for the network, float32 (1, 3, S, S) in [0, 1].
-        truth: bool (H, W); None for an uploaded image.
-        index: its place in the split; None for an uploaded image.
-    """
-
-    name: str
-    label: str
-    picture: np.ndarray
-    pixels: Tensor
-    truth: np.ndarray | None
-    index: int | None
+    name: str  # its id, or the name of an uploaded file
+    label: str  # its class, empty if it has none; of an uploaded image its size
+    picture: np.ndarray  # for the eye, uint8 (H, W, 3)
+    pixels: Tensor  # for the network, float32 (1, 3, S, S) in [0, 1]
+    truth: np.ndarray | None  # bool (H, W); None for an uploaded image
+    index: int | None  # its place in the split; None for an uploaded image
 
 
 class Errors(NamedTuple):
-    """Where two masks agree and differ, each bool (H, W).
+    """Where two masks agree and differ, each bool (H, W)."""
 
-    Attributes:
-        found: in both (true positive).
-        wrong: in the prediction alone (false positive).
-        missed: in the truth alone (false negative).
-    """
-
-    found: np.ndarray
-    wrong: np.ndarray
-    missed: np.ndarray
+    found: np.ndarray  # in both (true positive)
+    wrong: np.ndarray  # in the prediction alone (false positive)
+    missed: np.ndarray  # in the truth alone (false negative)
 
 
 def find_models(folder: Path) -> list[PublishedModel]:
-    """All trained models: `<dataset>/<variant>/seed_<n>`, and the same in `ablation/`.
-
-    Args:
-        folder: `models`.
-
-    Returns:
-        The models of the main runs, then those of the ablation, each by name.
-
-    Raises:
-        InputError: there is none, or a card is broken.
-    """
+    """All trained models: `<dataset>/<variant>/seed_<n>`, then the same in `ablation/`."""
     patterns = (f"{place}*/*/seed_*/{CARD_NAME}" for place in ("", "ablation/"))
     cards = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
     if not cards:
@@ -99,14 +74,7 @@ def find_models(folder: Path) -> list[PublishedModel]:
 
 
 def find_datasets(folder: Path) -> list[str]:
-    """Names of the prepared datasets.
-
-    Args:
-        folder: `data/prepared`.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Names of the prepared datasets."""
     names = sorted(path.parent.name for path in Path(folder).glob("*/manifest.csv"))
     if not names:
         raise InputError(
@@ -116,24 +84,15 @@ def find_datasets(folder: Path) -> list[str]:
 
 
 def compare(prediction: np.ndarray, truth: np.ndarray) -> Errors:
-    """Where a prediction is right and wrong.
-
-    Args:
-        prediction: bool (H, W).
-        truth: bool (H, W).
-    """
+    """Where a prediction is right and wrong; both are bool (H, W)."""
     return Errors(prediction & truth, prediction & ~truth, truth & ~prediction)
 
 
 def attenuate(images: Tensor, kept: Mapping[Band, float]) -> Tensor:
-    """Images of which only a part of some sub-bands is left.
+    """Images of which only a share of some sub-bands is kept; those not named stay whole.
 
-    Args:
-        images: (B, C, H, W) in [0, 1], H and W divisible by 8.
-        kept: by band (see `BANDS`), the share to keep, in [0, 1]; bands not named stay whole.
-
-    Returns:
-        (B, C, H, W), clamped to [0, 1]: without an edge's counterpart values may leave that range.
+    Images are (B, C, H, W) in [0, 1], H and W divisible by 8. They are clamped to that range, which
+    values may leave without an edge's counterpart.
     """
     running, details = images, []
     for level in LEVELS:
@@ -147,18 +106,10 @@ def attenuate(images: Tensor, kept: Mapping[Band, float]) -> Tensor:
 
 
 def read_upload(name: str, content: bytes, size: int) -> Case:
-    """An image that someone brought, of any size and mode.
+    """An image that someone brought, of any size and mode, seen by the network at `size`.
 
-    Args:
-        name: of the file, for messages.
-        content: its bytes.
-        size: side in pixels at which the network sees it.
-
-    Returns:
-        The case, its picture in its own proportions and at most 512 pixels long.
-
-    Raises:
-        InputError: it cannot be read as an image; the sentence names the file.
+    Its picture has its own proportions and is at most 512 pixels long. What cannot be read as an
+    image is refused by the name of the file.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "upload"
@@ -178,16 +129,7 @@ def read_upload(name: str, content: bytes, size: int) -> Case:
 class Workbench:
     """A split and a model, and what the model makes of the split's images.
 
-    Attributes:
-        dataset: name of the dataset.
-        split: name of the split.
-        data: its images.
-        model: the model.
-        pipeline: its networks.
-
-    Args:
-        prepared: the folder of prepared datasets.
-        seed: of the draw where a model samples z_MR at inference; the same for every prediction.
+    Where a model samples z_MR at inference, every prediction draws with the same seed.
     """
 
     dataset: str
@@ -203,31 +145,19 @@ class Workbench:
         self._seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def open_split(self, dataset: str, split: str) -> None:
-        """Takes another split; if it cannot be opened, the one before stays.
-
-        Raises:
-            InputError: see `PreparedDataset`.
-        """
+        """Takes another split; if it cannot be opened, the one before stays."""
         # decoding one image at a time lets a large dataset open at once
         self.data = PreparedDataset(self._prepared / dataset, split, in_memory=False)
         self.dataset, self.split = dataset, split
         self._seen = {}
 
     def open_model(self, model: PublishedModel) -> None:
-        """Takes another model; if it cannot be opened, the one before stays.
-
-        Raises:
-            InputError: see `WaveGMSPipeline.from_pretrained`.
-        """
+        """Takes another model; if it cannot be opened, the one before stays."""
         self.pipeline, self.model = self._load(model.folder), model
         self._seen = {}
 
     def case(self, index: int) -> Case:
-        """One image of the split.
-
-        Raises:
-            InputError: its file is missing, broken or changed.
-        """
+        """One image of the split."""
         pair = self.data[index]
         image = pair["image"]
         return Case(
@@ -249,12 +179,7 @@ class Workbench:
     def predict(self, pixels: Tensor, case: Case) -> np.ndarray:
         """The prediction for other pixels of a case, such as those without a band.
 
-        Args:
-            pixels: (1, 3, S, S) in [0, 1].
-            case: whose size the prediction gets.
-
-        Returns:
-            float32 (H, W) in [0, 1].
+        Pixels are (1, 3, S, S) in [0, 1]; float32 (H, W) in [0, 1] comes back, at the case's size.
         """
         return _at_size(self.pipeline.predict(pixels, self._generator()), case)
 
@@ -262,8 +187,7 @@ class Workbench:
     def depths(self, case: Case) -> list[np.ndarray]:
         """The masks at the four supervised depths, deepest first; the last is the prediction.
 
-        Returns:
-            Each float32 (H, W) in [0, 1]; none for a network without latents.
+        Each is float32 (H, W) in [0, 1]; a network without latents has none.
         """
         pipeline = self.pipeline
         if pipeline.mapping is None:
@@ -276,14 +200,8 @@ class Workbench:
     def rows(self, threshold: float) -> Iterator[dict]:
         """Scores the first `TABLE_ROWS` images of the split, one after the other.
 
-        It is lazy: between two rows a caller may serve whoever waits.
-
-        Args:
-            threshold: probability from which a pixel belongs to the mask.
-
-        Yields:
-            index, id, label, the fields of `MaskMetrics`, and the fraction of the image that truth
-            and prediction cover (true_area, predicted_area).
+        A row has index, id, label, the fields of `MaskMetrics`, and the fraction of the image that
+        truth and prediction cover. It is lazy: between two rows a caller may serve whoever waits.
         """
         count = min(len(self.data), TABLE_ROWS)
         for start in range(0, count, _BATCH):

@@ -16,11 +16,9 @@ from wavegms.explore.pictures import (
     Picture,
     as_html,
     legend,
-    outline_prediction,
-    outline_truth,
+    outline,
     paint_errors,
     shade,
-    shade_detail,
 )
 from wavegms.models.wavelet import SUB_BANDS, multi_level_bands
 from wavegms.results.metrics import mask_metrics
@@ -43,17 +41,11 @@ _BAND_SIDE, _FILTERED_SIDE, _DEPTH_SIDE = 56, 190, 220  # pixels on the screen
 
 
 class Panel(NamedTuple):
-    """The upper part of the explorer, as HTML.
+    """The upper part of the explorer, as HTML."""
 
-    Attributes:
-        heading: which image this is.
-        pictures: image, truth, prediction and errors.
-        metrics: how well the two masks agree.
-    """
-
-    heading: str
-    pictures: str
-    metrics: str
+    heading: str  # which image this is
+    pictures: str  # image, truth, prediction and errors
+    metrics: str  # how well the two masks agree
 
 
 def model_label(model: PublishedModel) -> str:
@@ -69,32 +61,26 @@ def band_label(band: Band) -> str:
 
 
 def show_case(bench: Workbench, case: Case, threshold: float) -> Panel:
-    """The case as it is, as it should be segmented, as it was, and the difference.
-
-    Args:
-        bench: split and model.
-        case: the image.
-        threshold: probability from which a pixel belongs to the mask.
-    """
+    """The case as it is, as it should be segmented, as it was, and the difference."""
     soft = bench.soft_mask(case)
     prediction = soft >= threshold
     cover = f"{_percent(prediction)} of the image"
     shown = Picture(
-        outline_prediction(shade(soft), prediction),
+        outline(shade(soft), prediction),
         "Prediction",
         f"Probability of each pixel in grey, with the outline of the prediction, {cover}.",
         legend(PREDICTION, f"≥ {threshold:.2f}: {_percent(prediction)} of area"),
     )
     image = Picture(case.picture, "Image", f"The image {case.name}.")
     if case.truth is None:
-        both = outline_prediction(case.picture, prediction)
+        both = outline(case.picture, prediction)
         outlined = Picture(both, "Image and prediction", "The image with the predicted outline.")
         pictures = [image, outlined, shown]
         metrics = f"<span>The prediction covers {cover}. There is no true mask to compare.</span>"
     else:
         errors = compare(prediction, case.truth)
         truth = Picture(
-            outline_truth(case.picture, case.truth),
+            outline(case.picture, case.truth, TRUTH),
             "Truth",
             f"The image with the outline of the true region, {_percent(case.truth)} of it.",
             legend(TRUTH, f"true region: {_percent(case.truth)} of area"),
@@ -125,7 +111,7 @@ def show_case(bench: Workbench, case: Case, threshold: float) -> Panel:
 
 
 def show_depths(bench: Workbench, case: Case, threshold: float) -> str:
-    """The masks at the four supervised depths, as HTML; see :func:`show_case`."""
+    """The masks at the four supervised depths, as HTML."""
     masks = bench.depths(case)
     if not masks:
         return _note("This network has no latents, and so no supervised depths.")
@@ -135,7 +121,7 @@ def show_depths(bench: Workbench, case: Case, threshold: float) -> str:
         score = _dice(case, prediction)
         end = {1: ", the deepest", len(masks): ", the prediction"}.get(depth, "")
         text = f"The soft mask of depth {depth}, with its outline. {score}"
-        drawn = outline_prediction(shade(soft), prediction)
+        drawn = outline(shade(soft), prediction)
         pictures.append(Picture(drawn, f"Depth {depth}{end}", text, f"<br>{score}"))
     text = (
         "The latent mapping model gives a mask at each of its four depths. Training supervises all "
@@ -147,14 +133,7 @@ def show_depths(bench: Workbench, case: Case, threshold: float) -> str:
 def show_filtered(
     bench: Workbench, case: Case, threshold: float, kept: Mapping[Band, float]
 ) -> str:
-    """What is left of an image without some sub-bands, and its prediction, as HTML.
-
-    Args:
-        bench: split and model.
-        case: the image.
-        threshold: probability from which a pixel belongs to the mask.
-        kept: see `attenuate`.
-    """
+    """What is left of an image when only shares of its bands are kept, and its prediction."""
     pixels = attenuate(case.pixels, kept)
     before = bench.soft_mask(case) >= threshold
     after = bench.predict(pixels, case) >= threshold
@@ -167,7 +146,7 @@ def show_filtered(
     pictures = [
         Picture(left, "What is left", "The image with its bands as the sliders say."),
         Picture(
-            outline_prediction(ground, after),
+            outline(ground, after),
             "Its prediction",
             f"The same with the outline of its prediction. {score}",
             compared,
@@ -201,29 +180,20 @@ def show_bands(case: Case, kept: Mapping[Band, float]) -> dict[Band, str]:
             pixels = (values * share).movedim(0, -1).clamp(0, 1).numpy() * 255
             pixels = pixels.astype(np.uint8)
         else:
-            grey = values.mean(0)
-            pixels = shade_detail(grey * share, max(grey.abs().max().item(), 1e-6))
+            grey = values.mean(0).numpy()
+            peak = max(np.abs(grey).max(), 1e-6)
+            pixels = shade((grey * share / (2 * peak) + 0.5).clip(0, 1))
         shown[band] = Picture(pixels, "", f"sub-band {band_label(band)}").html(_BAND_SIDE)
     return shown
 
 
 def sort_rows(rows: Sequence[dict], key: str, highest_first: bool) -> list[dict]:
-    """Rows in another order; equal ones stay in that of the split.
-
-    Args:
-        rows: of `Workbench.rows`.
-        key: of `SORT_KEYS`.
-        highest_first: the other way round.
-    """
+    """Rows of `Workbench.rows` by a key of `SORT_KEYS`; equal ones stay in the split's order."""
     return sorted(rows, key=lambda row: row[SORT_KEYS[key]], reverse=highest_first)
 
 
 def table_lines(rows: Sequence[dict]) -> tuple[str, list[str]]:
-    """The head and the lines of a table of cases, in letters of equal width.
-
-    Args:
-        rows: of `Workbench.rows`.
-    """
+    """The head and the lines of a table of `Workbench.rows`, in letters of equal width."""
     names = max([len(row["id"]) for row in rows] + [len("image")])
     labels = max(len(row["label"]) for row in rows) if rows else 0
     labels = max(labels, len("class")) if labels else 0

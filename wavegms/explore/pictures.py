@@ -13,19 +13,16 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageColor
-from scipy.ndimage import binary_erosion
-from torch import Tensor
 
 from wavegms.explore.cases import Errors
 from wavegms.figures.style import PREDICTION_STYLE, TRUTH_STYLE
+from wavegms.predict.overlays import draw_contour
 
 TRUTH, PREDICTION = TRUTH_STYLE["colors"], PREDICTION_STYLE["colors"]
 
 FOUND, WRONG, MISSED = "#ffffff", "#ff8c1a", "#2a9df4"
 
 _DRAWN_SIDE = 240  # pixels to which small images are blown up before an outline is drawn
-
-_DASH = 7  # pixels
 
 # What no widget's attribute says: JupyterLab takes the arrow keys for its cells unless an element
 # asks it not to, and a slider's handle needs a name for those who hear a page. Of the elements that
@@ -44,8 +41,7 @@ tell();
 """
 
 # For a widget of class `wavegms`, as HTML.
-STYLE = f"""<img alt="" src="data:," hidden onerror="{_SCRIPT}">
-"""
+STYLE = f'<img alt="" src="data:," hidden onerror="{_SCRIPT}">'
 
 STYLE += """<style>
 .wavegms figure { margin: 0; width: min-content; }
@@ -70,30 +66,21 @@ STYLE += """<style>
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to show.
-
-    Attributes:
-        pixels: uint8 (H, W, 3).
-        title: a word or two, bold.
-        description: what is to be seen, for those who do not see it.
-        caption: further HTML under the title.
-    """
+    """A picture to show, uint8 (H, W, 3); the description is for those who do not see it."""
 
     pixels: np.ndarray
     title: str
     description: str
-    caption: str = ""
+    caption: str = ""  # further HTML under the title
 
     def html(self, side: int) -> str:
-        """The picture as an HTML figure.
-
-        Args:
-            side: its longer side on the screen, pixels.
-        """
+        """An HTML figure whose longer side has that many pixels on the screen."""
         height, width = self.pixels.shape[:2]
         scale = side / max(height, width)
         size = f'width="{max(1, round(width * scale))}" height="{max(1, round(height * scale))}"'
-        data = b64encode(as_png(self.pixels)).decode()
+        file = BytesIO()
+        Image.fromarray(self.pixels).save(file, "png", compress_level=1)
+        data = b64encode(file.getvalue()).decode()
         caption = f"<b>{escape(self.title)}</b> {self.caption}" if self.title else self.caption
         # beside an upright image the caption needs some width too
         return (
@@ -103,59 +90,21 @@ class Picture:
 
 
 def as_html(pictures: Sequence[Picture], side: int = 240) -> str:
-    """Pictures side by side, as many in a row as fit.
-
-    Args:
-        pictures: what to show.
-        side: longer side of each on the screen, pixels.
-    """
+    """Pictures side by side, as many in a row as fit."""
     return f'<div class="row">{"".join(picture.html(side) for picture in pictures)}</div>'
 
 
-def as_png(pixels: np.ndarray) -> bytes:
-    """A PNG file.
-
-    Args:
-        pixels: uint8 (H, W, 3).
-    """
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "png", compress_level=1)
-    return file.getvalue()
-
-
-def outline_truth(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A picture with the outline of its true mask.
-
-    Args:
-        picture: uint8 (H, W, 3).
-        mask: bool (H, W).
-
-    Returns:
-        uint8, blown up by a whole factor if it is small.
-    """
-    drawn, border = _blow_up(picture).copy(), _border(_blow_up(mask))
-    drawn[border] = ImageColor.getrgb(TRUTH)
-    return drawn
-
-
-def outline_prediction(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A picture with the dashed outline of a predicted mask; see :func:`outline_truth`."""
-    drawn, border = _blow_up(picture).copy(), _border(_blow_up(mask))
-    rows, columns = np.indices(border.shape)
-    drawn[border & ((rows + columns) // _DASH % 3 > 0)] = ImageColor.getrgb(PREDICTION)
-    return drawn
+def outline(picture: np.ndarray, mask: np.ndarray, colour: str = PREDICTION) -> np.ndarray:
+    """A picture, blown up by a whole factor if it is small, with the outline of a mask."""
+    factor = max(1, -(-_DRAWN_SIDE // max(mask.shape)))
+    picture, mask = (
+        values.repeat(factor, axis=0).repeat(factor, axis=1) for values in (picture, mask)
+    )
+    return draw_contour(picture, mask, colour, dashed=colour == PREDICTION)
 
 
 def paint_errors(picture: np.ndarray, errors: Errors) -> np.ndarray:
-    """A darkened grey picture on which agreement and errors are painted.
-
-    Args:
-        picture: uint8 (H, W, 3).
-        errors: of the same size.
-
-    Returns:
-        uint8 (H, W, 3).
-    """
+    """A darkened grey picture, uint8 (H, W, 3), on which agreement and errors are painted."""
     grey = picture.mean(-1, keepdims=True)
     painted = np.repeat(grey * 0.55, 3, axis=-1)
     for part, colour in zip(errors, (FOUND, WRONG, MISSED), strict=True):
@@ -165,39 +114,10 @@ def paint_errors(picture: np.ndarray, errors: Errors) -> np.ndarray:
 
 
 def shade(soft: np.ndarray) -> np.ndarray:
-    """A soft mask in grey, white where it is sure of the region.
-
-    Args:
-        soft: float (H, W) in [0, 1].
-
-    Returns:
-        uint8 (H, W, 3).
-    """
+    """Values in [0, 1], (H, W), in grey: uint8 (H, W, 3), white where a mask is sure."""
     return np.repeat(np.round(soft * 255).astype(np.uint8)[..., None], 3, axis=-1)
-
-
-def shade_detail(band: Tensor, peak: float) -> np.ndarray:
-    """A signed detail band around mid-grey.
-
-    Args:
-        band: (h, w).
-        peak: absolute value, above 0, at which grey ends in black and white.
-
-    Returns:
-        uint8 (h, w, 3).
-    """
-    return shade((band.numpy() / (2 * peak) + 0.5).clip(0, 1))
 
 
 def legend(colour: str, text: str) -> str:
     """A line of a caption that says what a colour means."""
     return f'<br><span class="swatch" style="background: {colour}"></span>{escape(text)}'
-
-
-def _blow_up(values: np.ndarray) -> np.ndarray:
-    factor = max(1, -(-_DRAWN_SIDE // max(values.shape[:2])))
-    return values.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _border(mask: np.ndarray) -> np.ndarray:
-    return mask & ~binary_erosion(mask, iterations=3)

@@ -159,16 +159,7 @@ class Phantom:
 
 
 def point_spread(scatterers: np.ndarray, scanner: Scanner, beams: Beams) -> np.ndarray:
-    """Blur scatterers by the pulse and by the beam, whose width depends on depth.
-
-    Args:
-        scatterers: Complex scatterer amplitudes, shape (samples, beams).
-        scanner: Sets axial and lateral resolution.
-        beams: Sampling grid of the same shape.
-
-    Returns:
-        Complex echo field, shape (samples, beams). White noise keeps its variance.
-    """
+    """Blur scatterers by the pulse and by the beam, whose width depends on depth."""
     axial_px = scanner.axial_fwhm_mm() / FWHM_PER_SIGMA / beams.step_mm
     field = gaussian_filter1d(scatterers, axial_px, axis=0)
     # Both kernels get unit energy: a sampled Gaussian of width s has 1 / (2 sqrt(pi) s).
@@ -192,17 +183,7 @@ def complex_noise(rng: Generator, shape: tuple[int, int]) -> np.ndarray:
 
 
 def round_trip_loss_db(tissue: Tissue, scanner: Scanner, beams: Beams) -> np.ndarray:
-    """Attenuation between the probe and each sample and back.
-
-    Args:
-        tissue: Holds the attenuation in dB/cm/MHz.
-        scanner: Sets the frequency.
-        beams: Sampling grid.
-
-    Returns:
-        Loss in dB, shape (samples, beams), non-decreasing along each beam but for the shadows
-        of the tissue map, which are blurred over the width of the aperture.
-    """
+    """Attenuation between the probe and each sample and back."""
     path_cm = 2 * beams.step_mm / 10
     loss = np.cumsum(tissue.attenuation, axis=0, dtype=np.float32) * path_cm
     loss = loss * scanner.frequency_mhz + tissue.shadow_db
@@ -210,17 +191,7 @@ def round_trip_loss_db(tissue: Tissue, scanner: Scanner, beams: Beams) -> np.nda
 
 
 def envelope(rng: Generator, tissue: Tissue, scanner: Scanner, beams: Beams) -> np.ndarray:
-    """Simulate the received echo envelope after time-gain compensation.
-
-    Args:
-        rng: Source of scatterers and electronic noise.
-        tissue: Acoustic properties along the beams.
-        scanner: Pulse, beam, gain and noise.
-        beams: Sampling grid.
-
-    Returns:
-        Positive amplitudes, shape (samples, beams); 1 is the mean echo of fat without loss.
-    """
+    """Simulate the received echo envelope after time-gain compensation."""
     shape = tissue.echo_db.shape
     amplitude = 10 ** (tissue.echo_db / 20)
     loss_db = round_trip_loss_db(tissue, scanner, beams)
@@ -241,32 +212,14 @@ def envelope(rng: Generator, tissue: Tissue, scanner: Scanner, beams: Beams) -> 
 
 
 def log_compress(amplitude: np.ndarray, scanner: Scanner, gain_db: float) -> np.ndarray:
-    """Map an envelope to grey levels.
-
-    Args:
-        amplitude: Positive envelope of any shape.
-        scanner: Dynamic range, white level and grey map.
-        gain_db: Overall gain chosen for this image in dB.
-
-    Returns:
-        Grey levels in [0, 255] as float, same shape.
-    """
+    """Map an envelope to grey levels."""
     level_db = 20 * np.log10(np.maximum(amplitude, 1e-6)) + gain_db
     level = 1 + (level_db - scanner.white_db) / scanner.dynamic_range_db
     return 255 * np.clip(level, 0, 1) ** scanner.gamma
 
 
 def scan_convert(values: np.ndarray, beams: Beams, field: tuple[int, int]) -> np.ndarray:
-    """Resample from beams to square pixels; 0 outside the insonified field.
-
-    Args:
-        values: One value per sample and beam, shape (samples, beams).
-        beams: Sampling grid.
-        field: Height and width of the image field in pixels of `beams.step_mm`.
-
-    Returns:
-        Float array of shape `field`.
-    """
+    """Resample from beams to square pixels; 0 outside the insonified field."""
     row, column = np.indices(field, dtype=np.float32)
     z = (row + 0.5) * beams.step_mm
     x = (column + 0.5 - field[1] / 2) * beams.step_mm
@@ -278,17 +231,7 @@ def scan_convert(values: np.ndarray, beams: Beams, field: tuple[int, int]) -> np
 
 
 def simulate(scanner: Scanner, seed: int, index: int) -> Phantom:
-    """Simulate one case.
-
-    Args:
-        scanner: One of `SCANNERS`.
-        seed: Seed of the dataset, at least 0.
-        index: Number of the image in the dataset, from 0. The result depends on nothing else, so
-            image k is the same however many are made.
-
-    Returns:
-        The case; each mask covers about 3 to 25 % of the image.
-    """
+    """Simulate one case."""
     stream = SeedSequence(seed, spawn_key=(zlib.crc32(scanner.name.encode()), index))
     rng = Generator(PCG64(stream))
     height = int(rng.integers(*scanner.height_px, endpoint=True))
@@ -321,15 +264,6 @@ def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
     "phantom_a" is laid out like BUS (`original/000001.png`, `GT/000001.png`), "phantom_b" like
     BUSI (`benign/benign (1).png`, `benign (1)_mask.png`, `benign (1)_mask_1.png` and so on). The
     files are written to a temporary folder beside `folder`, which is put in place when complete.
-
-    Args:
-        name: Key of `SCANNERS`.
-        folder: Root of the raw dataset; one written by this function before is replaced.
-        count: Number of images, at least 1.
-        seed: Seed of the dataset, at least 0.
-
-    Raises:
-        InputError: `name` is unknown, `count` or `seed` too small, or `folder` holds other data.
     """
     if name not in SCANNERS:
         raise InputError(f"name is {name!r}; choose one of {', '.join(SCANNERS)}.")

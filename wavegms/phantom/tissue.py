@@ -35,16 +35,7 @@ class Beams:
 
     @classmethod
     def cover(cls, field: tuple[int, int], depth_mm: float, trapezoid_deg: float) -> "Beams":
-        """Lay one beam per column over a field.
-
-        Args:
-            field: Height and width of the field in pixels.
-            depth_mm: Depth of the field in mm.
-            trapezoid_deg: Tilt of the outermost beam in degrees.
-
-        Returns:
-            The grid; diverging beams reach the full width at the bottom of the field.
-        """
+        """Lay one beam per column over a field."""
         step = depth_mm / field[0]
         tilt = math.tan(math.radians(trapezoid_deg))
         face = step * field[1] - 2 * depth_mm * tilt
@@ -113,17 +104,7 @@ class Lesion:
 def draw_lesions(
     rng: Generator, beams: Beams, field: tuple[int, int], label: str
 ) -> tuple[Lesion, ...]:
-    """Draw the contours of zero, one or two lesions that lie inside the field and apart.
-
-    Args:
-        rng: Random numbers.
-        beams: Sampling grid.
-        field: Height and width of the image field in pixels.
-        label: "benign", "malignant" or "normal" (no lesion).
-
-    Returns:
-        The lesions; the first always fits, the second is left out where there is no room.
-    """
+    """Draw the contours of zero, one or two lesions that lie inside the field and apart."""
     if label == "normal":
         return ()
     depth = field[0] * beams.step_mm
@@ -196,15 +177,7 @@ def _malignant_contour(rng: Generator) -> np.ndarray:
 
 
 def draw_tissue(rng: Generator, beams: Beams) -> Tissue:
-    """Draw the layers of a breast from skin to chest wall, without lesion.
-
-    Args:
-        rng: Random numbers.
-        beams: Sampling grid.
-
-    Returns:
-        The tissue map.
-    """
+    """Draw the layers of a breast from skin to chest wall, without lesion."""
     depth = float(beams.z.max())
     skin = rng.uniform(1.0, 2.0) + _waves(rng, beams.x, 0.15)
     gland_top = rng.uniform(0.14, 0.3) * depth + _waves(rng, beams.x, 1.6)
@@ -245,17 +218,7 @@ def draw_tissue(rng: Generator, beams: Beams) -> Tissue:
 def add_lesions(
     rng: Generator, tissue: Tissue, lesions: tuple[Lesion, ...], beams: Beams
 ) -> Tissue:
-    """Put lesions into a tissue map.
-
-    Args:
-        rng: Random numbers.
-        tissue: Tissue without lesion.
-        lesions: Contours to fill; may be empty.
-        beams: Sampling grid.
-
-    Returns:
-        A new tissue map; a lesion is darker than the tissue next to it.
-    """
+    """Put lesions into a tissue map."""
     for lesion in lesions:
         tissue = _add_lesion(rng, tissue, lesion, beams)
     return tissue

@@ -1,15 +1,26 @@
-"""What there is to predict: files, folders and patterns become a list of named sources."""
+"""What is asked for: options are checked, and files, folders and patterns become named sources.
+
+Nothing here needs torch, so that a mistyped name is answered at once.
+"""
 
 import glob
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from wavegms.data.cases import IMAGE_SUFFIXES
 from wavegms.errors import InputError
-from wavegms.predict.volumes import is_dicom, is_nifti, series_in
+from wavegms.files import is_hub_id
+from wavegms.predict import Plane
+
+if TYPE_CHECKING:
+    from wavegms.models.pipeline import WaveGMSPipeline
+
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
@@ -28,30 +39,79 @@ class Source:
     series: tuple[Path, ...] = ()
 
 
+@dataclass
+class Request:
+    """What to predict, with what, and how; what is impossible of it raises an InputError.
+
+    Attributes:
+        inputs: a path or pattern, or several; see `find_sources`.
+        model: a folder or hub id for `WaveGMSPipeline.from_pretrained`, or an opened pipeline.
+        out: the folder to make. It must not exist, or be empty.
+        threshold: probability from which a pixel belongs to the mask, above 0 and up to 1.
+        batch_size: how many images or slices go through the network at once.
+        device: "auto" takes a CUDA GPU if there is one, else the CPU; or a name that torch knows.
+            An opened pipeline stays where it is.
+        plane: in which volumes are cut; None takes that of the stored slices.
+        tta: predict every image in those flips and turns that the training drew from, and average.
+            Says whether that helped on the validation split of the model's dataset.
+        prepared: where that dataset is looked for.
+        sources: what was found.
+    """
+
+    inputs: str | Path | Sequence[str | Path]
+    model: "str | Path | WaveGMSPipeline"
+    out: Path
+    threshold: float = 0.5
+    batch_size: int = 12
+    device: str = "auto"
+    plane: Plane | None = None
+    tta: bool = False
+    prepared: Path = Path("data/prepared")
+    sources: list[Source] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise InputError(f"threshold must be above 0 and at most 1, not {self.threshold}")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.plane is not None and self.plane not in get_args(Plane):
+            planes = ", ".join(get_args(Plane))
+            raise InputError(f"plane must be one of {planes}, not {self.plane}")
+        self.out = Path(self.out)
+        if self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir())):
+            raise InputError(
+                f"{self.out} exists already and is left as it is: choose another folder, or move "
+                "it away."
+            )
+        model = self.model
+        if isinstance(model, str | Path) and not (Path(model).is_dir() or is_hub_id(model)):
+            raise InputError(
+                f"the folder {model} does not exist: train the model first, or correct the path"
+            )
+        single = isinstance(self.inputs, str | Path)
+        self.sources, ignored = find_sources([self.inputs] if single else self.inputs)
+        if ignored:
+            print(
+                f"passed over as neither images nor volumes: {len(ignored)}, such as {ignored[0]}",
+                file=sys.stderr,
+            )
+
+
 def find_sources(inputs: Sequence[str | Path]) -> tuple[list[Source], list[Path]]:
-    """Lists what a command line names, each file once.
+    """Lists what a command line names, each file once, and the files of folders passed over.
 
     A file is taken whatever its name. Of a folder, everything below it is taken that is an image,
     NIfTI or DICOM by name or by the mark inside; hidden files and folders are passed over, and so
     are the results of an earlier prediction. Where DICOM files of a folder are the slices of a
     volume, they are one source. A pattern (`*`, `?`, `[...]`, and `**` for any folders) is resolved
-    here if the shell has not done it.
-
-    Args:
-        inputs: paths and patterns.
-
-    Returns:
-        The sources, in the order of the inputs and by name in each; and the files of folders that
-        were passed over since they are nothing that can be predicted.
-
-    Raises:
-        InputError: an input does not exist, a pattern matches nothing, a folder cannot be read, or
-            nothing was found at all.
+    here if the shell has not done it. Sources stand in the order of the inputs, and by name in
+    each.
     """
     found: dict[Path, tuple[Path, Path, tuple[Path, ...]]] = {}
     ignored: list[Path] = []
     for path in _resolve(inputs):
-        for file, stem, series in _below(path, ignored) if path.is_dir() else [_single(path)]:
+        single = path, Path(_stem(path)), ()
+        for file, stem, series in _below(path, ignored) if path.is_dir() else [single]:
             found.setdefault(file.resolve(), (file, stem, series))
     if not found:
         raise InputError(
@@ -64,6 +124,24 @@ def find_sources(inputs: Sequence[str | Path]) -> tuple[list[Source], list[Path]
         for (file, _, series), name in zip(found.values(), names, strict=True)
     ]
     return sources, ignored
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name says so: .nii or .nii.gz."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the name says so (.dcm, .dicom, .ima), or the mark inside; a DICOMDIR is none."""
+    if path.suffix.lower() in _DICOM_SUFFIXES:
+        return True
+    if path.name.upper() == "DICOMDIR":
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _resolve(inputs: Sequence[str | Path]) -> Iterator[Path]:
@@ -81,6 +159,8 @@ def _resolve(inputs: Sequence[str | Path]) -> Iterator[Path]:
 
 
 def _below(folder: Path, ignored: list[Path]) -> Iterator[tuple[Path, Path, tuple[Path, ...]]]:
+    """Path, stem and series of what a folder holds; the rest is added to `ignored`."""
+
     def refuse(error: OSError) -> None:
         raise InputError(
             f"{error.filename} cannot be read ({error.strerror}): check its permissions."
@@ -92,42 +172,41 @@ def _below(folder: Path, ignored: list[Path]) -> Iterator[tuple[Path, Path, tupl
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(parent)
-        paths = [here / name for name in sorted(files) if not name.startswith(".")]
-        dicom = {path for path in paths if _may_be_dicom(path) and is_dicom(path)}
-        volumes = series_in(here) if len(dicom) > 1 else []
         inside = here.relative_to(folder)
-        for number, series in enumerate(volumes, start=1):
-            alone = len(volumes) == 1
-            # one path stands for one source, so the second series goes by its first file
-            stem = inside / here.resolve().name if inside == Path() else inside
-            yield (
-                here if alone else series[0],
-                stem if alone else stem.with_name(f"{stem.name}_series_{number}"),
-                series,
-            )
-        stacked = {path for series in volumes for path in series}
+        paths = [here / name for name in sorted(files) if not name.startswith(".")]
+        known = {path for path in paths if is_nifti(path) or path.suffix.lower() in IMAGE_SUFFIXES}
+        # not to open every image; scanners name files 000123, IM.0001 or by a UID, without suffix
+        dicom = {path for path in paths if path not in known and is_dicom(path)}
+        stacked: set[Path] = set()
+        for path, stem, series in _volumes(here, inside) if len(dicom) > 1 else ():
+            yield path, stem, series
+            stacked.update(series)
         for path in paths:
             if path in stacked:
                 continue
-            if path in dicom or is_nifti(path) or path.suffix.lower() in IMAGE_SUFFIXES:
+            if path in known or path in dicom:
                 yield path, inside / _stem(path), ()
             else:
                 ignored.append(path)
 
 
-def _may_be_dicom(path: Path) -> bool:
-    # spares opening every image; scanners name files 000123, IM.0001 or by a UID, without suffix
-    return path.suffix.lower() not in IMAGE_SUFFIXES and not is_nifti(path)
+def _volumes(here: Path, inside: Path) -> Iterator[tuple[Path, Path, tuple[Path, ...]]]:
+    from wavegms.predict.volumes import series_in  # SimpleITK, which few need
 
-
-def _single(path: Path) -> tuple[Path, Path, tuple[Path, ...]]:
-    return path, Path(_stem(path)), ()
+    volumes = series_in(here)
+    stem = inside / here.resolve().name if inside == Path() else inside
+    if len(volumes) == 1:
+        yield here, stem, volumes[0]
+        return
+    for number, series in enumerate(volumes, start=1):
+        # one path stands for one source, so each series goes by its first file
+        yield series[0], stem.with_name(f"{stem.name}_series_{number}"), series
 
 
 def _stem(path: Path) -> str:
     if is_nifti(path):
         return path.name[: path.name.lower().rindex(".nii")]
-    known = path.suffix.lower() in (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima")
+    known = path.suffix.lower() in (*IMAGE_SUFFIXES, *_DICOM_SUFFIXES)
     return path.stem if known else path.name
 
 

@@ -1,4 +1,4 @@
-"""Predictions drawn on what they were predicted from, pixel by pixel, for a quick look."""
+"""Outlines drawn on pictures, pixel by pixel in milliseconds, and sheets of slices."""
 
 from collections.abc import Sequence
 
@@ -6,35 +6,41 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 from scipy import ndimage
 
-# the colour of a prediction in wavegms.figures
-_COLOUR = ImageColor.getrgb("#ff8c1a")
+from wavegms.figures.style import PREDICTION_STYLE
 
 _TILE = 256
 
 _COLUMNS = 4
 
+_DASH = 7  # pixels
 
-def draw_contour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+
+def draw_contour(
+    image: np.ndarray,
+    mask: np.ndarray,
+    colour: str = PREDICTION_STYLE["colors"],
+    dashed: bool = False,
+) -> np.ndarray:
     """Draws the border of a mask, half inside and half outside, between dark edges.
 
     The line is two pixels thick or more and each edge one or more, growing with the image so that
-    they are seen when it is shown smaller. The edges are for skin, which is nearly as orange.
+    they are seen when it is shown smaller. The edges are for skin, which is nearly as orange. Where
+    a mask reaches the border of the image, its contour runs along it.
 
-    Args:
-        image: uint8 (H, W, 3).
-        mask: bool (H, W). Where it reaches the border of the image, its contour runs along it.
-
-    Returns:
-        uint8 (H, W, 3).
+    The image is uint8 (H, W, 3), the mask bool (H, W); the image given is left as it is.
     """
     reach = max(1, round(min(mask.shape) / 400))
     edge = max(1, reach // 2)
     drawn = image.copy()
-    for distance, colour in ((reach + edge, (0, 0, 0)), (reach, _COLOUR)):
+    for distance, paint in ((reach + edge, "black"), (reach, colour)):
         border = ndimage.morphological_gradient(
             mask.astype(np.uint8), size=2 * distance + 1, mode="constant", cval=0
         )
-        drawn[border > 0] = colour
+        line = border > 0
+        if dashed and paint == colour:
+            rows, columns = np.indices(line.shape)
+            line &= (rows + columns) // _DASH % 3 > 0
+        drawn[line] = ImageColor.getrgb(paint)
     return drawn
 
 
@@ -47,15 +53,9 @@ def draw_slices(
 ) -> np.ndarray:
     """A sheet of slices in true proportions, spread evenly over those with a mask, or over all.
 
-    Args:
-        slices: uint8 (H, W) each.
-        masks: bool (slices, H, W).
-        spacing: distance of rows and of columns, in any common unit.
-        numbers: what to write on each slice.
-        count: how many slices to show at most.
-
-    Returns:
-        uint8 (height, width, 3).
+    Slices are uint8 (H, W) each and the masks bool (slices, H, W); `spacing` is the distance of
+    rows and of columns in any common unit, and `numbers` is written on the slices. At most `count`
+    are shown, as one picture, uint8 (height, width, 3).
     """
     found = np.flatnonzero(masks.any(axis=(1, 2)))
     first, last = (found[0], found[-1]) if len(found) else (0, len(masks) - 1)
@@ -70,8 +70,8 @@ def draw_slices(
         tile = Image.fromarray(slices[index]).resize((width, height), Image.Resampling.BILINEAR)
         mask = Image.fromarray(masks[index]).resize((width, height), Image.Resampling.NEAREST)
         drawn = draw_contour(np.asarray(tile.convert("RGB")), np.asarray(mask))
-        corner = place % columns * width, place // columns * height
-        sheet.paste(Image.fromarray(drawn), corner)
-        pen.text((corner[0] + 4, corner[1] + 3), str(numbers[index]), fill="white", stroke_width=1,
-                 stroke_fill="black")  # fmt: skip
+        x, y = place % columns * width, place // columns * height
+        sheet.paste(Image.fromarray(drawn), (x, y))
+        text = {"fill": "white", "stroke_width": 1, "stroke_fill": "black"}
+        pen.text((x + 4, y + 3), str(numbers[index]), **text)
     return np.asarray(sheet)

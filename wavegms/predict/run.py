@@ -32,19 +32,11 @@ from wavegms.errors import InputError
 from wavegms.files import replace_folder, write_text
 from wavegms.images import FORMATS, as_rgb, read_image
 from wavegms.models.pipeline import WaveGMSPipeline
-from wavegms.predict.inputs import Source, find_sources
+from wavegms.predict import Plane
+from wavegms.predict.inputs import Request, Source, is_dicom, is_nifti
 from wavegms.predict.overlays import draw_contour, draw_slices
 from wavegms.predict.tta import AugmentedPipeline, add_views
-from wavegms.predict.volumes import (
-    PLANES,
-    Plane,
-    Volume,
-    is_dicom,
-    is_nifti,
-    read_picture,
-    read_volume,
-    write_volume,
-)
+from wavegms.predict.volumes import Volume, read_picture, read_volume, write_volume
 from wavegms.training.card import weights_hash
 
 COLUMNS = {
@@ -91,96 +83,52 @@ def predict_files(
     inputs: str | Path | Sequence[str | Path],
     model: str | Path | WaveGMSPipeline,
     out: str | Path,
-    *,
-    threshold: float = 0.5,
-    batch_size: int = 12,
-    device: str = "auto",
-    plane: Plane | None = None,
-    tta: bool = False,
-    prepared: Path = Path("data/prepared"),
+    **options: Any,
 ) -> pd.DataFrame:
-    """Predicts files, folders and patterns, and writes a folder of results, whole or not at all.
+    """Predicts files, folders and patterns; arguments and options are those of `Request`."""
+    return predict(Request(inputs, model, Path(out), **options))
 
-    A file that cannot be predicted is named on stderr and in the table, and the rest goes on. Only
-    so many images are held at once as make a batch, and one volume.
 
-    Args:
-        inputs: a path or pattern, or several; see `wavegms.inputs.find_sources`.
-        model: a folder or hub id for `WaveGMSPipeline.from_pretrained`, or an opened pipeline.
-        out: the folder to make. It must not exist, or be empty.
-        threshold: probability from which a pixel belongs to the mask, above 0 and up to 1.
-        batch_size: how many images or slices go through the network at once.
-        device: "auto" takes a CUDA GPU if there is one, else the CPU; or a name that torch knows.
-            An opened pipeline stays where it is.
-        plane: in which volumes are cut; None takes that of the stored slices.
-        tta: predict every image in those flips and turns that the training drew from, and average.
-            Says whether that helped on the validation split of the model's dataset.
-        prepared: where that dataset is looked for.
+def predict(request: Request) -> pd.DataFrame:
+    """Writes a folder of results, whole or not at all, and gives the table of predictions.csv.
 
-    Returns:
-        The table of predictions.csv; a source without prediction has a text in `error`.
-
-    Raises:
-        InputError: an input is not there, nothing was found, `out` is taken or cannot be written,
-            the model cannot be loaded, or an option is impossible. Nothing is written then.
+    A file that cannot be predicted is named on stderr and in the table's column `error`, and the
+    rest goes on. Only so many images are held at once as make a batch, and one volume. An
+    InputError says that the model cannot be loaded or the folder not be written.
     """
-    if not 0 < threshold <= 1:
-        raise InputError(f"threshold must be above 0 and at most 1, not {threshold}")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
-    if plane is not None and plane not in PLANES:
-        raise InputError(f"plane must be one of {', '.join(PLANES)}, not {plane}")
-    out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise InputError(
-            f"{out} exists already and is left as it is: choose another folder, or move it away."
-        )
-    sources, ignored = find_sources([inputs] if isinstance(inputs, str | Path) else inputs)
-    if ignored:
-        print(
-            f"passed over as neither images nor volumes: {len(ignored)}, such as {ignored[0]}",
-            file=sys.stderr,
-        )
+    model = request.model
     if not isinstance(model, WaveGMSPipeline):
-        model = _load(model, device)
+        model = _load(model, request.device)
     where = model.name_or_path
     settings: dict[str, Any] = {
         "model": where and os.fspath(where),
         "weights": where and weights_hash(Path(where)),
-        "threshold": threshold,
-        "plane": plane,
+        "threshold": request.threshold,
+        "plane": request.plane,
         "device": str(model.device),
         "wavegms": __version__,
         "notice": "research software, not for clinical use",
     }
-    if tta:
-        model, gain, said = add_views(model, Path(prepared), threshold, batch_size)
+    if request.tta:
+        prepared = Path(request.prepared)
+        model, gain, said = add_views(model, prepared, request.threshold, request.batch_size)
         print(f"TTA: {said}")
         views = len(model.views) if isinstance(model, AugmentedPipeline) else 1
         settings["tta"] = {"views": views, "gain": gain and asdict(gain)}
     try:
-        with replace_folder(out) as folder:
-            run = _Run(model, folder, sources, threshold, batch_size, plane)
-            table = run.predict_all()
+        with replace_folder(request.out) as folder:
+            table = _Run(request, model, folder).predict_all()
             write_text(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
     except OSError as error:
         raise InputError(
-            f"{out} cannot be written ({error.strerror or error}): free some space or choose "
-            "another folder."
+            f"{request.out} cannot be written ({error.strerror or error}): free some space or "
+            "choose another folder."
         ) from error
     return table
 
 
 def report(table: pd.DataFrame, out: Path) -> None:
-    """Says how many sources were predicted, and refuses to call it well if some were not.
-
-    Args:
-        table: what `predict_files` gave.
-        out: the folder it wrote.
-
-    Raises:
-        InputError: a source could not be predicted; the sentence says how many.
-    """
+    """Says how many sources were predicted, and refuses to call it well if some were not."""
     failed = int(table["error"].ne("").sum())
     empty = int(table["empty"].eq(True).sum())
     print(f"predicted {len(table) - failed} of {len(table)} ({empty} with an empty mask): {out}")
@@ -202,31 +150,23 @@ def _load(model: str | Path, device: str) -> WaveGMSPipeline:
 
 
 class _Run:
-    """One call of `predict_files` while it writes."""
+    """One call of `predict` while it writes."""
 
-    def __init__(
-        self,
-        pipeline: WaveGMSPipeline,
-        folder: Path,
-        sources: Sequence[Source],
-        threshold: float,
-        batch_size: int,
-        plane: Plane | None,
-    ):
-        self.pipeline, self.folder, self.sources = pipeline, folder, sources
-        self.threshold, self.batch_size, self.plane = threshold, batch_size, plane
+    def __init__(self, request: Request, pipeline: WaveGMSPipeline, folder: Path):
+        self.request, self.pipeline, self.folder = request, pipeline, folder
         # by number of the source, as images of a batch are finished together
         self.rows: dict[int, dict[str, Any]] = {}
         self.slices: list[dict[str, Any]] = []
 
     def predict_all(self) -> pd.DataFrame:
+        sources = self.request.sources
         waiting: dict[int, Image.Image] = {}
         for name in ("masks", "probabilities", "overlays"):
             (self.folder / name).mkdir()
-        with tqdm(total=len(self.sources), desc="predicting", unit="file") as bar:
-            for index, source in enumerate(self.sources):
+        with tqdm(total=len(sources), desc="predicting", unit="file") as bar:
+            for index, source in enumerate(sources):
                 try:
-                    content = _open(source, self.plane)
+                    content = _open(source, self.request.plane)
                 except InputError as error:
                     self.rows[index] = {"file": _shown(source.path), "error": str(error)}
                     bar.write(f"not predicted: {error}", file=sys.stderr)
@@ -238,16 +178,15 @@ class _Run:
                 else:
                     waiting[index] = content
                 pixels = sum(image.width * image.height for image in waiting.values())
-                if len(waiting) == self.batch_size or pixels > _PIXELS_WAITING:
+                if len(waiting) == self.request.batch_size or pixels > _PIXELS_WAITING:
                     self._predict_images(waiting)
                     bar.update(len(waiting))
                     waiting = {}
             if waiting:
                 self._predict_images(waiting)
                 bar.update(len(waiting))
-        table = pd.DataFrame(
-            [self.rows[index] for index in range(len(self.sources))], columns=list(COLUMNS)
-        )
+        rows = [self.rows[index] for index in range(len(sources))]
+        table = pd.DataFrame(rows, columns=list(COLUMNS))
         table[_WHOLE] = table[_WHOLE].astype("Int64")
         _write_table(self.folder / "predictions.csv", table)
         if self.slices:
@@ -257,15 +196,16 @@ class _Run:
 
     def _call(self, images: Sequence[Image.Image | np.ndarray]) -> tuple[list, list]:
         """Masks and probabilities; a sampling encoder draws the same for the same images."""
+        batch_size, threshold = self.request.batch_size, self.request.threshold
         generator = torch.Generator().manual_seed(0)
         try:
             output = self.pipeline(
-                images, batch_size=self.batch_size, threshold=self.threshold, generator=generator
+                images, batch_size=batch_size, threshold=threshold, generator=generator
             )
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"the device has no memory for {len(images)} images at once: choose a batch_size "
-                f"below {self.batch_size}"
+                f"below {batch_size}"
             ) from error
         return output.masks, output.probabilities
 
@@ -277,13 +217,11 @@ class _Run:
     def _predict_images(self, images: dict[int, Image.Image]) -> None:
         masks, probabilities = self._call(list(images.values()))
         for (index, image), mask, soft in zip(images.items(), masks, probabilities, strict=True):
-            source = self.sources[index]
-            sixteen = (soft * 65535).round().astype(np.uint16)
-            drawn = draw_contour(np.asarray(image), mask)
+            source = self.request.sources[index]
             for kind, pixels in (
                 ("masks", mask.astype(np.uint8) * 255),
-                ("probabilities", sixteen),
-                ("overlays", drawn),
+                ("probabilities", (soft * 65535).round().astype(np.uint16)),
+                ("overlays", draw_contour(np.asarray(image), mask)),
             ):
                 Image.fromarray(pixels).save(self._target(kind, source, ".png"))
             self.rows[index] = {
@@ -296,13 +234,13 @@ class _Run:
             }
 
     def _predict_volume(self, index: int, volume: Volume) -> None:
-        source = self.sources[index]
+        source, batch_size = self.request.sources[index], self.request.batch_size
         soft = np.empty(volume.shape, np.float32)
-        starts = range(0, len(volume), self.batch_size)
+        starts = range(0, len(volume), batch_size)
         for start in tqdm(starts, desc=source.path.name, unit="batch", leave=False):
-            stop = min(start + self.batch_size, len(volume))
-            soft[start:stop] = self._call([volume[place] for place in range(start, stop)])[1]
-        masks = soft >= self.threshold
+            places = range(start, min(start + batch_size, len(volume)))
+            soft[places.start : places.stop] = self._call([volume[place] for place in places])[1]
+        masks = soft >= self.request.threshold
         sheet = draw_slices(volume, masks, volume.spacing, volume.numbers)
         Image.fromarray(sheet).save(self._target("overlays", source, ".png"))
         area = math.prod(volume.spacing)
@@ -341,14 +279,9 @@ class _Run:
 
 
 def measure(mask: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
-    """Size, place and confidence of a mask.
+    """Size, place and confidence of a mask: those of `COLUMNS` from area_px to empty that it has.
 
-    Args:
-        mask: bool (H, W) or (D, H, W).
-        probability: float in [0, 1], same shape.
-
-    Returns:
-        The columns of `COLUMNS` from area_px to empty that the mask has, volume_ml apart.
+    The mask is bool (H, W) or (D, H, W), the probability in [0, 1] of the same shape.
     """
     count = int(np.count_nonzero(mask))
     values: dict[str, Any] = {
@@ -360,15 +293,9 @@ def measure(mask: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
     }
     if count:
         (box,) = ndimage.find_objects(mask.astype(np.uint8))
-        *deep, rows, columns = box
-        values |= {
-            "left": columns.start,
-            "top": rows.start,
-            "right": columns.stop,
-            "bottom": rows.stop,
-        }
-        if deep:
-            values |= {"first_slice": deep[0].start, "end_slice": deep[0].stop}
+        names = ("left", "right"), ("top", "bottom"), ("first_slice", "end_slice")
+        for (first, end), side in zip(names, reversed(box), strict=False):
+            values |= {first: side.start, end: side.stop}
     return values
 
 

@@ -19,18 +19,13 @@ _RESAMPLES = 2000
 
 
 class View(NamedTuple):
-    """One way to look at a square image.
+    """One way to look at square images (..., S, S): mirrored first, then turned."""
 
-    Attributes:
-        mirrored: left and right are exchanged first.
-        quarter_turns: it is turned counter-clockwise then, this many times by 90 degrees.
-    """
-
-    mirrored: bool
-    quarter_turns: int
+    mirrored: bool  # left and right exchanged
+    quarter_turns: int  # counter-clockwise
 
     def of(self, images: Tensor) -> Tensor:
-        """The view of (..., H, W)."""
+        """The images as this view shows them."""
         images = images.flip(-1) if self.mirrored else images
         return torch.rot90(images, self.quarter_turns, (-2, -1))
 
@@ -43,14 +38,9 @@ class View(NamedTuple):
 def views_of(augmentation: Mapping[str, float]) -> tuple[View, ...]:
     """The flips and turns that a training drew from: views that the network was taught.
 
-    Which of them leave the anatomy plausible was decided there. In breast ultrasound, skin is above
-    and shadows fall below, so an image upside down is none that the network should have to judge.
-
-    Args:
-        augmentation: probabilities of `horizontal_flip`, `vertical_flip` and `rotate_90`.
-
-    Returns:
-        The image as it is first, then every combination; just the first if there are none.
+    The image as it is comes first, then every combination. Which of them leave the anatomy
+    plausible was decided there. In breast ultrasound, skin is above and shadows fall below, so an
+    image upside down is none that the network should have to judge.
     """
     horizontal, vertical, turned = (
         augmentation.get(name, 0) > 0 for name in ("horizontal_flip", "vertical_flip", "rotate_90")
@@ -71,36 +61,18 @@ def views_of(augmentation: Mapping[str, float]) -> tuple[View, ...]:
 def average_views(
     predict: Callable[[Tensor], Tensor], images: Tensor, views: Sequence[View]
 ) -> Tensor:
-    """The mean of the predictions of all views, each turned back.
-
-    Args:
-        predict: from (B, C, S, S) to (B, 1, S, S).
-        images: (B, C, S, S).
-        views: at least one.
-
-    Returns:
-        (B, 1, S, S).
-    """
+    """The mean of the predictions of all views, each turned back: (B, C, S, S) -> (B, 1, S, S)."""
     return sum(view.back(predict(view.of(images))) for view in views) / len(views)
 
 
 class AugmentedPipeline(WaveGMSPipeline):
-    """A pipeline that predicts through several views; made by `of`, all else is as in its origin.
-
-    Attributes:
-        views: of each image.
-    """
+    """A pipeline that predicts through several views; all else is as in its origin, see `of`."""
 
     views: tuple[View, ...] = (View(False, 0),)
 
     @classmethod
     def of(cls, pipeline: WaveGMSPipeline, views: Sequence[View]) -> Self:
-        """Shares the networks of a pipeline.
-
-        Args:
-            pipeline: whose networks are used, not copied.
-            views: at least one.
-        """
+        """Shares the networks of a pipeline, which are not copied."""
         augmented = cls(**pipeline.components, image_size=pipeline.config.image_size)
         augmented.views = tuple(views)
         return augmented
@@ -113,15 +85,9 @@ class AugmentedPipeline(WaveGMSPipeline):
 
 @dataclass(frozen=True)
 class Gain:
-    """What the views gained on a validation split.
+    """What the views gained on the validation images of a dataset: mean Dice in [0, 1].
 
-    Attributes:
-        dataset: its name.
-        images: their number.
-        plain: mean Dice in [0, 1] without the views.
-        augmented: with them.
-        difference: mean of the images' differences, with minus without.
-        ci_low, ci_high: its 95 % bootstrap interval over images.
+    Without the views, with them, and the mean difference with its 95 % bootstrap interval.
     """
 
     dataset: str
@@ -151,17 +117,7 @@ def measure_gain(
     threshold: float = 0.5,
     seed: int = 0,
 ) -> Gain:
-    """Compares the Dice of the same images with and without the views.
-
-    Args:
-        plain: the model.
-        augmented: the same with views.
-        dataset: a split, at the model's image size.
-        name: of the dataset.
-        batch_size: how many images go through the network at once.
-        threshold: probability from which a pixel belongs to the mask.
-        seed: of the resampling.
-    """
+    """Compares the Dice of the same images with and without the views."""
     before, after = (
         score_split(predict_split(model, dataset, batch_size), dataset, threshold)["dsc"]
         for model in (plain, augmented)
@@ -179,16 +135,7 @@ def measure_gain(
 
 
 def open_validation(card: ModelCard, prepared: Path) -> PreparedDataset:
-    """The validation split that a model was trained beside.
-
-    Args:
-        card: of the model.
-        prepared: the folder of prepared datasets.
-
-    Raises:
-        InputError: it is not there, has no validation images, or is not what the model's training
-            saw; the sentence says which.
-    """
+    """The validation split that a model was trained beside; an InputError says why it is not."""
     folder = Path(prepared) / card.dataset
     if not folder.is_dir():
         raise InputError(f"the validation images are not here ({folder} does not exist)")
@@ -203,16 +150,10 @@ def add_views(
 ) -> tuple[WaveGMSPipeline, Gain | None, str]:
     """Gives a pipeline the views of its training, and finds out whether they help.
 
-    Args:
-        pipeline: opened from the folder of a trained model, whose card names training and dataset.
-            Without a card, the view from left to right is added.
-        prepared: the folder of prepared datasets.
-        threshold: probability from which a pixel belongs to the mask.
-        batch_size: how many images go through the network at once.
-
-    Returns:
-        The pipeline to predict with, which is the one given if the training knew no other view;
-        the gain, None if it cannot be measured here; and one line that says either.
+    The card of the trained model names training and dataset; without one, the view from left to
+    right is added. Given back are the pipeline to predict with, which is the one given if the
+    training knew no other view; the gain, None if it cannot be measured here; and one line that
+    says either.
     """
     views, card, why = views_of({"horizontal_flip": 1}), None, "the model was opened from no folder"
     if pipeline.name_or_path:
@@ -226,14 +167,9 @@ def add_views(
     augmented, gain = AugmentedPipeline.of(pipeline, views), None
     if card is not None:
         try:
-            gain = measure_gain(
-                pipeline,
-                augmented,
-                open_validation(card, prepared),
-                card.dataset,
-                batch_size=batch_size,
-                threshold=threshold,
-            )
+            images = open_validation(card, prepared)
+            options = {"batch_size": batch_size, "threshold": threshold}
+            gain = measure_gain(pipeline, augmented, images, card.dataset, **options)
         except InputError as error:
             why = str(error)
     said = gain or f"whether it helps is not known, as {why}"

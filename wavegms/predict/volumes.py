@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import SimpleITK as sitk
@@ -19,10 +18,7 @@ from PIL import Image
 
 from wavegms.errors import InputError
 from wavegms.images import MAX_PIXELS
-
-Plane = Literal["axial", "coronal", "sagittal"]
-
-PLANES = get_args(Plane)
+from wavegms.predict import Plane
 
 # 512 x 512 x 1900 voxels: 1 GB as it is read, and 2 GB of probabilities
 MAX_VOXELS = 500_000_000
@@ -48,8 +44,10 @@ class Volume:
 
     Attributes:
         image: as it was read, on its own grid.
-        plane: of the slices.
-        window: (low, high), the intensities that became 0 and 255.
+        plane: of the slices; that which is nearest to the stored slices if none is asked for.
+        window: (low, high), the intensities that became 0 and 255: percentiles 0.5 and 99.5 of all
+            voxels if none is given, or their extremes where those two are equal.
+        shape: (slices, rows, columns).
         spacing: (rows, columns) distance of the pixels of a slice, mm.
         numbers: for every slice its number along the stored axis, from 0.
     """
@@ -60,17 +58,7 @@ class Volume:
         plane: Plane | None = None,
         window: tuple[float, float] | None = None,
     ):
-        """Turns it to the view of a plane.
-
-        Args:
-            image: three-dimensional and grey.
-            plane: None takes the plane that is nearest to the stored slices.
-            window: None takes percentiles 0.5 and 99.5 of all voxels, or their extremes where those
-                two are equal.
-
-        Raises:
-            InputError: all voxels have one value, or none has one.
-        """
+        """Turns it to the view of a plane; an InputError if all voxels have one value or none."""
         self.image = image
         self._orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
             image.GetDirection()
@@ -78,6 +66,7 @@ class Volume:
         self.plane: Plane = plane or _PLANE_ACROSS[self._orientation[2]]
         self._turned = sitk.DICOMOrient(image, _VIEWS[self.plane])
         self._voxels = sitk.GetArrayViewFromImage(self._turned)
+        self.shape: tuple[int, int, int] = self._voxels.shape
         self.window = window or _window_of(self._voxels)
         columns, rows, _ = self._turned.GetSpacing()
         self.spacing = rows, columns
@@ -89,11 +78,6 @@ class Volume:
     def __len__(self) -> int:
         return len(self._voxels)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(slices, rows, columns) of the view."""
-        return self._voxels.shape
-
     def __getitem__(self, index: int) -> np.ndarray:
         """One slice, uint8 (rows, columns)."""
         if not 0 <= index < len(self):
@@ -101,14 +85,7 @@ class Volume:
         return _to_grey(self._voxels[index], self.window)
 
     def restore(self, values: np.ndarray) -> sitk.Image:
-        """Puts values of the view on the grid of the volume.
-
-        Args:
-            values: of the view's shape, any number type.
-
-        Returns:
-            Origin, spacing, direction and size are exactly those of `image`.
-        """
+        """Puts values of the view's shape on the grid of `image`, its very geometry."""
         view = sitk.GetImageFromArray(values)
         view.CopyInformation(self._turned)
         back = sitk.DICOMOrient(view, self._orientation)
@@ -116,35 +93,11 @@ class Volume:
         return back
 
 
-def is_nifti(path: Path) -> bool:
-    """Whether the name says so: .nii or .nii.gz."""
-    return path.name.lower().endswith((".nii", ".nii.gz"))
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether the name says so (.dcm, .dicom, .ima), or the mark inside; a DICOMDIR is none."""
-    if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
-        return True
-    if path.name.upper() == "DICOMDIR":
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 def series_in(folder: Path) -> list[tuple[Path, ...]]:
-    """The DICOM series of a folder that are volumes: several images at several places.
+    """The DICOM series right in a folder that are volumes, each file in the order of its place.
 
     Pictures of one examination often share a series without being slices of anything, ultrasound
     above all; they have no place in space and are left out.
-
-    Args:
-        folder: which is searched without the folders in it.
-
-    Returns:
-        For each series its files, in the order of their places.
     """
     with _quiet():
         reader = sitk.ImageSeriesReader
@@ -159,23 +112,13 @@ def series_in(folder: Path) -> list[tuple[Path, ...]]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A DICOM file of one image.
+    """A DICOM file of one image, as RGB.
 
     Colours are taken as they are. Grey is scaled from the window that the file names; without one,
     8-bit grey is taken as it is and more bits from percentiles 0.5 and 99.5 of the pixels.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Mode RGB.
-
-    Raises:
-        InputError: the file is broken, too large, has several frames, or is neither grey nor 8-bit
-            RGB.
     """
     with _quiet():
-        reader = _reader(path)
+        reader = _reader(path, "DICOM")
         frames = math.prod(reader.GetSize()[2:])
         if frames != 1:
             raise InputError(
@@ -206,25 +149,16 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def read_volume(path: Path, series: Sequence[Path] = (), plane: Plane | None = None) -> Volume:
-    """A NIfTI file or a DICOM series.
+    """A NIfTI file; or the files of a DICOM series in order, which messages call by `path`.
 
     A series is scaled from the window that its middle file names, if it does; all else from
     percentiles 0.5 and 99.5 of the voxels. What is not a number counts as dark.
-
-    Args:
-        path: the file, or what the series is to be called in messages.
-        series: the files of a DICOM series, in order.
-        plane: see `Volume`.
-
-    Raises:
-        InputError: the volume is broken, incomplete, not three-dimensional, not grey, larger than
-            `MAX_VOXELS`, of one value; or slices of the series are missing, unevenly spaced or
-            tilted against the stack.
     """
     path = Path(path)
     with _quiet():
         present = 0 if series else _nifti_bytes(path)
-        reader = _reader(series[len(series) // 2] if series else path)
+        middle = series[len(series) // 2] if series else path
+        reader = _reader(middle, "DICOM" if series else "NIfTI")
         size = reader.GetSize()
         if series:
             size = (*size[:2], len(series))
@@ -259,11 +193,7 @@ def read_volume(path: Path, series: Sequence[Path] = (), plane: Plane | None = N
 
 
 def write_volume(path: Path, image: sitk.Image) -> None:
-    """Writes a NIfTI file, compressed if its name ends in .gz.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Writes a NIfTI file, compressed if its name ends in .gz."""
     try:
         with _quiet():
             sitk.WriteImage(image, str(path))
@@ -290,10 +220,10 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^(sitk::|ITK )ERROR: |\w+\(0x\w+\): |ITK ERROR: ", "", lines[-1]).rstrip(".")
 
 
-def _reader(path: Path) -> sitk.ImageFileReader:
+def _reader(path: Path, kind: str) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     # not to be guessed from the content, which would open a file of any of twenty other formats
-    reader.SetImageIO("NiftiImageIO" if is_nifti(path) else "GDCMImageIO")
+    reader.SetImageIO({"NIfTI": "NiftiImageIO", "DICOM": "GDCMImageIO"}[kind])
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes): replace it with an intact copy.")
@@ -307,8 +237,7 @@ def _reader(path: Path) -> sitk.ImageFileReader:
                 f"the axes of {path} are missing or not at right angles: resample it."
             ) from error
         raise InputError(
-            f"{path} cannot be read as {'NIfTI' if is_nifti(path) else 'DICOM'} "
-            f"({_reason(error)}): replace it with an intact copy."
+            f"{path} cannot be read as {kind} ({_reason(error)}): replace it with an intact copy."
         ) from error
     return reader
 
@@ -344,7 +273,7 @@ def _named_window(reader: sitk.ImageFileReader) -> tuple[float, float] | None:
 
 
 def _place(file: Path) -> tuple[float, ...]:
-    return _numbers(_tag(_reader(file), "0020|0032"))
+    return _numbers(_tag(_reader(file, "DICOM"), "0020|0032"))
 
 
 def _has_places(files: Sequence[Path]) -> bool:
@@ -358,7 +287,7 @@ def _has_places(files: Sequence[Path]) -> bool:
 def _require_stack(files: Sequence[Path], path: Path) -> None:
     """A grid has one distance between slices, and one direction, square to them."""
     places = np.array([_place(file) for file in files])
-    sides = _numbers(_tag(_reader(files[0]), "0020|0037"))
+    sides = _numbers(_tag(_reader(files[0], "DICOM"), "0020|0037"))
     if len(sides) != 6:
         raise InputError(f"{path} does not say how its slices lie: export the series again.")
     normal = np.cross(sides[:3], sides[3:])

@@ -10,23 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from wavegms.config import (
-    AutoencoderParams,
-    EvaluationParams,
-    LossParams,
-    ModelParams,
-    TrainingParams,
-)
+from wavegms.config import EvaluationParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.files import replace_folder, write_text
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.results.scores import predict_split, score_split, write_scores
 from wavegms.results.statistics import summarize
-from wavegms.training.autoencoder import frozen_autoencoder
 from wavegms.training.card import ModelCard
-from wavegms.training.loss import WaveGMSLoss
 from wavegms.training.publish import publish_model
 from wavegms.training.recipe import TrainingResult, train
+from wavegms.training.run import Run
 from wavegms.variants import variant_spec
 
 # Beside scores, or instead of them: why a row was not run.
@@ -34,26 +27,8 @@ NOT_RUN = "not_run.txt"
 
 
 @dataclass(frozen=True)
-class AblationSettings:
-    """The sections of params.yaml that a row is made by."""
-
-    autoencoder: AutoencoderParams
-    model: ModelParams
-    loss: LossParams
-    training: TrainingParams
-    evaluation: EvaluationParams
-
-
-@dataclass(frozen=True)
 class AblationRow:
-    """What a row leaves behind.
-
-    Attributes:
-        result: of its training.
-        card: of its model.
-        scores: of `score_split`, one row for each test image.
-        summary: of `summarize`.
-    """
+    """What a row leaves behind: of `train`, `publish_model`, `score_split` and `summarize`."""
 
     result: TrainingResult
     card: ModelCard
@@ -62,112 +37,41 @@ class AblationRow:
 
 
 def why_not_run(variant: str, gms_checkpoint: Path) -> str:
-    """What keeps a row from being run: a variant that is not trained needs GMS's weights.
-
-    Args:
-        variant: name in `wavegms.models.variants.VARIANTS`.
-        gms_checkpoint: where these weights are expected.
-
-    Returns:
-        The reason, for a table; empty if there is none.
-    """
+    """What keeps a row from being run, for a table: one that is not trained needs GMS's weights."""
     if variant_spec(variant).trained or gms_checkpoint.is_file():
         return ""
     return f"needs GMS's weights, {gms_checkpoint.as_posix()}"
 
 
 def note_not_run(folder: Path, reason: str) -> None:
-    """Leaves the reason where the row's scores would be; see :func:`read_not_run`.
-
-    Args:
-        folder: `<scores>/<dataset>/<variant>/seed_<seed>`; what lies there is replaced.
-        reason: of :func:`why_not_run`.
-    """
+    """Leaves the reason in place of the row's scores, for :func:`read_not_run`."""
     with replace_folder(folder) as target:
         write_text(target / NOT_RUN, reason + "\n")
 
 
 def run_row(
-    variant: str,
-    settings: AblationSettings,
-    *,
-    dataset: str,
-    epochs: int,
-    seed: int,
-    prepared: Path,
-    autoencoder: Path,
-    checkpoints: Path,
-    live: Path,
-    model: Path,
-    scores: Path,
+    run: Run, test_set: PreparedDataset, evaluation: EvaluationParams, scores: Path
 ) -> AblationRow:
     """Trains a variant, publishes its model and scores it on the test images.
 
-    Args:
-        variant: name in `wavegms.models.variants.VARIANTS`.
-        settings: how; a variant may have a batch size of its own.
-        dataset: name of the dataset.
-        epochs: the budget, the same for all rows.
-        seed: of the training and of the resampling.
-        prepared: folder of the prepared dataset.
-        autoencoder: folder of its autoencoder.
-        checkpoints: where the training keeps its weights.
-        live: where the metrics of each epoch go.
-        model: where the model goes, as `publish_model` writes it.
-        scores: folder for `<dataset>.csv` and `.json`, as `write_scores` writes them; what lies
-            there is replaced once the row is complete.
+    The folder of scores, with `<dataset>.csv` and `.json`, is replaced once the row is complete.
 
     Raises:
         InputError: see `train`; nothing is published then.
     """
-    training = settings.training.model_copy(update={"epochs": epochs, "epochs_by_dataset": {}})
-    vae, autoencoder_card = frozen_autoencoder(variant, autoencoder, settings.autoencoder)
-    train_set = PreparedDataset(prepared, training.train_splits)
-    selection_set = PreparedDataset(prepared, training.selection_split)
-    test_set = PreparedDataset(prepared, "test")
-    result = train(
-        variant,
-        vae,
-        WaveGMSLoss(**settings.loss.model_dump()),
-        train_set,
-        selection_set,
-        training,
-        epochs=epochs,
-        seed=seed,
-        folder=checkpoints,
-        live_folder=live,
-        sample_at_inference=settings.model.sample_at_inference,
-        gms_checkpoint=settings.model.gms_checkpoint_for(dataset),
-    )
-    card = publish_model(
-        result,
-        model,
-        dataset=dataset,
-        variant=variant,
-        seed=seed,
-        train_set=train_set,
-        selection_set=selection_set,
-        autoencoder=autoencoder_card,
-        training=training,
-        other={"loss": settings.loss, "model": settings.model},
-    )
-    probabilities = predict_split(WaveGMSPipeline.from_pretrained(model), test_set)
-    per_image = score_split(probabilities, test_set, settings.evaluation.threshold)
-    summary = summarize(per_image, settings.evaluation.bootstrap_resamples, seed)
+    result = train(run)
+    card = publish_model(run, result)
+    probabilities = predict_split(WaveGMSPipeline.from_pretrained(run.published), test_set)
+    per_image = score_split(probabilities, test_set, evaluation.threshold)
+    summary = summarize(per_image, evaluation.bootstrap_resamples, run.seed)
     with replace_folder(scores) as target:
-        write_scores(target / f"{dataset}.csv", per_image, summary, card, test_set=dataset)
+        table = target / f"{run.dataset}.csv"
+        write_scores(table, per_image, summary, card, test_set=run.dataset)
     return AblationRow(result, card, per_image, summary)
 
 
 def read_not_run(folder: Path) -> Mapping[tuple[str, str], str]:
-    """Which rows were not run, and why.
-
-    Args:
-        folder: the folder that holds `<dataset>/<variant>/seed_<seed>`.
-
-    Returns:
-        The reason by (dataset, variant).
-    """
+    """Why rows in `<dataset>/<variant>/seed_<seed>` were not run, by (dataset, variant)."""
     found = {}
     for path in sorted(Path(folder).glob(f"*/*/seed_*/{NOT_RUN}")):
         dataset, variant = path.parts[-4:-2]

@@ -80,19 +80,6 @@ def add_dataset(name: str, images: Path | None = None, masks: Path | None = None
     empty folders are made. All are opened and checked. Then `conf/profile/<name>.yaml` is written
     and params.yaml set to it, unless params.yaml names the dataset already. Whatever fails leaves
     params.yaml as it was.
-
-    Args:
-        name: what to call the dataset.
-        images: a folder of images, or None where they lie in `data/raw/<name>/images`.
-        masks: the folder of their masks, called as they are, perhaps with a common ending; it may
-            be the same. None along with `images`.
-
-    Returns:
-        What was found and done.
-
-    Raises:
-        InputError: the name is taken or unusable, one folder was given without the other, there is
-            a dataset of that name already, an image or a mask is no good, or there are too few.
     """
     params = load_params(_PARAMS)
     if name in CATALOG:
@@ -146,14 +133,7 @@ def add_dataset(name: str, images: Path | None = None, masks: Path | None = None
 
 
 def report(added: Added) -> str:
-    """Says what `add_dataset` did and what comes next.
-
-    Args:
-        added: what it gave.
-
-    Returns:
-        Lines of text.
-    """
+    """Says what `add_dataset` did and what comes next."""
     folder, name = added.folder, added.folder.name
     if not added.cases:
         return (

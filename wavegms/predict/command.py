@@ -1,0 +1,47 @@
+"""`python -m wavegms predict`: what is wrong with it is said before torch is imported."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import get_args
+
+from wavegms.predict import Plane
+
+NAME = "predict"
+
+HELP = "segment images and volumes with a trained model"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Adds the options; they bear the names of the fields of `Request`."""
+    parser.add_argument("inputs", nargs="+", help="files, folders, or patterns such as 'scans/*'")
+    parser.add_argument("--model", required=True, help="its folder, or a hub id")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--threshold", type=float, default=0.5, help="of the mask; 0.5 by default")
+    parser.add_argument("--batch-size", type=int, default=12, help="12 by default")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument(
+        "--plane",
+        choices=get_args(Plane),
+        help="in which volumes are cut; that of their stored slices if not given",
+    )
+    parser.add_argument(
+        "--tta", action="store_true", help="average over flips; says whether it helps"
+    )
+    parser.add_argument(
+        "--prepared",
+        type=Path,
+        default=Path("data/prepared"),
+        help="where --tta looks for the validation images of the model",
+    )
+
+
+def execute(options: Namespace) -> None:
+    """Predicts, and refuses to call it well if a source could not be predicted."""
+    from wavegms.predict.inputs import Request
+
+    names = [name for name, field in Request.__dataclass_fields__.items() if field.init]
+    request = Request(**{name: getattr(options, name) for name in names})
+
+    from wavegms.predict.run import predict, report  # seconds for torch and diffusers
+
+    report(predict(request), request.out)
