@@ -82,6 +82,20 @@ def test_random_split_has_the_size_asked_for_where_every_image_is_its_own_group(
 def test_another_seed_gives_another_split():
     cases = make_cases(list(range(50)))
     assert random_split(cases, 0.3, 1) != random_split(cases, 0.3, 2)
+    assert carve_validation(cases, 0.3, 1) != carve_validation(cases, 0.3, 2)
+
+
+def test_what_is_over_goes_to_the_largest_remainders():
+    """5 of 13: 2.69, 1.54 and 0.77 become 3, 1 and 1."""
+    labels = ["a"] * 7 + ["b"] * 4 + ["c"] * 2
+    splits = random_split(make_cases(list(range(13)), labels), 0.4, 1)
+    drawn = [label for label, split in zip(labels, splits.values(), strict=True) if split == "test"]
+    assert Counter(drawn) == {"a": 3, "b": 1, "c": 1}
+
+
+def test_two_groups_can_be_divided():
+    splits = random_split(make_cases([0, 0, 1, 1]), 0.5, 1)
+    assert Counter(splits.values()) == {"train": 2, "test": 2}
 
 
 @given(grouped, st.floats(0.001, 0.6), seeds)
@@ -102,9 +116,9 @@ def test_no_validation_when_none_is_asked_for():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
 def test_fractions_out_of_range(fraction):
-    with pytest.raises(InputError, match="validation_fraction is"):
+    with pytest.raises(InputError, match=r"validation_fraction is .*: set it from 0 to below 1"):
         carve_validation(make_cases([0, 1, 2]), fraction, 1)
-    with pytest.raises(InputError, match="test_fraction is"):
+    with pytest.raises(InputError, match=r"test_fraction is .*: set it above 0 and below 1"):
         random_split(make_cases([0, 1, 2]), fraction, 1)
 
 
@@ -114,8 +128,10 @@ def test_a_test_fraction_of_zero_is_refused():
 
 
 def test_too_few_groups_name_the_parameter():
-    with pytest.raises(InputError, match=r"test_fraction is 0\.5, but 3 images in 1 group"):
+    with pytest.raises(InputError, match=r"test_fraction is 0\.5, but 3 images in 1 group.*: add"):
         random_split(make_cases([0, 0, 0]), 0.5, 1)
+    with pytest.raises(InputError, match=r"validation_fraction is 0\.5, but 3 images in 1 group"):
+        carve_validation(make_cases([0, 0, 0]), 0.5, 1)
 
 
 def test_nothing_left_to_train_on_names_the_parameter():
@@ -284,7 +300,8 @@ def test_official_split_with_marks_of_other_editors(tmp_path):
     [
         (b"a\n", None, r"test\.txt is missing.*one image name a line"),
         (b"a\n", b"\n\n", "no name is listed for test"),
-        (b"a\n", b"a\n", "listed twice"),
+        (b"a\n", b"a\n", r"train\.txt and test\.txt: .*twice \(in train and test\)"),
+        (b"a\n", b"b\nb\n", r"listed twice \(in test\)"),
         (b"\xff\xfe\x80", b"a\n", r"train\.txt cannot be read as text"),
     ],
 )
@@ -334,8 +351,38 @@ def test_validation_comes_out_of_train_only(tmp_path):
     assert Counter(splits.values()) == {"train": 11, "val": 3, "test": 6}
 
 
+@pytest.mark.parametrize("method", ["random", "grouped"])
+def test_drawn_methods(tmp_path, method):
+    cases = make_cases(list(range(40)))
+    splits = assign(cases, method, tmp_path, validation_fraction=0.25)
+    drawn = random_split(cases, 0.3, 5)
+    train = [case for case in cases if drawn[case.id] == "train"]
+    validation = carve_validation(train, 0.25, 5)
+    assert len(train) == 28 and len(validation) == 7
+    for id, part in splits.items():
+        assert part == ("val" if id in validation else drawn[id])
+
+
+def test_external_data_are_all_for_testing(tmp_path):
+    assert assign(make_cases([0, 1]), "external", tmp_path) == {"c0": "test", "c1": "test"}
+
+
+def test_a_dot_in_a_name_is_no_ending(tmp_path):
+    cases = [Case(id, Path(f"{id}.png"), (), "", id) for id in ("a.1", "a.2", "b")]
+    path = write_split(tmp_path / "s.pkl", ["a.1", "b.PNG"], ["a.2.png"])
+    splits = assign(cases, "published", tmp_path, path)
+    assert splits == {"a.1": "train", "a.2": "test", "b": "train"}
+
+
 def test_names_without_an_image(tmp_path):
     cases = find_cases("bus", write_bus(tmp_path))
+    path = write_split(tmp_path / "three.pkl", ["000001", "x1", "x2"], ["x3"])
+    with pytest.raises(InputError, match=r"3 of 4 names in .*three\.pkl.*\(x1, x2, x3\): "):
+        assign(cases, "published", tmp_path, path)
+    for part, listed in (("train", "x"), ("test", "000001")):
+        (tmp_path / f"{part}.txt").write_text(listed)
+    with pytest.raises(InputError, match=r"1 of 2 names in the lists in .* have no image \(x\): "):
+        assign(cases, "official", tmp_path)
     path = write_split(tmp_path / "s.pkl", ["000001", "x1", "x2"], ["x3", "x4"])
     with pytest.raises(InputError, match=r"4 of 5 names in .*s\.pkl.*\(x1, x2, x3, \.\.\.\)"):
         assign(cases, "published", tmp_path, path)
