@@ -157,32 +157,6 @@ class Command:
         return os.system, (f"touch {self.marker}",)
 
 
-def malicious_pickles(marker):
-    command = Command(marker)
-    plain = {"train": {"name_list": ["a"]}, "test": {"name_list": ["b"]}}
-    yield pickle.dumps(command)
-    yield pickle.dumps(command, protocol=0)
-    yield pickle.dumps({"train": {"name_list": ["a", command]}, "test": {"name_list": ["b"]}})
-    yield pickle.dumps({**plain, "more": [[{"deep": command}]]})
-    yield pickle.dumps([plain, command])
-    # The old way of building an instance, by hand.
-    yield f"(S'touch {marker}'\nios\nsystem\n.".encode()
-    yield f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
-
-
-def test_a_malicious_pickle_never_runs(tmp_path):
-    marker, path = tmp_path / "marker", tmp_path / "split.pkl"
-    for data in malicious_pickles(marker):
-        path.write_bytes(data)
-        with pytest.raises(InputError, match=r"split\.pkl "):
-            read_published_split(path)
-        assert not marker.exists()
-    # The same bytes do run when opened carelessly, or this test would prove nothing.
-    path.write_bytes(pickle.dumps(Command(marker)))
-    pickle.loads(path.read_bytes())
-    assert marker.exists()
-
-
 def test_extension_codes_do_not_reach_a_registered_function(tmp_path):
     """The registry's cache hands functions out without asking `find_class`."""
     marker, path, code = tmp_path / "marker", tmp_path / "split.pkl", 0x70
@@ -199,13 +173,6 @@ def test_extension_codes_do_not_reach_a_registered_function(tmp_path):
     finally:
         copyreg.remove_extension(module, "system", code)
         copyreg.clear_extension_cache()
-
-
-@pytest.mark.parametrize("data", [b"Pname\n.", b"\x80\x04\x8c\x01aQ."])
-def test_persistent_ids_are_refused(tmp_path, data):
-    (tmp_path / "split.pkl").write_bytes(data)
-    with pytest.raises(InputError, match="PERSID"):
-        read_published_split(tmp_path / "split.pkl")
 
 
 def test_no_opcode_that_names_a_global_or_calls_is_admitted():
@@ -238,12 +205,6 @@ def test_no_opcode_that_names_a_global_or_calls_is_admitted():
 def test_damaged_pickles_name_the_file(tmp_path, data):
     (tmp_path / "split.pkl").write_bytes(data)
     with pytest.raises(InputError, match=r"split\.pkl is not a plain pickle.*replace it"):
-        read_published_split(tmp_path / "split.pkl")
-
-
-def test_no_memory_is_reserved_for_an_absurd_index(tmp_path):
-    (tmp_path / "split.pkl").write_bytes(b"\x80\x02]r\xff\xff\xff\x7f.")
-    with pytest.raises(InputError, match="impossible place"):
         read_published_split(tmp_path / "split.pkl")
 
 
@@ -403,27 +364,19 @@ def test_unknown_method_and_no_published_split(tmp_path):
         assign(cases, "published", tmp_path)
 
 
-@pytest.fixture
-def real_data():
-    folder = os.environ.get("WAVEGMS_REAL_DATA")
-    if not folder:
-        pytest.skip("WAVEGMS_REAL_DATA is not set")
-    return Path(folder) / "data"
-
-
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["bus", "busi", "kvasir_instrument", "ham10000"])
 def test_real_published_splits_have_the_paper_s_counts(real_data, name):
     spec = CATALOG[name]
-    lists = read_published_split(real_data / "splits" / spec.split_file)
+    lists = read_published_split(real_data / "data/splits" / spec.split_file)
     assert (len(lists["train"]), len(lists["test"])) == (spec.train, spec.test)
     assert spec.train + spec.test == spec.pairs
 
 
 @pytest.mark.realdata
 def test_real_busi_split(real_data):
-    cases = find_cases("busi", real_data / "raw" / "busi")
-    path = real_data / "splits" / CATALOG["busi"].split_file
+    cases = find_cases("busi", real_data / "data/raw/busi")
+    path = real_data / "data/splits" / CATALOG["busi"].split_file
     lists = read_published_split(path)
     splits = assign(cases, "published", real_data, path, validation_fraction=0.1)
     parts = {
