@@ -125,7 +125,7 @@ def add_run(root, seed, part):
     trained = asked | dict(card.parameters)
     run = f"phantom_a_wave_gms_{seed}"
     if part:
-        write_report(root, f"04_ablation_{run}", trained | {"training": "of the main runs"})
+        write_report(root, "04_ablation_phantom_a", trained | {"training": "of the main runs"})
     else:
         write_report(root, f"02_train_{run}", trained)
         write_report(root, f"03_evaluate_{run}", asked)
