@@ -2,6 +2,7 @@
 
 import locale
 import os
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from copies import copy_project, make_small_project
+from diffusers import AutoencoderTiny
+from filelock import FileLock
 from hypothesis import settings
 
 from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
@@ -85,10 +89,17 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"survived: {', '.join(parts)}")
 
 
+# Side by side with others, what takes longest comes first, so that it is not alone at the end. The
+# first one that runs makes the small project, for which those that only look at it need not wait.
+FIRST = ("test_end_to_end", "test_small_project", "test_readme", "test_versioning")
+
+
+@pytest.hookimpl(trylast=True)  # when tests that are not asked for have been taken out
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first: side by side with others, none of them begins when all end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files in the order in which they begin; of a file, tests stay as they stand."""
+    waiting = {item.path for item in items if "small_project" in item.fixturenames}
+    rank = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: (rank.get(item.path.stem, len(FIRST)), item.path in waiting))
 
 
 @pytest.fixture(autouse=True)
@@ -115,23 +126,69 @@ def real_data():
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
+def made_once(request, tmp_path_factory):
+    """A maker of folders that all processes of pytest-xdist share: the first to need one fills it.
+
+    `made_once(name, fill)` calls `fill(folder)` with an empty folder, or waits for who does.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        base = base.parent
+
+    def make(name, fill):
+        folder, filled = base / name, base / f"{name}.filled"
+        with FileLock(base / f"{name}.lock"):
+            if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a failure in another process
+                folder.mkdir()
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_project(made_once):
+    """A copy of this repository in which all stages of dvc.yaml have run once, at 32 x 32.
+
+    For looking at; who changes something takes a copy, see `small_copy`.
+    """
+
+    def fill(folder):
+        make_small_project(folder / "wave-gms")
+
+    return made_once("small", fill) / "wave-gms"
+
+
+@pytest.fixture(scope="module")
+def small_copy(small_project, tmp_path_factory):
+    """The small project as a repository of a test file's own."""
+    root = tmp_path_factory.mktemp("copy") / "wave-gms"
+    copy_project(small_project, root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared(made_once):
     """Eight simulated images at 32 x 32: four to train, two to validate, two to test."""
-    root = tmp_path_factory.mktemp("phantoms")
-    write_phantoms("phantom_a", root / "raw", count=8, seed=11)
-    report = prepare_dataset(
-        "phantom_a",
-        root / "raw",
-        root / "prepared",
-        image_size=32,
-        split="random",
-        split_folder=root,
-        test_fraction=0.25,
-        validation_fraction=0.25,
-        seed=3,
-    )
-    assert report.counts == {"train": 4, "val": 2, "test": 2}
-    return root / "prepared"
+
+    def fill(root):
+        write_phantoms("phantom_a", root / "raw", count=8, seed=11)
+        report = prepare_dataset(
+            "phantom_a",
+            root / "raw",
+            root / "prepared",
+            image_size=32,
+            split="random",
+            split_folder=root,
+            test_fraction=0.25,
+            validation_fraction=0.25,
+            seed=3,
+        )
+        assert report.counts == {"train": 4, "val": 2, "test": 2}
+
+    return made_once("phantoms", fill) / "prepared"
 
 
 @pytest.fixture(scope="session")
@@ -145,22 +202,36 @@ def validation_set(prepared):
 
 
 @pytest.fixture(scope="session")
-def trained_vae(train_set):
+def trained_vae(train_set, made_once):
     """A small autoencoder that gives the four training masks back; about 20 s."""
     settings = AutoencoderTraining(
         channels=16, blocks=1, steps=500, batch_size=4, learning_rate=5e-3
     )
-    return train_autoencoder(train_set, settings, seed=0)
+
+    def fill(folder):
+        train_autoencoder(train_set, settings, seed=0).save_pretrained(folder)
+
+    return freeze(AutoencoderTiny.from_pretrained(made_once("vae", fill)))
 
 
 @pytest.fixture(scope="session")
-def pipeline(trained_vae):
-    """Untrained networks before the trained autoencoder, at 32 x 32."""
+def pipeline():
+    """Untrained networks at 32 x 32, whose masks have contrast about mid grey."""
     torch.manual_seed(0)
-    networks = MultiResolutionEncoder(), LatentMappingModel()
-    pipe = WaveGMSPipeline(*networks, trained_vae, image_size=32)
+    vae = freeze(build_autoencoder(16, 1))
+    vae.decoder.layers[-1].weight.mul_(4)
+    vae.decoder.layers[-1].bias.fill_(0.5)
+    pipe = WaveGMSPipeline(MultiResolutionEncoder(), LatentMappingModel(), vae, image_size=32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def untrained():
+    """A pipeline at 32 x 32 as it begins, for what holds with any weights; not to be changed."""
+    torch.manual_seed(0)
+    networks = MultiResolutionEncoder(), LatentMappingModel(), freeze(build_autoencoder(16, 1))
+    return WaveGMSPipeline(*networks, image_size=32)
 
 
 @pytest.fixture

@@ -7,7 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+from no_network.guard import guarded
+
+from wavegms.config import load_params
 from wavegms.project import KEEP_MEMORY
+from wavegms.report.notebooks import expected_notebooks
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,6 +26,56 @@ evaluation: {threshold: 0.2, bootstrap_resamples: 100}
 generalization: []
 ablation: {datasets: []}
 """
+
+# The profile `sample` of the small project: one scanner to train on, another to test on. It runs
+# every stage; the one of `generalization`, two trainings more, runs the notebook of `external`.
+SMALL_SAMPLE = {
+    "datasets": ["phantom_a"],
+    "external": ["phantom_b"],
+    "phantom": {"datasets": ["phantom_a", "phantom_b"], "images": 16},
+    "ablation": {
+        "datasets": ["phantom_a"],
+        "variants": ["tinyvae_mismatch", "wave_gms_no_alignment", "wave_gms"],
+        "epochs": 1,
+    },
+    "efficiency": {"variants": ["wave_gms"], "image_size": 32, "batch_sizes": [1, 2], "steps": 1},
+}
+
+
+def tiny_profile(**changes):
+    """The text of a profile: the tiny setting, with other values for whole sections."""
+    return "# @package _global_\n" + yaml.safe_dump(yaml.safe_load(TINY_SETTING) | changes)
+
+
+def compose(root, profile):
+    """Writes params.yaml as `dvc exp run -S profile=...` does."""
+    from dvc.utils.hydra import compose_and_dump  # most tests need no DVC
+
+    compose_and_dump(
+        root / "params.yaml", str(root / "conf"), None, "config", None, [f"profile={profile}"]
+    )
+
+
+def make_small_project(root):
+    """The repository with its sample at the tiny setting, run once and committed.
+
+    It may speak to no other machine; beside it `network` says whether it tried, and `output.txt`
+    has what DVC said.
+    """
+    copy_repository(root)
+    (root / "dvc.lock").unlink()  # of the sample at its own size, whose results are not here
+    (root / "conf/profile/sample.yaml").write_text(tiny_profile(**SMALL_SAMPLE))
+    compose(root, "sample")
+    commit(root, "smaller")
+    here = guarded(environment(root), root.parent / "network")
+    done = _complete(root, ["dvc", "repro"], here)
+    (root.parent / "output.txt").write_text(done.stdout)
+    commit(root, "run")
+
+
+def copy_project(source, root):
+    """A copy of a project with all that its runs left, for tests that change it."""
+    shutil.copytree(source, root, symlinks=True)
 
 
 def copy_repository(root):
@@ -61,10 +116,9 @@ def ask(project, *command):
     return _complete(project, command).stdout
 
 
-def _complete(project, command):
-    done = subprocess.run(
-        command, cwd=project, env=environment(project), capture_output=True, encoding="utf-8"
-    )
+def _complete(project, command, env=None):
+    env = env or environment(project)
+    done = subprocess.run(command, cwd=project, env=env, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 
@@ -72,3 +126,17 @@ def _complete(project, command):
 def started(output):
     """The stages that DVC ran, by what it said."""
     return re.findall("^Running stage '(.*)'", output, re.MULTILINE)
+
+
+def origin(executed):
+    """The notebook of the repository of which this is an executed copy."""
+    names = [path.stem for path in (ROOT / "notebooks").glob("*.ipynb")]
+    return max((name for name in names if executed.stem.startswith(name)), key=len)
+
+
+def left_out_of_the_report(project):
+    """Notebooks that ran of which a report shows nothing; what it shows must have run."""
+    reports = {path.stem: path for path in (project / "reports").glob("*.ipynb")}
+    shown = {one.name for one in expected_notebooks(load_params(project / "params.yaml"))}
+    assert shown <= set(reports)
+    return {origin(path) for name, path in reports.items() if name not in shown}

@@ -6,12 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wavegms import InputError
+from wavegms.__main__ import main
 from wavegms.costs import bench as benchmark
-from wavegms.costs import measure as efficiency_worker
-from wavegms.costs.bench import Case, cases, run_benchmark, tabulate_ratios
-from wavegms.costs.measure import Workload, measure_work
-from wavegms.costs.tables import GIB, count_gflop, count_sizes
+from wavegms.costs import measure
+from wavegms.costs.bench import run_benchmark, tabulate_ratios
+from wavegms.costs.cases import COMPARISONS, Case, Plan, Workload, cases
+from wavegms.costs.measure import count_gflop, count_sizes, measure_point
+from wavegms.costs.tables import GIB
 
 POSITIVE = st.floats(0.01, 100)
 
@@ -82,7 +83,7 @@ def test_what_is_not_measured_is_no_ratio():
 
 
 def test_operations_are_those_of_the_counts_and_the_plain_form_has_more():
-    sizes = count_sizes(["wave_gms"], 32).loc[0]
+    sizes = count_sizes(["wave_gms"], 32)[0]
     lean, plain = (count_gflop("wave_gms", "train", form, 32) for form in ("lean", "plain"))
     assert lean == pytest.approx(sizes["training_gflop"])
     # four levels, forward and backward: 5/9 of the doubled convolutions, 2/3 of the last one
@@ -98,7 +99,7 @@ def test_operations_are_those_of_the_counts_and_the_plain_form_has_more():
 
 def test_every_comparison_is_of_cases_that_exist():
     names = {(case.workload.task, case.name) for gpu in (False, True) for case in cases(gpu)}
-    for task, pairs in benchmark.COMPARISONS.items():
+    for task, pairs in COMPARISONS.items():
         for pair in pairs:
             assert {(task, name) for name in pair} <= names
     for gpu in (False, True):
@@ -124,18 +125,21 @@ def test_a_small_run_leaves_tables_and_a_figure(tmp_path, monkeypatch):
         Case("ONNX Runtime, CPU", Workload("wave_gms", "predict", "onnx")),
     ]
     monkeypatch.setattr(benchmark, "cases", lambda gpu: chosen)
-    monkeypatch.setattr(efficiency_worker, "open_onnx", lambda pipe: (Session(pipe), 0.0))
+    monkeypatch.setattr(measure, "open_onnx", lambda pipe: (Session(pipe), 0.0))
     in_a_process = benchmark.measured_points
 
-    def measured(workload, *arguments, keep_memory):
-        """A process takes seconds to begin: the plain form alone has one."""
-        if workload.form == "plain":
-            yield from in_a_process(workload, *arguments, keep_memory=keep_memory)
+    def measured(workload, image_size, batch_sizes, steps, keep_memory):
+        """The stand-in for ONNX Runtime is in this process alone."""
+        if workload.form != "onnx":
+            yield from in_a_process(
+                workload, image_size, batch_sizes, steps, keep_memory=keep_memory
+            )
         else:
-            yield from measure_work(workload, *arguments)
+            (size,) = batch_sizes
+            yield {"batch_size": size} | measure_point(workload, size, image_size, steps)
 
     monkeypatch.setattr(benchmark, "measured_points", measured)
-    run_benchmark(32, [1, 2], 1, 1, tmp_path)
+    run_benchmark(Plan(32, [1, 2], 1, 1), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("costs.csv", "measurements.csv", "ratios.csv", "summary.md"),
         *("training.pdf", "training.png"),
@@ -154,11 +158,15 @@ def test_a_small_run_leaves_tables_and_a_figure(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "rounds", "wrong"), [([2, 1], 1, "ascend"), ([0], 1, "ascend"), ([1], 0, "--rounds")]
+    ("arguments", "said"),
+    [
+        (["--batch-sizes", "2", "1"], "--batch-sizes must ascend"),
+        (["--batch-sizes", "0"], "--batch-sizes must ascend"),
+        (["--rounds", "0"], "--rounds and --steps"),
+        (["--image-size", "40"], "--image-size is 40, but variant unet"),
+    ],
 )
-def test_a_plan_that_cannot_be_is_refused(tmp_path, sizes, rounds, wrong):
-    with pytest.raises(InputError, match=wrong):
-        run_benchmark(32, sizes, rounds, 1, tmp_path)
-    with pytest.raises(InputError, match="--image-size is 40"):
-        run_benchmark(40, [1], 1, 1, tmp_path)
+def test_a_plan_that_cannot_be_is_refused(tmp_path, capsys, arguments, said):
+    assert main(["bench", "--out", str(tmp_path / "bench"), *arguments]) == 1
+    assert f"error: {said}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -10,9 +10,9 @@ from importlib.metadata import version
 import pandas as pd
 import pytest
 import torch
+from runs import make_run
 
 from wavegms import InputError, WaveGMSPipeline
-from wavegms.config import LossParams
 from wavegms.project import library_versions
 from wavegms.training.autoencoder import AutoencoderCard, ReconstructionQuality
 from wavegms.training.card import card_hash, read_card, weights_hash, write_card
@@ -37,19 +37,16 @@ def published(tmp_path, pipeline, train_set, validation_set, training_params):
         folder=tmp_path / "run",
         precision="bf16",
     )
-    card = publish_model(
-        result,
-        tmp_path / "models/phantom_a/wave_gms",
-        dataset="phantom_a",
-        variant="wave_gms",
+    run = make_run(
+        tmp_path / "run",
+        train_set,
+        validation_set,
+        training_params(),
         seed=7,
-        train_set=train_set,
-        selection_set=validation_set,
         autoencoder=AutoencoderCard("train", {"steps": 5}, QUALITY, QUALITY),
-        training=training_params(),
-        other={"loss": LossParams(supervision="all_levels", alignment_distance="l1")},
+        published=tmp_path / "models/phantom_a/wave_gms",
     )
-    return card, tmp_path / "models/phantom_a/wave_gms"
+    return publish_model(run, result), run.published
 
 
 def test_the_folder_opens_and_predicts_like_the_best_weights(published, pipeline):

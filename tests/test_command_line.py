@@ -2,13 +2,15 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from wavegms.__main__ import main
+from wavegms.__main__ import COMMANDS, main
 from wavegms.phantom.scanner import write_phantoms
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +64,36 @@ def check(capfd):
     message = refused(capfd, "check", "--out", "reports/check.txt")
     assert not Path("reports").exists()
     return message
+
+
+HEAVY = ("torch", "diffusers", "pandas", "papermill", "dvc", "kornia", "matplotlib")
+WRONG = [
+    [],
+    *([command.NAME, "--nonsense"] for command in COMMANDS),
+    ["check", "--params", "none.yaml", "--out", "x"],
+    ["run", "none.ipynb", "out.ipynb"],
+    ["run", "notebooks/01_prepare.ipynb", "out.ipynb", "-p", "datset", "mine"],
+    ["bench", "--image-size", "40"],
+    ["sweep", "train", "--executor", "local", "--jobs", "0"],
+    ["sweep", "train", "--executor", "local", "--option", "timeout_min"],
+]
+ANSWER = f"""
+import sys
+from wavegms.__main__ import main
+for arguments in {WRONG}:
+    try:
+        status = main(arguments)
+    except SystemExit as end:  # of argparse
+        status = end.code
+    heavy = {set(HEAVY)} & set(sys.modules)
+    assert status and not heavy, (arguments, status, heavy)
+"""
+
+
+def test_a_wrong_argument_is_answered_before_anything_heavy_is_imported(project):
+    done = subprocess.run([sys.executable, "-c", ANSWER], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("usage: ") == len(COMMANDS) + 1
 
 
 def test_sound_input_passes(project):

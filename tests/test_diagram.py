@@ -8,23 +8,15 @@ import torch
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 
-from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
+from wavegms import WaveGMSPipeline
 from wavegms.errors import InputError
 from wavegms.figures.diagram import draw_method
 from wavegms.figures.style import save_figure
 from wavegms.models.wavelet import multi_level_bands
-from wavegms.training.autoencoder import build_autoencoder
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 SIZES = [(32, 32), (64, 48), (224, 224)]
-
-
-@pytest.fixture(scope="module")
-def untrained():
-    torch.manual_seed(0)
-    parts = MultiResolutionEncoder(), LatentMappingModel(), build_autoencoder(16, 1)
-    return WaveGMSPipeline(*parts, image_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +141,10 @@ def test_pictures_are_the_image_and_the_masks(untrained, draw):
     shown = [np.asarray(picture.get_array()) for picture in figure.axes[0].images]
     assert len(shown) == 1 + 3 + 4 + 1
     np.testing.assert_array_equal(shown[0], image[0].movedim(0, -1))
-    np.testing.assert_allclose(
-        shown[1][:32, :24], multi_level_bands(image)[0][0, :3].movedim(0, -1)
-    )
-    np.testing.assert_allclose(shown[7], untrained.predict(image)[0, 0], atol=1e-6)
+    low = multi_level_bands(image)[0][0, :3].movedim(0, -1)
+    np.testing.assert_allclose(shown[1][:32, :24], low, atol=1e-4)
+    # in another order of memory, where an untrained network makes much of other rounding
+    np.testing.assert_allclose(shown[7], untrained.predict(image)[0, 0], atol=1e-4)
     for picture in figure.axes[0].images:
         left, right, bottom, top = picture.get_extent()
         assert (top - bottom) / (right - left) == pytest.approx(64 / 48)

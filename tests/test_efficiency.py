@@ -1,9 +1,14 @@
 """Counts against published sizes and hand-made sums; measurements by real processes."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -13,26 +18,29 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wavegms import InputError
-from wavegms.costs import tables as efficiency
+from wavegms.costs import harness
+from wavegms.costs import measure as measuring
 from wavegms.costs.figure import plot_costs
-from wavegms.costs.measure import build_untrained
+from wavegms.costs.harness import apart
+from wavegms.costs.measure import build_untrained, compare_inference
 from wavegms.costs.tables import (
     GIB,
     beside_table_1,
     beside_table_2,
     compare_costs,
-    compare_inference,
     count_sizes,
     largest_batches,
     measure,
 )
 from wavegms.models.build import build_variant
+from wavegms.project import KEEP_MEMORY
 from wavegms.results.tables import read_published
 from wavegms.training.loss import WaveGMSLoss
 from wavegms.training.recipe import loss_terms
 from wavegms.variants import VARIANTS
 
-PUBLISHED = Path(__file__).parent.parent / "results/published"
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "results/published"
 TAESD = 1_222_532 + 1_222_531
 # 34,163,592 and 49,490,179, and the two 1x1 convolutions between them: 8 to 8 and 4 to 4 channels
 SD_VAE = 34_163_592 + 49_490_179 + (8 * 8 + 8) + (4 * 4 + 4)
@@ -129,30 +137,21 @@ def test_every_point_is_measured(points):
     assert (peaks[:, 3] >= peaks[:, 1]).all()
 
 
+def failing(monkeypatch, function):
+    """Lets measuring processes call a function of `workloads.py` instead."""
+    monkeypatch.setattr(harness, "POINT", f"workloads:{function}")
+
+
 def test_a_variant_that_fails_is_named_in_one_sentence(monkeypatch):
-    monkeypatch.setattr(
-        efficiency, "_command", lambda _: script("raise ValueError('no such\\nthing')")
-    )
-    with pytest.raises(InputError, match=r"step of unet cannot be measured \(thing\)") as error:
+    failing(monkeypatch, "wrong")
+    with pytest.raises(InputError, match=r"step of unet cannot be measured \(no such\)") as error:
         measure(["unet"], 32, [1, 2], 1)
     assert "\n" not in str(error.value)
 
 
-def script(code):
-    return [sys.executable, "-c", code]
-
-
-POINT = (
-    "import json; print(json.dumps(dict(batch_size=1, device='d', threads=1, memory='m', "
-    "base_bytes=1, peak_bytes=2, allocated_bytes=None, step_seconds=0.5)), flush=True);"
-)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 def test_a_process_killed_for_memory_ends_its_line_and_stops_nothing(monkeypatch):
-    monkeypatch.setattr(
-        efficiency, "_command", lambda _: script(POINT + "import os; os.kill(os.getpid(), 9)")
-    )
+    failing(monkeypatch, "killed_by_the_second")
     points = measure(["unet"], 32, [1, 2, 4], 1)
     assert points["batch_size"].tolist() == [1, 2]
     assert points.loc[0, "image_seconds"] == 0.5 and points.loc[0, "note"] == ""
@@ -161,18 +160,35 @@ def test_a_process_killed_for_memory_ends_its_line_and_stops_nothing(monkeypatch
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 def test_no_memory_for_a_single_image_is_said(monkeypatch):
-    monkeypatch.setattr(
-        efficiency, "_command", lambda _: script("import os; os.kill(os.getpid(), 9)")
-    )
+    failing(monkeypatch, "killed")
     with pytest.raises(InputError, match=r"lower efficiency\.batch_sizes"):
         measure(["unet"], 32, [1, 2], 1)
 
 
-def test_other_output_of_the_process_is_passed_over(monkeypatch):
-    monkeypatch.setattr(
-        efficiency, "_command", lambda _: script("print('a library says hello');" + POINT)
+def test_a_process_of_its_own_has_the_settings_of_memory_it_is_measured_with():
+    kept = [apart("os:getenv", name) for name in KEEP_MEMORY]
+    given = [apart("os:getenv", name, keep_memory=False) for name in KEEP_MEMORY]
+    assert kept == list(KEEP_MEMORY.values()) and given == [None, None]
+    assert len({apart("os:getpid"), apart("os:getpid"), os.getpid()}) == 3
+
+
+def test_nothing_is_left_running_by_an_interruption(tmp_path):
+    code = f"from wavegms.costs.harness import apart; apart('workloads:sleep', {str(tmp_path)!r})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, encoding="utf-8"
     )
-    assert measure(["unet"], 32, [1], 1)["batch_size"].tolist() == [1]
+    while not list(tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    (asleep,) = (int(path.name) for path in tmp_path.iterdir())
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    for _ in range(100):
+        if not psutil.pid_exists(asleep):
+            break
+        time.sleep(0.1)
+    assert not psutil.pid_exists(asleep)
 
 
 # what is made of measurements
@@ -262,8 +278,8 @@ def test_predictions_of_torch_and_onnx_runtime_are_compared(monkeypatch):
         shorten(network)
         return network, vae
 
-    monkeypatch.setattr(efficiency, "build_untrained", build)
-    table = compare_inference(32, [1, 3], 2)
+    monkeypatch.setattr(measuring, "build_untrained", build)
+    table = pd.DataFrame(compare_inference(32, [1, 3], 2))
     assert table["batch_size"].tolist() == [1, 3]
     assert (table[["torch_seconds", "onnx_seconds"]] > 0).all(axis=None)
     assert (table["lowest"] <= table["ratio"]).all() and (table["ratio"] <= table["highest"]).all()

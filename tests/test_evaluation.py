@@ -64,11 +64,11 @@ def test_the_truth_scores_perfectly(train_set):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 12])
-def test_a_split_is_predicted_in_its_order(pipeline, train_set, batch_size):
-    result = predict_split(pipeline, train_set, batch_size)
+def test_a_split_is_predicted_in_its_order(untrained, train_set, batch_size):
+    result = predict_split(untrained, train_set, batch_size)
     assert result.shape == (4, 32, 32) and result.dtype == np.float32
     for k in range(4):
-        alone = pipeline.predict(train_set.images[k : k + 1].float() / 255)[0, 0]
+        alone = untrained.predict(train_set.images[k : k + 1].float() / 255)[0, 0]
         torch.testing.assert_close(torch.from_numpy(result[k]), alone, rtol=0, atol=2e-3)
     assert result.min() >= 0 and result.max() <= 1 and np.ptp(result, axis=0).max() > 0.01
 

@@ -6,7 +6,6 @@ import pywt
 import torch
 from matplotlib import pyplot
 
-from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
 from wavegms.figures.method import (
     decode_levels,
     follow_latents,
@@ -16,10 +15,12 @@ from wavegms.figures.method import (
     show_masks,
 )
 from wavegms.models.autoencoder import channels_last
-from wavegms.training.autoencoder import build_autoencoder
 from wavegms.training.loss import alignment_loss
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+# An untrained network makes much of rounding, which differs among processors.
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 NAMES = ("z_MR", "z_I", "predicted z_M", "z_M")
 
@@ -40,13 +41,6 @@ def texts(axis):
 @pytest.fixture
 def latents():
     return {name: torch.randn(1, 4, 6, 5) for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def untrained():
-    torch.manual_seed(0)
-    parts = MultiResolutionEncoder(), LatentMappingModel(), build_autoencoder(16, 1)
-    return WaveGMSPipeline(*parts, image_size=32)
 
 
 def test_bands_are_those_of_pywavelets():
@@ -102,7 +96,7 @@ def test_alignment_shows_each_latent_and_the_cosine_of_each_pair(latents):
         for axis, (one, two) in zip(maps, (NAMES[:2], NAMES[2:]), strict=True):
             a, b = given[one][0].double().numpy(), given[two][0].double().numpy()
             cosine = (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0))
-            np.testing.assert_allclose(picture(axis), cosine, atol=1e-6)
+            np.testing.assert_allclose(picture(axis), cosine, atol=1e-5)
             assert axis.get_images()[0].get_clim() == (-1, 1)
             assert axis.get_title() == f"cosine\nmean {cosine.mean():.3f}"
 
@@ -158,12 +152,12 @@ def test_what_is_followed_is_what_the_pipeline_does(untrained):
         for name, expected in zip(
             NAMES, (z, vae.encode(images * 2 - 1).latents, levels[3], truth), strict=True
         ):
-            torch.testing.assert_close(latents[name], expected)
+            torch.testing.assert_close(latents[name], expected, **CLOSE)
         assert list(decoded) == ["truth", "z_M decoded", *(f"depth {n}" for n in range(1, 5))]
         for name, latent in zip(list(decoded)[1:], (truth, *levels), strict=True):
             soft = (vae.decode(latent).sample.mean(1, keepdim=True) + 1) / 2
-            torch.testing.assert_close(decoded[name], soft.clamp(0, 1))
-    torch.testing.assert_close(decoded["depth 4"], untrained.predict(images))
+            torch.testing.assert_close(decoded[name], soft.clamp(0, 1), **CLOSE)
+    torch.testing.assert_close(decoded["depth 4"], untrained.predict(images), **CLOSE)
     assert torch.equal(decoded["truth"], masks)
 
 

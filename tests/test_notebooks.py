@@ -15,7 +15,8 @@ import yaml
 
 from wavegms import InputError
 from wavegms.project import enter_project, run_record
-from wavegms.run.notebooks import read_parameters, refresh_notebook, run_notebook
+from wavegms.run.notebooks import refresh_notebook, run_notebook
+from wavegms.run.parameters import parameters_of_stage, read_parameters
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +41,8 @@ def project(tmp_path, monkeypatch):
 
 
 def run(path, **arguments):
-    run_notebook(path, Path("reports/out.ipynb"), arguments, Path("params.yaml"))
+    values = parameters_of_stage(path, arguments, Path("params.yaml"))
+    run_notebook(path, Path("reports/out.ipynb"), values)
 
 
 def texts(path):

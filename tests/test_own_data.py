@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,24 @@ def test_files_are_copied_checked_shown_and_named(project, tmp_path, capsys):
                 if pixel[0] < 60 and pixel[1] > 180 and pixel[2] > 220]  # fmt: skip
     assert sum(cyan) > 500  # the contours of twelve masks
     assert load_params(project / "params.yaml").datasets == ["skin"]
+
+
+def test_nothing_heavy_is_imported_before_files_are_checked(project):
+    """In a process of its own, as a mistyped name should not wait for torch."""
+    write_plain(project / "data/raw/mine", 12)
+    code = """
+import sys
+import wavegms.config, wavegms.data.audit, wavegms.data.download, wavegms.data.prepare
+from wavegms.run import add
+HEAVY = {"torch", "diffusers", "kornia", "monai", "matplotlib", "seaborn", "pandas", "dvc"}
+def examine(*arguments):
+    print(sorted(HEAVY & set(sys.modules)))
+    sys.exit()
+add._examine = examine
+add.add_dataset("mine")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_params_are_those_of_the_written_profile_and_keep_their_comments(project, tmp_path):

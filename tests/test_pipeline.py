@@ -326,8 +326,8 @@ def test_building_switches_to_evaluation_mode(small_vae):
 
 
 @pytest.fixture
-def sampling(trained_vae):
-    parts = MultiResolutionEncoder(sample_at_inference=True), LatentMappingModel(), trained_vae
+def sampling(pipeline):
+    parts = MultiResolutionEncoder(sample_at_inference=True), LatentMappingModel(), pipeline.vae
     pipe = WaveGMSPipeline(*parts, image_size=32)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from runs import make_run
 from test_export import build_vae, shorten
 
 from wavegms import InputError
@@ -124,18 +125,8 @@ def test_a_training_takes_it_and_learns_the_same(
         monkeypatch.setattr(training, "build_variant", shortened)
 
     def run(name, **changes):
-        return train(
-            "wave_gms",
-            trained_vae,
-            WaveGMSLoss(),
-            train_set,
-            train_set,
-            training_params(**changes),
-            epochs=2,
-            seed=1,
-            folder=tmp_path / name / "model",
-            live_folder=tmp_path / name / "live",
-        )
+        settings = training_params(epochs=2, **changes)
+        return train(make_run(tmp_path / name, train_set, train_set, settings, vae=trained_vae))
 
     plain = run("plain")
     assert not quick_compiler and plain.precision == "fp32"
@@ -162,18 +153,8 @@ def test_a_variant_that_bf16_would_change_is_left_in_fp32_unless_asked(
         ("tinyvae_multires_sft", "bf16"),
         ("tinyvae", "auto"),
     ):
-        train(
-            variant,
-            trained_vae,
-            WaveGMSLoss(),
-            train_set,
-            train_set,
-            training_params(precision=precision),
-            epochs=1,
-            seed=1,
-            folder=tmp_path / variant / precision,
-            live_folder=tmp_path / "live",
-        )
+        folder, settings = tmp_path / variant / precision, training_params(precision=precision)
+        train(make_run(folder, train_set, train_set, settings, variant=variant, vae=trained_vae))
     assert asked == ["fp32", "bf16", "auto"]
 
 

@@ -1,5 +1,6 @@
 """From scores files to tables: against pandas, against the paper's numbers, and bad files."""
 
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -9,13 +10,19 @@ import pytest
 from scores import invent_scores, put, write_scores
 
 from wavegms.errors import InputError
-from wavegms.results.readable import readable, readable_comparisons, write_table
+from wavegms.results.readable import (
+    readable,
+    readable_comparisons,
+    readable_published,
+    write_table,
+)
 from wavegms.results.statistics import METRICS, compare_variants, mean_over_seeds
 from wavegms.results.tables import (
     SCORE_COLUMNS,
     ablation_table,
     generalization_table,
     mark_significant,
+    of_this_run,
     read_published,
     read_scores,
     segmentation_table,
@@ -106,17 +113,27 @@ def test_a_missing_column_is_named(tmp_path, column):
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("dsc", "1.01", "dsc outside 0 to 1"),
-        ("iou", "-0.1", "iou outside 0 to 1"),
-        ("dsc", "", "dsc that is no number"),
-        ("dsc", "nan", "dsc outside 0 to 1"),
-        ("hd95", "inf", "hd95 that is no distance"),
-        ("hd95_zero_if_empty", "-1", "hd95_zero_if_empty that is no distance"),
-        ("hd95", "far", "hd95 that is no number"),
-        ("epochs", "many", "epochs that is no number"),
-        ("epochs", "9" * 30, "epochs that is no number"),
-        ("true_area", "25", "true_area outside"),
-        ("empty_prediction", "maybe", "other than True or False"),
+        *(
+            (
+                column,
+                value,
+                rf"has an? {column} (that|other than) .*{re.escape(value[:50])}.*: run that",
+            )
+            for column, value in (
+                ("dsc", "1.01"),
+                ("dsc", "nan"),
+                ("dsc", ""),
+                ("iou", "-0.1"),
+                ("hd95", "inf"),
+                ("hd95", "far"),
+                ("hd95_zero_if_empty", "-1"),
+                ("epochs", "many"),
+                ("epochs", "9" * 30),
+                ("true_area", "25"),
+                ("predicted_area", "all"),
+                ("empty_prediction", "maybe"),
+            )
+        ),
         ("id", "000001", "lists 000001 twice"),
         ("epochs", "7", "mixes several values of epochs"),
         ("variant", "gms", "mixes several values of variant"),
@@ -279,10 +296,20 @@ def test_data_that_the_paper_lacks_are_listed(systems, published):
     phantom = cell(table, "phantom_a", "phantom_a", "Wave-GMS", "dsc")
     assert phantom["measured"] > 0 and np.isnan(phantom["published"])
     assert cell(table, "my_data", "my_data", "my_net", "iou")["measured"] > 0
-    assert table["test_set"].drop_duplicates().tolist() == [
-        *("bus", "busi", "ham10000", "kvasir_instrument"),
-        *("my_data", "phantom_a"),
-    ]
+
+
+@pytest.mark.parametrize("make", [segmentation_table, ablation_table, generalization_table])
+def test_what_ran_comes_first_then_what_was_to_then_the_papers(systems, published, make):
+    arguments = [{("busi", "gms"): "weights"}] if make is ablation_table else []
+    table = make(systems, published, *arguments)
+    ran, here = table["measured"].notna(), of_this_run(table)
+    assert not (ran & ~here).any() and (here & ~ran).any() == (make is ablation_table)
+    assert table.index[ran].max() == ran.sum() - 1 and table.index[here].max() == here.sum() - 1
+    assert table["published"][~here & (table["metric"] == "dsc")].notna().all() and not here.all()
+    for part in (table[ran], table[~here]):  # the paper's order in each
+        places = part["test_set"].drop_duplicates()
+        known = [place for place in ("bus", "busi", "ham10000") if place in set(places)]
+        assert places.tolist()[: len(known)] == known
 
 
 def test_nothing_measured_is_left_out_and_the_ablation_has_its_rows_only(systems, published):
@@ -406,17 +433,53 @@ def test_a_reader_sees_missing_runs_seeds_and_stars(scores, systems, published):
     assert shown.loc[("BUSI", "Wave-GMS"), "Empty"] == "3"
     assert shown.loc[("BUSI", "UNet"), "DSC"].endswith("± – *")
     assert shown.loc[("BUSI", "UNet"), "DSC difference"].startswith("−")
-    assert shown.loc[("HAM10000", "Wave-GMS"), "DSC"] == "not run"
-    assert shown.loc[("HAM10000", "nnUNet"), "DSC"] == "–"
-    assert shown.loc[("HAM10000", "nnUNet"), "DSC paper"] == "93.83"
     assert shown.loc[("my_data", "my_net"), "DSC paper"] == "–"
-    ours = {
-        (row.test_set, row.variant) for row in systems.itertuples() if row.train_set == row.test_set
-    }
-    paper = published[published["table"] == 2]
-    beyond = ours - set(zip(paper["test_set"], paper["variant"], strict=True))
-    assert len(shown) == 4 * 13 + len(beyond) > 4 * 13
+    ours = systems[systems["train_set"] == systems["test_set"]]
+    assert len(shown) == len(ours[["test_set", "variant"]].drop_duplicates()) == 6
     assert shown.notna().all(axis=None)
+
+
+def test_a_reader_sees_no_column_of_a_paper_that_says_nothing(tmp_path, published):
+    write_scores(tmp_path, train_set="phantom_a", image_size=64)
+    write_scores(tmp_path, train_set="phantom_a", test_set="phantom_b", image_size=64)
+    phantoms = summarize_systems(read_scores(tmp_path), 50, 0)
+    for make in (segmentation_table, generalization_table):
+        assert not [name for name in readable(make(phantoms, published)) if "paper" in name]
+    write_scores(tmp_path, train_set="busi", image_size=64)
+    shown = readable(segmentation_table(summarize_systems(read_scores(tmp_path), 50, 0), published))
+    # pixels of another size are another unit
+    assert "HD95 paper" in shown and "HD95 difference" not in shown and "DSC difference" in shown
+
+
+def test_a_reader_sees_why_a_row_was_not_run(systems, published):
+    reasons = {("busi", "tinyvae_mismatch"): "needs weights"}
+    shown = readable(ablation_table(systems, published, reasons)).set_index(["Dataset", "System"])
+    row = shown.loc[("BUSI", "Tiny-VAE (model mismatch)")]
+    assert (row["DSC"], row["DSC paper"], row["Setting"]) == ("not run", "79.02", "needs weights")
+    assert list(shown["DSC"] == "not run") == [False] * (len(shown) - 1) + [True]
+
+
+def test_a_table_of_which_nothing_ran_is_empty(tmp_path, published):
+    write_scores(tmp_path)
+    table = generalization_table(summarize_systems(read_scores(tmp_path), 50, 0), published)
+    shown = readable(table)
+    assert shown.empty and list(shown) == ["Trained on", "Tested on", "System"]
+    for path in write_table(table, shown, tmp_path / "t", "T.", readable_published(published, 3)):
+        assert "82.1" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_the_papers_tables_are_whole(published, number):
+    shown = readable_published(published, number)
+    rows = published[published["table"] == number]
+    first, *places = shown
+    assert shown[first].tolist() == rows["system"].unique().tolist()
+    assert first == ("System (DSC / HD95)" if number == 3 else "System (DSC / IoU / HD95)")
+    numbers = [
+        float(n) for cells in shown[places].to_numpy() for c in cells for n in c.split(" / ")
+    ]
+    assert numbers == rows["value"].tolist()
+    assert places[0] == ("BUSI to BUS" if number == 3 else "BUS")
 
 
 def test_a_reader_sees_drops(systems, published):
@@ -428,9 +491,9 @@ def test_a_reader_sees_drops(systems, published):
 
 
 def test_written_tables_can_be_read_back(tmp_path, systems, published):
-    table = ablation_table(systems, published)
+    table, paper = ablation_table(systems, published), readable_published(published, 4)
     shown = readable(table)
-    paths = write_table(table, shown, tmp_path / "new" / "table.4", "95 % of a_b")
+    paths = write_table(table, shown, tmp_path / "new" / "table.4", "95 % of a_b", paper)
     assert [path.name for path in paths] == ["table.4.csv", "table.4.md", "table.4.tex"]
     assert sorted(path.name for path in paths[0].parent.iterdir()) == sorted(
         path.name for path in paths
@@ -440,20 +503,21 @@ def test_written_tables_can_be_read_back(tmp_path, systems, published):
     np.testing.assert_allclose(read["measured"], table["measured"], rtol=1e-5)
     np.testing.assert_allclose(read["published"], table["published"], rtol=1e-5)
 
-    caption, grid = paths[1].read_text(encoding="utf-8").split("\n\n")
-    assert caption == "95 % of a_b"
-    lines = grid.splitlines()
-    cells = [[text.strip() for text in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == list(shown)
-    assert cells[2:] == shown.astype(str).to_numpy().tolist()
+    caption, grid, beside, papers = paths[1].read_text(encoding="utf-8").split("\n\n")
+    assert caption == "95 % of a_b" and "whether run here or not" in beside
+    for text, part in ((grid, shown), (papers, paper)):
+        lines = text.splitlines()
+        cells = [[text.strip() for text in line.strip("|").split("|")] for line in lines]
+        assert cells[0] == list(part)
+        assert cells[2:] == part.astype(str).to_numpy().tolist()
 
     latex = paths[2].read_text(encoding="utf-8")
     assert r"\caption{95 \% of a\_b}" in latex and r"best\_on\_validation" in latex
     assert latex.isascii() and r"$\pm$" in latex
-    body = latex[latex.index(r"\endlastfoot") :]
-    assert body.count(r"\\") == len(shown)
-    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-    assert {line.count(" & ") for line in rows} == {shown.shape[1] - 1}
+    for text, part in zip(latex.split(r"\endlastfoot")[1:], (shown, paper), strict=True):
+        rows = [line for line in text.partition(r"\end{")[0].splitlines() if line.endswith(r"\\")]
+        assert len(rows) == len(part)
+        assert {line.count(" & ") for line in rows} == {part.shape[1] - 1}
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path, scores, published):
@@ -486,5 +550,5 @@ def test_comparisons_for_a_reader(tmp_path, scores):
 def test_the_csv_of_a_table_has_plain_numbers(tmp_path, systems, published):
     table = segmentation_table(systems, published)
     path = write_table(table, readable(table), tmp_path / "t", "T.")[0]
-    row = pd.read_csv(StringIO(path.read_text(encoding="utf-8")), dtype=str).iloc[0]
-    assert row["published"] == "81.5" and row["system"] == "UNet"
+    rows = pd.read_csv(StringIO(path.read_text(encoding="utf-8")), dtype=str)
+    assert rows.query("system == 'UNet' and test_set == 'bus'")["published"].iloc[0] == "81.5"

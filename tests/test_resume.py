@@ -18,15 +18,15 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from layouts import tree
+from runs import grey_vae, make_run
 
 from wavegms import InputError, WaveGMSPipeline
 from wavegms.config import AugmentationParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import Stopped
-from wavegms.models.autoencoder import freeze
 from wavegms.training import loop as training_loop
+from wavegms.training import recipe
 from wavegms.training import state as training_state
-from wavegms.training.autoencoder import build_autoencoder
 from wavegms.training.loss import WaveGMSLoss
 from wavegms.training.recipe import train
 from wavegms.training.state import LOCK_NAME, STATE_NAME, discard_state, load_state, only_training
@@ -55,13 +55,6 @@ class Disturbed(PreparedDataset):
         return super().__getitem__(index)
 
 
-def tiny_vae(seed=0):
-    torch.manual_seed(seed)
-    vae = freeze(build_autoencoder(16, 1))
-    vae.decoder.layers[-1].bias.fill_(0.5)  # mid grey, where the clamp lets gradients through
-    return vae
-
-
 def tiny_sd_vae():
     torch.manual_seed(0)
     return AutoencoderKL(
@@ -81,29 +74,21 @@ def train_in(
     at=None,
     act=None,
     vae=None,
-    sample=False,
-    loss=None,
+    choices=None,
+    seed=1,
     **changes,
 ):
-    """Four epochs of two steps; keywords change settings or arguments."""
+    """Four epochs of two steps; keywords change settings, and `choices` loss and model."""
     if variant == "gms":
         vae = tiny_sd_vae()
     elif variant != "unet":
-        vae = vae or tiny_vae()
-    seed, epochs = changes.pop("seed", 1), changes.pop("epochs", 4)
-    return train(
-        variant,
-        vae,
-        loss or WaveGMSLoss(),
-        Disturbed(prepared, "train", at, act),
-        PreparedDataset(prepared, "val"),
-        training_params(**{"augmentation": EVERYTHING, "warmup_epochs": 1} | changes),
-        epochs=epochs,
-        seed=seed,
-        folder=folder / "model",
-        live_folder=folder / "live",
-        sample_at_inference=sample,
+        vae = vae or grey_vae()
+    settings = training_params(
+        **{"augmentation": EVERYTHING, "warmup_epochs": 1, "epochs": 4} | changes
     )
+    sets = Disturbed(prepared, "train", at, act), PreparedDataset(prepared, "val")
+    names = {"variant": variant, "vae": vae, "seed": seed} | (choices or {})
+    return train(make_run(folder, *sets, settings, **names))
 
 
 @pytest.fixture
@@ -171,13 +156,14 @@ def assert_alike(one, other):
 )
 def test_a_failed_training_goes_on_bit_for_bit(run, saving_each_step, tmp_path, variant, sample):
     """Sampled latents, a coin for each step, batch statistics: nothing of it is lost or redrawn."""
-    whole = run("whole", variant, sample=sample)
+    choices = {"sample_at_inference": sample}
+    whole = run("whole", variant, choices=choices)
     for at in (3, 7, 5):  # images since the start or going on: in the steps 2, 5 and 7 of 8
         scramble()
         with pytest.raises(ZeroDivisionError):
-            run("parts", variant, at=at, act=fail, sample=sample)
+            run("parts", variant, at=at, act=fail, choices=choices)
     scramble()
-    parts = run("parts", variant, sample=sample)
+    parts = run("parts", variant, choices=choices)
     pd.testing.assert_frame_equal(parts.history, whole.history, check_exact=True)
     assert (parts.best_epoch, parts.best_dice) == (whole.best_epoch, whole.best_dice)
     assert_alike(tmp_path / "whole", tmp_path / "parts")
@@ -198,18 +184,8 @@ class Ticking(PreparedDataset):
 def _train_in_a_child(prepared, folder, params, ticks):
     training_loop._SAVE_SECONDS = 0.0
     torch.set_num_threads(1)
-    result = train(
-        "wave_gms",
-        tiny_vae(),
-        WaveGMSLoss(),
-        Ticking(prepared, "train", ticks),
-        PreparedDataset(prepared, "val"),
-        params,
-        epochs=8,
-        seed=1,
-        folder=folder / "model",
-        live_folder=folder / "live",
-    )
+    sets = Ticking(prepared, "train", ticks), PreparedDataset(prepared, "val")
+    result = train(make_run(folder, *sets, params, vae=grey_vae()))
     result.history.to_pickle(folder / "history.pkl")
 
 
@@ -250,7 +226,7 @@ def steps_done(folder):
 def test_a_training_killed_again_and_again_ends_bit_for_bit(
     prepared, training_params, tmp_path, survived
 ):
-    params = training_params(augmentation=EVERYTHING, warmup_epochs=1, precision="fp32")
+    params = training_params(augmentation=EVERYTHING, warmup_epochs=1, precision="fp32", epochs=8)
 
     def start(name):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -309,11 +285,17 @@ def refused(call, error=InputError):
         ),
         ({"epochs": 9}, "epochs was 4 and is 9"),
         ({"seed": 2}, "seed was 1 and is 2"),
-        ({"sample": True}, "model.sample_at_inference was False and is True"),
-        ({"loss": WaveGMSLoss("last_three_levels")}, "loss.supervision was all_levels and is last"),
-        ({"loss": WaveGMSLoss(alignment_distance="smooth_l1")}, "loss.alignment_distance was l1"),
+        (
+            {"choices": {"sample_at_inference": True}},
+            "model.sample_at_inference was False and is True",
+        ),
+        (
+            {"choices": {"supervision": "last_three_levels"}},
+            "loss.supervision was all_levels and is last",
+        ),
+        ({"choices": {"alignment_distance": "smooth_l1"}}, "loss.alignment_distance was l1"),
         ({"variant": "wave_gms_no_alignment"}, "variant was wave_gms and is wave_gms_no_alignment"),
-        ({"vae": tiny_vae(1)}, "the autoencoder changed"),
+        ({"vae": grey_vae(1)}, "the autoencoder changed"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -474,20 +456,22 @@ class Greedy(WaveGMSLoss):
         (1, "batch size 1: set a smaller image_size,"),
     ],
 )
-def test_too_little_memory_says_which_batch_size_to_try(run, batch_size, said, survived):
-    assert f"out of memory at {said}" in refused(
-        lambda: run("run", loss=Greedy(), batch_size=batch_size)
-    )
+def test_too_little_memory_says_which_batch_size_to_try(
+    run, batch_size, said, survived, monkeypatch
+):
+    monkeypatch.setattr(recipe, "WaveGMSLoss", Greedy)
+    assert f"out of memory at {said}" in refused(lambda: run("run", batch_size=batch_size))
     survived("faults")
 
 
-def test_another_error_of_torch_is_not_called_one_of_memory(run):
+def test_another_error_of_torch_is_not_called_one_of_memory(run, monkeypatch):
     class Wrong(WaveGMSLoss):
         def __call__(self, *arguments):
             return torch.ones(2) @ torch.ones(3)
 
+    monkeypatch.setattr(recipe, "WaveGMSLoss", Wrong)
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
-        run("run", loss=Wrong())
+        run("run")
 
 
 def test_two_trainings_in_one_folder_are_refused(run, tmp_path, survived):

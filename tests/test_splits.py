@@ -14,9 +14,7 @@ from layouts import write_bus, write_kvasir, write_split
 from wavegms.data.cases import Case
 from wavegms.data.catalog import CATALOG, find_cases
 from wavegms.data.splits import (
-    _PLAIN_OPCODES,
     MAX_SPLIT_BYTES,
-    _PlainUnpickler,
     assign_splits,
     carve_validation,
     random_split,
@@ -24,6 +22,7 @@ from wavegms.data.splits import (
     read_published_split,
 )
 from wavegms.errors import InputError
+from wavegms.files import _PLAIN, _PlainUnpickler
 
 
 def make_cases(groups: list[int], labels: list[str] | None = None) -> list[Case]:
@@ -201,8 +200,8 @@ def test_no_opcode_that_names_a_global_or_calls_is_admitted():
     }
     # fmt: on
     known = {opcode.name for opcode in pickletools.opcodes}
-    assert (dangerous | _PLAIN_OPCODES) <= known
-    assert not dangerous & _PLAIN_OPCODES
+    assert (dangerous | _PLAIN) <= known
+    assert not dangerous & _PLAIN
     # The second lock holds by itself.
     with pytest.raises(pickle.UnpicklingError):
         _PlainUnpickler(io.BytesIO(pickle.dumps(Command("x")))).load()

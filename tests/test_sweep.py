@@ -16,7 +16,8 @@ from copies import ROOT, copy_repository, environment, run, started
 from dvc.repo import Repo
 
 from wavegms.__main__ import main
-from wavegms.run.sweep import _run_item, find_items
+from wavegms.run.items import find_items
+from wavegms.run.sweep import run_item
 
 # What all depend on, a stage with a matrix whose items can be told to fail or to last, and the end.
 PIPELINE = """
@@ -129,7 +130,7 @@ def test_a_job_waits_as_long_as_another_holds_dvcs_lock(project):
     with Repo() as repo:
         repo.lock.lock()
         Timer(7, repo.lock.unlock).start()  # DVC alone would give up after three seconds
-        _run_item("work@1", project, {})
+        run_item("work@1", project, {})
     assert in_lock() == ["work@1"]
 
 

@@ -1,26 +1,28 @@
 """The tables of the tour: shapes and counts are those of the networks."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from wavegms.figures.method import parameter_table, shapes_along_path, trace_prediction
 
 
-def test_parameters_are_the_papers(pipeline):
-    table = parameter_table(pipeline).set_index("part")["parameters"]
+def test_parameters_are_the_papers(untrained):
+    table = parameter_table(untrained).set_index("part")["parameters"]
     assert table["one feature-extraction U-Net (of three)"] == 258_204
     assert table["feature-aggregation U-Net"] == 261_080
     assert table["multi-resolution encoder"] == 3 * 258_204 + 261_080 == 1_035_692
     assert table["latent mapping model"] == 1_564_976
     assert table["all that is trained"] == 2_600_668
     assert table["autoencoder: decoder"] == sum(
-        p.numel() for p in pipeline.vae.decoder.parameters()
+        p.numel() for p in untrained.vae.decoder.parameters()
     )
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_shapes_follow_from_the_size(pipeline, size):
-    table = shapes_along_path(pipeline, torch.rand(2, 3, size, size)).set_index("step")["output"]
+def test_shapes_follow_from_the_size(untrained, size):
+    table = shapes_along_path(untrained, torch.rand(2, 3, size, size)).set_index("step")["output"]
     half, eighth = size // 2, size // 8
     assert table["image"] == f"2 × 3 × {size} × {size}"
     assert table["level 1: four sub-bands of RGB"] == f"2 × 12 × {half} × {half}"
@@ -32,16 +34,17 @@ def test_shapes_follow_from_the_size(pipeline, size):
     assert table["soft mask, decoded from the last"] == f"2 × 1 × {size} × {size}"
 
 
-def test_the_trace_is_one_prediction_and_leaves_no_hook(pipeline):
+def test_the_trace_is_one_prediction_and_leaves_no_hook(untrained):
     images = torch.rand(2, 3, 32, 32)
-    expected = pipeline.predict(images)
-    steps = trace_prediction(pipeline, images)
+    expected = untrained.predict(images)
+    steps = trace_prediction(untrained, images)
     assert torch.equal(steps["encoder"].input, images)
     assert torch.equal(steps["encoder"].output, steps["mapping"].input)
-    decoded = (pipeline.vae.decode(steps["mapping.heads.3"].output).sample + 1) / 2
-    torch.testing.assert_close(decoded.mean(1, keepdim=True).clamp(0, 1), expected)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    decoded = (untrained.vae.decode(steps["mapping.heads.3"].output).sample + 1) / 2
+    close(decoded.mean(1, keepdim=True).clamp(0, 1), expected)
     limited = torch.tanh(steps["mapping.heads.3"].output / 3) * 3
-    assert torch.equal(steps["vae.decoder.layers.0"].input, limited)
+    close(steps["vae.decoder.layers.0"].input, limited)
     assert "vae.encoder" not in steps, "a prediction does not encode by the frozen encoder"
-    parts = pipeline.encoder, pipeline.mapping, pipeline.vae
+    parts = untrained.encoder, untrained.mapping, untrained.vae
     assert not any(module._forward_hooks for part in parts for module in part.modules())

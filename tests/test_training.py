@@ -11,6 +11,7 @@ from conftest import NO_AUGMENTATION
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts import tree
+from runs import grey_vae, make_run
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 
@@ -18,6 +19,7 @@ from wavegms import InputError, WaveGMSPipeline
 from wavegms.config import AugmentationParams, AutoencoderTraining
 from wavegms.models.build import build_variant
 from wavegms.training import loop as training_loop
+from wavegms.training import recipe
 from wavegms.training.autoencoder import train_autoencoder
 from wavegms.training.loss import WaveGMSLoss, soft_dice
 from wavegms.training.recipe import learning_rate_factor, train
@@ -39,22 +41,20 @@ class Repeated(Dataset):
 
 
 @pytest.fixture
-def run(trained_vae, train_set, validation_set, training_params, tmp_path):
-    """Three epochs of two steps; keywords change settings or arguments."""
+def vae():
+    return grey_vae()
 
-    def start(name="run", loss=None, data=train_set, epochs=3, seed=1, vae=trained_vae, **changes):
-        return train(
-            "wave_gms",
-            vae,
-            loss or WaveGMSLoss(),
-            data,
-            validation_set,
-            training_params(**changes),
-            epochs=epochs,
-            seed=seed,
-            folder=tmp_path / name / "model",
-            live_folder=tmp_path / name / "live",
-        )
+
+@pytest.fixture
+def run(vae, train_set, validation_set, training_params, tmp_path, monkeypatch):
+    """Three epochs of two steps; keywords change settings."""
+
+    def start(name="run", loss=None, seed=1, **changes):
+        if loss:
+            monkeypatch.setattr(recipe, "WaveGMSLoss", lambda **_: loss)
+        settings = training_params(**{"epochs": 3} | changes)
+        folder, sets = tmp_path / name, (train_set, validation_set)
+        return train(make_run(folder, *sets, settings, vae=vae, seed=seed))
 
     return start
 
@@ -113,19 +113,11 @@ def test_the_papers_schedule_ends_near_0():
     assert factors[5] == 1 and factors[-1] < 1e-5
 
 
-def test_four_images_are_learnt_by_heart(run, trained_vae, train_set, training_params, tmp_path):
-    result = train(
-        "wave_gms",
-        trained_vae,
-        WaveGMSLoss(),
-        Repeated(train_set, 30),
-        train_set,
-        training_params(batch_size=4, learning_rate=3e-3, warmup_epochs=1),
-        epochs=8,
-        seed=1,
-        folder=tmp_path / "model",
-        live_folder=tmp_path / "live",
-    )
+@pytest.mark.slow
+def test_four_images_are_learnt_by_heart(trained_vae, train_set, training_params, tmp_path):
+    settings = training_params(epochs=8, batch_size=4, learning_rate=3e-3, warmup_epochs=1)
+    sets = Repeated(train_set, 30), train_set
+    result = train(make_run(tmp_path, *sets, settings, vae=trained_vae))
     assert result.best_dice > 0.95
     losses = result.history["loss"]
     assert losses.iloc[-1] < 0.1 * losses.iloc[0]
@@ -230,11 +222,11 @@ def test_what_is_kept_predicts_what_was_measured(run, validation_set):
         assert soft_dice(soft, masks).mean().item() == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_autoencoder_is_not_changed(run, trained_vae):
-    before = {key: value.clone() for key, value in trained_vae.state_dict().items()}
+def test_the_autoencoder_is_not_changed(run, vae):
+    before = {key: value.clone() for key, value in vae.state_dict().items()}
     result = run(epochs=1)
-    assert equal(trained_vae.state_dict(), before)
-    assert not any(parameter.requires_grad for parameter in trained_vae.parameters())
+    assert equal(vae.state_dict(), before)
+    assert not any(parameter.requires_grad for parameter in vae.parameters())
     for name in ("best", "last"):
         saved = WaveGMSPipeline.from_pretrained(result.folder / name).vae
         assert equal(saved.state_dict(), before)
@@ -250,8 +242,6 @@ def test_every_trained_weight_moves(run, states):
 
 class Counting:
     """The loss, and the number of images and the value of each batch it was given."""
-
-    supervision, alignment_distance = "all_levels", "l1"
 
     def __init__(self, break_at=None):
         self.sizes, self.values, self.break_at = [], [], break_at
@@ -299,7 +289,7 @@ def test_a_warm_up_that_does_not_end_is_refused(run, epochs, warmup):
     assert f"training.warmup_epochs ({warmup})" in message and f"({epochs})" in message
 
 
-def test_an_unknown_variant_is_refused(trained_vae):
+def test_an_unknown_variant_is_refused():
     assert "'wave_gsm' is unknown" in refused(lambda: build_variant("wave_gsm"))
 
 

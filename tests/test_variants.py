@@ -10,6 +10,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from gms_reference import published_levels, published_state
+from runs import grey_vae, make_run
 
 from wavegms import InputError, LatentMappingModel, WaveGMSPipeline, load_sd_vae
 from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks, freeze
@@ -21,7 +22,7 @@ from wavegms.models.guided import (
     SpatialFeatureTransform,
 )
 from wavegms.run.check import check_inputs
-from wavegms.training.autoencoder import build_autoencoder
+from wavegms.training import recipe
 from wavegms.training.loss import WaveGMSLoss, mask_loss, soft_dice
 from wavegms.training.recipe import loss_terms, train
 from wavegms.variants import VARIANTS
@@ -72,9 +73,7 @@ def vae_of():
         torch.manual_seed(0)
         kind = VARIANTS[name].autoencoder
         if kind == "tiny":
-            vae = freeze(build_autoencoder(16, 1))
-            vae.decoder.layers[-1].bias.fill_(0.5)
-            return vae
+            return grey_vae()
         return freeze(build_kl()) if kind == "kl" else None
 
     return make
@@ -96,20 +95,11 @@ def checkpoint(tmp_path):
 def run(vae_of, train_set, validation_set, training_params, tmp_path, checkpoint):
     """One epoch; keywords change settings or arguments."""
 
-    def start(name, loss=None, vae=None, data=train_set, gms_checkpoint=checkpoint, **changes):
-        return train(
-            name,
-            vae or vae_of(name),
-            loss or WaveGMSLoss(),
-            data,
-            validation_set,
-            training_params(**changes),
-            epochs=1,
-            seed=1,
-            folder=tmp_path / name,
-            live_folder=tmp_path / "live",
-            gms_checkpoint=gms_checkpoint,
-        )
+    def start(name, vae=None, data=train_set, gms_checkpoint=checkpoint, **changes):
+        sets, settings = (data, validation_set), training_params(**changes)
+        names = {"variant": name, "vae": vae or vae_of(name), "checkpoints": tmp_path / name}
+        names["gms_checkpoint"] = str(gms_checkpoint)
+        return train(make_run(tmp_path, *sets, settings, **names))
 
     return start
 
@@ -235,8 +225,6 @@ def test_any_image_goes_through_every_pipeline(vae_of):
 class Counting:
     """The loss, and the number of images of each batch."""
 
-    supervision, alignment_distance = "all_levels", "l1"
-
     def __init__(self):
         self.sizes = []
 
@@ -249,9 +237,10 @@ class Counting:
     ("name", "batch_size", "sizes"),
     [("wave_gms_batch_2", 4, [2, 2]), ("wave_gms_batch_4", 1, [4]), ("tinyvae", 4, [4])],
 )
-def test_a_variant_may_have_its_own_batch_size(run, name, batch_size, sizes):
+def test_a_variant_may_have_its_own_batch_size(run, name, batch_size, sizes, monkeypatch):
     loss = Counting()
-    run(name, loss=loss, batch_size=batch_size)
+    monkeypatch.setattr(recipe, "WaveGMSLoss", lambda **_: loss)
+    run(name, batch_size=batch_size)
     assert loss.sizes == sizes
 
 
@@ -312,9 +301,8 @@ def test_the_mismatch_needs_no_recipe(run):
 
 
 def test_the_mismatch_without_a_checkpoint_is_refused(run, tmp_path):
-    message = refused(lambda: run("tinyvae_mismatch", gms_checkpoint=None))
-    assert "model.gms_checkpoint" in message
-    assert "no.pth" in refused(lambda: run("tinyvae_mismatch", gms_checkpoint=tmp_path / "no.pth"))
+    message = refused(lambda: run("tinyvae_mismatch", gms_checkpoint=tmp_path / "no.pth"))
+    assert "no.pth" in message and "model.gms_checkpoint" in message
     assert not (tmp_path / "tinyvae_mismatch").exists()
 
 

@@ -11,19 +11,16 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 from accelerate import PartialState, notebook_launcher
+from runs import grey_vae, make_run
 
 from wavegms.config import AugmentationParams, TrainingParams
 from wavegms.data.dataset import PreparedDataset
-from wavegms.models.autoencoder import freeze
 from wavegms.training import loop as training_loop
-from wavegms.training.autoencoder import build_autoencoder
-from wavegms.training.loss import WaveGMSLoss
 from wavegms.training.recipe import train
 
 SETTINGS = TrainingParams(
-    epochs=1,
+    epochs=4,
     epochs_by_dataset={},
     batch_size=4,
     learning_rate=1e-3,
@@ -55,23 +52,10 @@ class Stopping(PreparedDataset):
 
 
 def go(out: str, folder: str, supervision: str) -> None:
-    torch.manual_seed(3)
-    vae = freeze(build_autoencoder(16, 1))
-    vae.decoder.layers[-1].bias.fill_(0.5)  # mid grey, where the clamp lets gradients through
     training_loop._SAVE_SECONDS = 0.0
-    dataset = PreparedDataset(Path(folder), "train")
-    result = train(
-        "wave_gms",
-        vae,
-        WaveGMSLoss(supervision),
-        Stopping(Path(folder), "train"),
-        dataset,
-        SETTINGS,
-        epochs=4,
-        seed=7,
-        folder=Path(out) / "model",
-        live_folder=Path(out) / "live",
-    )
+    sets = Stopping(Path(folder), "train"), PreparedDataset(Path(folder), "train")
+    run = make_run(Path(out), *sets, SETTINGS, vae=grey_vae(3), seed=7, supervision=supervision)
+    result = train(run)
     state = PartialState()
     with open(Path(out) / "processes", "a") as file:
         file.write(f"{state.num_processes} {result.history['loss'].iloc[-1]!r}\n")

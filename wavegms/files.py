@@ -1,18 +1,28 @@
-"""Files: images that may be broken, hashes, and folders that are replaced whole or not at all."""
+"""Files: replaced whole or not at all; tables and pickles read without trust in what they hold."""
+
+from __future__ import annotations
 
 import glob
 import hashlib
 import os
+import pickle
+import pickletools
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pydantic import BaseModel
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -22,21 +32,8 @@ def is_hub_id(where: str | Path) -> bool:
     return isinstance(where, str) and _HUB_ID.fullmatch(where) is not None
 
 
-_LEFTOVER = re.compile(r"(?P<process>\d+)-[0-9a-f]{8}\.(?P<ending>new|old)")
-
-
 def sha256_of(path: Path) -> str:
-    """Compute the SHA-256 of a file's bytes.
-
-    Args:
-        path: The file.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
+    """Compute the SHA-256 of a file's bytes."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -51,15 +48,6 @@ def replace_folder(target: Path) -> Iterator[Path]:
     The new folder lies beside the target, on the same disk. If the block raises anything, an
     interruption by the keyboard included, the target is as it was and nothing else remains. What a
     process leaves that is killed meanwhile is put right by the next one.
-
-    Args:
-        target: The folder to create or to replace.
-
-    Yields:
-        The empty folder to fill.
-
-    Raises:
-        InputError: The target is a file, or its parent cannot be written.
     """
     # Where the target is a link, what it points to is replaced and the link stays.
     target = Path(target).resolve()
@@ -90,19 +78,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_file(target: Path) -> Iterator[Path]:
-    """Write a new file and put it in the place of another in one step.
-
-    As `replace_folder`, for a file.
-
-    Args:
-        target: The file to create or to replace; its folder is made if missing.
-
-    Yields:
-        The path to write, where nothing is yet.
-
-    Raises:
-        InputError: The target is a folder, or one above it a file.
-    """
+    """Write a new file and put it in the place of another in one step, as `replace_folder` does."""
     target = Path(target).resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,17 +98,148 @@ def replace_file(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a file whole or not at all, in UTF-8.
-
-    Args:
-        target: See `replace_file`.
-        text: Its content.
-
-    Raises:
-        InputError: As `replace_file`.
-    """
+    """Write a file whole or not at all, in UTF-8."""
     with replace_file(target) as fresh:
         fresh.write_text(text, encoding="utf-8")
+
+
+def read_table(
+    path: Path, row: type[BaseModel], remedy: str, *, may_be_empty: bool = False
+) -> pd.DataFrame:
+    """Read a CSV table of this project, every cell checked by the model of a row.
+
+    The columns are the model's fields, of types str, int, float or bool; others are left out. Ids,
+    where there are any, differ. A `ValueError` of a field's validator says what the cell is, in
+    words that follow "a {column} ": "that is no file name", "outside 0 to 1".
+    """
+    import pandas as pd
+    from pydantic import TypeAdapter, ValidationError
+
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist or is no file: {remedy}.")
+    try:
+        # An id such as 000001 or NA is a text.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}): {remedy}.") from error
+    for column in row.model_fields:
+        if column not in table:
+            raise InputError(f"{path} lacks the column {column}: {remedy}.")
+    if table.empty and not may_be_empty:
+        raise InputError(f"{path} has no row: {remedy}.")
+    if table.isna().any(axis=None):
+        raise InputError(f"{path} has a row with too few values: {remedy}.")
+    try:
+        rows = TypeAdapter(list[row]).validate_python(table.to_dict("records"))
+    except ValidationError as error:
+        raise InputError(f"{path} has {_wrong_cell(error.errors()[0])}: {remedy}.") from error
+    if "id" in row.model_fields and (twice := table["id"][table["id"].duplicated()]).any():
+        raise InputError(f"{path} lists {twice.iloc[0]} twice: {remedy}.")
+    kinds = {name: field.annotation for name, field in row.model_fields.items()}
+    return pd.DataFrame(
+        {
+            name: pd.Series(
+                [getattr(one, name) for one in rows],
+                dtype=kind if kind in (int, float, bool) else str,
+            )
+            for name, kind in kinds.items()
+        }
+    )
+
+
+def _wrong_cell(problem: dict[str, Any]) -> str:
+    if problem["type"] == "bool_parsing":
+        why = "other than True or False"
+    elif "_parsing" in problem["type"]:
+        why = "that is no number"
+    elif problem["type"] == "value_error":
+        why = str(problem["ctx"]["error"])
+    else:
+        why = problem["msg"].replace("Input", "that", 1)
+    column = problem["loc"][-1]
+    article = "an" if column[0] in "aeio" else "a"
+    return f"{article} {column} {why} ({problem['input'][:60]!r})"
+
+
+# Instructions that build dicts, lists, texts and small numbers, and nothing else. Whatever
+# imports, calls, builds an object or asks the process for one (extension registry, persistent ids)
+# is absent. So are tuples and large numbers: as keys of a dict, a few of the former, each holding
+# the one before twice, or many of the latter with the same hash would take forever.
+# fmt: off
+_PLAIN = {
+    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE",
+    "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET",
+    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2",
+    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING",
+    "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS",
+}
+# fmt: on
+
+_LARGE_NUMBERS = ("INT", "LONG", "LONG1", "LONG4")
+
+# Of a tuple in a pickle; those of tensors hold about 20.
+_MOST_OBJECTS = 10_000
+
+
+def check_pickle(data: bytes, allowed: Container[str] | None = None) -> None:
+    """Refuse, by a `ValueError`, a pickle that takes endless time or memory to read.
+
+    No instruction of it is carried out. `allowed` are the only instructions that it may hold; None
+    leaves that to the one who opens it, such as `torch.load(..., weights_only=True)`.
+
+    As keys of a dict, tuples are hashed with all that they hold: forty of them, each with the one
+    before twice, take forever. Of large numbers, any many can have the same hash. The sizes that
+    objects would have, written out, are counted here without building any.
+    """
+    stack, marks, memo = [], [], {}
+    for opcode, argument, _ in pickletools.genops(data):
+        name = opcode.name
+        if name in _LARGE_NUMBERS or (allowed is not None and name not in allowed):
+            raise ValueError(f"it holds the instruction {name}")
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            # The unpickler reserves memory up to the index it is told to store at.
+            if argument > len(data):
+                raise ValueError("it stores at an impossible place")
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        else:
+            taken = opcode.stack_before
+            if pickletools.markobject in taken:
+                start = marks.pop() - taken.index(pickletools.markobject)
+            else:
+                start = len(stack) - len(taken)
+            size = 1 + sum(stack[start:])
+            stack[start:] = [size] * len(opcode.stack_after)
+            if size > _MOST_OBJECTS and name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"):
+                raise ValueError("it holds objects within objects without end")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """The second lock, should the list of instructions ever be wrong."""
+
+    def find_class(self, module: str, name: str):
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid):
+        raise pickle.UnpicklingError("it asks for an outside object")
+
+
+def load_plain_pickle(data: bytes) -> Any:
+    """Unpickle dicts, lists, texts and small numbers, and nothing else.
+
+    A pickle can make the reader run any code. Of this one, anything else is refused before a single
+    instruction is carried out. A damaged pickle raises nearly any exception.
+    """
+    check_pickle(data, _PLAIN)
+    return _PlainUnpickler(BytesIO(data)).load()
+
+
+_LEFTOVER = re.compile(r"(?P<process>\d+)-[0-9a-f]{8}\.(?P<ending>new|old)")
 
 
 def _beside(target: Path, ending: str) -> Path:

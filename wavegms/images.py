@@ -35,16 +35,6 @@ def open_image(path: Path) -> Image.Image:
     """Open and fully decode an image; of an animated file, the first frame.
 
     The content decides, not the ending of the name.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The image in its own mode, detached from the file.
-
-    Raises:
-        InputError: The file is missing, empty, in none of `FORMATS`, truncated, or larger than
-            `MAX_PIXELS` or `MAX_SIDE`; the message names it.
     """
     path = Path(path)
     try:
@@ -80,18 +70,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def read_image(path: Path, convert: Callable[[Image.Image], _Pixels]) -> tuple[_Pixels, str]:
-    """Open and convert an image; whatever is wrong with it is said with the file's name.
-
-    Args:
-        path: The file.
-        convert: `as_rgb` or `as_mask`.
-
-    Returns:
-        What `convert` gives, and the mode that the image had.
-
-    Raises:
-        InputError: See `open_image` and the converter.
-    """
+    """Open and convert an image; whatever is wrong with it is said with the file's name."""
     image = open_image(path)
     try:
         return convert(image), image.mode
@@ -108,16 +87,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
     Grey is repeated to three channels, a palette is replaced by its colours, 16-bit grey is scaled
     linearly from 0..65535 to 0..255, and the orientation noted in EXIF is applied. Transparency is
-    dropped, not composed: a medical image has no background to show through.
-
-    Args:
-        image: An image of mode 1, L, LA, P, RGB, RGBA, CMYK or 16-bit grey (I;16, I;16B, ...).
-
-    Returns:
-        The image in mode RGB; width and height are swapped where EXIF says so.
-
-    Raises:
-        InputError: The mode has no defined range (F, I) or is not one of the above.
+    dropped, not composed: a medical image has no background to show through. The modes F and I are
+    refused, as they have no defined range.
     """
     image = _upright(image)
     if image.mode.startswith("I;16"):
@@ -134,21 +105,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def as_mask(image: Image.Image) -> np.ndarray:
-    """Read an image as a binary mask.
+    """Read an image as a boolean mask (H, W), True for foreground, of which there may be none.
 
     Colour channels are combined by their maximum and transparency is ignored; a palette counts by
     its colours. Published masks come both as black and white (perhaps with grey edges) and as label
     maps 0, 1, 2, ...: where any value lies in the upper half of the range, foreground is the upper
     half; otherwise foreground is everything above zero. EXIF orientation is applied as for images.
-
-    Args:
-        image: An image of mode 1, L, LA, P, RGB, RGBA or 16-bit grey (I;16, I;16B, ...).
-
-    Returns:
-        Boolean array of shape (H, W), True is foreground; it may be empty of foreground.
-
-    Raises:
-        InputError: Any other mode.
     """
     image = _upright(image)
     if image.mode == "P":
@@ -173,31 +135,16 @@ def as_mask(image: Image.Image) -> np.ndarray:
 
 
 def resize_image(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
-    """Resize an image by antialiased bilinear interpolation.
+    """Resize an image (RGB or L) to a square or to (width, height), antialiased and bilinear.
 
     PIL's bilinear filter widens with the reduction, as torch's does with `antialias=True`; without
     it, a reduction by four would look at one pixel in four and speckle would turn into noise.
-
-    Args:
-        image: An image of mode RGB or L.
-        size: Side of a square, or (width, height), in pixels.
-
-    Returns:
-        The image at that size, same mode.
     """
     return image.resize(_pair(size), Image.Resampling.BILINEAR)
 
 
 def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Resize a binary mask by the nearest pixel, so that it stays binary.
-
-    Args:
-        mask: Boolean array of shape (H, W).
-        size: Side of a square, or (width, height), in pixels.
-
-    Returns:
-        Boolean array of shape (height, width).
-    """
+    """Resize a boolean mask (H, W) by the nearest pixel, so that it stays binary."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     return np.asarray(grey.resize(_pair(size), Image.Resampling.NEAREST)) > 127
 

@@ -32,9 +32,6 @@ _SOURCES = ("dvc.yaml", "notebooks", "params.yaml", "wavegms")
 def run_record(project: Path = Path(".")) -> dict[str, Any]:
     """Describes the running process; call it before the work, as code may change meanwhile.
 
-    Args:
-        project: the project's folder.
-
     Returns:
         What JSON can hold: revision (of git, 40 hexadecimal digits; None where git does not hold
         the project), changed (the files of the project that decide on results and are not as
@@ -77,12 +74,6 @@ def enter_project() -> Path:
     JupyterLab, papermill and nbval start a notebook in its own folder, `notebooks/`. After this
     call, paths are the same as on the command line and in params.yaml. Calling it again does no
     harm.
-
-    Returns:
-        The project's folder.
-
-    Raises:
-        InputError: neither the working directory nor a folder above it holds params.yaml.
     """
     here = Path.cwd()
     for folder in (here, *here.parents):

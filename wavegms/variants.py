@@ -10,19 +10,13 @@ from wavegms.errors import InputError
 class VariantSpec:
     """What makes a variant; everything else it shares with the others.
 
-    Attributes:
-        title: for a reader, close to its name in the paper's tables.
-        network: what is trained: "wavelet" (encoder and mapping), "mapping" (of the autoencoder's
-            own latent), "guided" (the same with the image's details), or the name of a function in
-            `wavegms.models.mask_network`.
-        autoencoder: the frozen autoencoder it needs: "tiny" (`load_autoencoder`), "kl"
-            (`load_sd_vae`), or None.
-        aligned: whether L_align is part of its loss.
-        trained: whether it is trained at all; if not, its weights are imported from GMS.
-        batch_size: its batch size, where the name says one.
-        side_divisor: what the sides of its images must be divisible by.
-        full_precision: whether its first gradients are so large that in bf16 they are others (the
-            cosine to those of float32 was 0.2 to 0.6), so that it is not chosen unasked.
+    `network` is what is trained: "wavelet" (encoder and mapping), "mapping" (of the autoencoder's
+    own latent), "guided" (the same with the image's details), or the name of a function in
+    `wavegms/models/mask_network.py`. `autoencoder` is the frozen one it needs, `aligned` whether
+    L_align is part of its loss; one that is not `trained` has its weights from GMS. `batch_size` is
+    its own where the name says one. `full_precision` is for one whose first gradients are so large
+    that in bf16 they are others (the cosine to those of float32 was 0.2 to 0.6): bf16 is not chosen
+    for it unasked.
     """
 
     title: str
@@ -60,26 +54,16 @@ VARIANTS: dict[str, VariantSpec] = {
 
 
 def variant_spec(name: str) -> VariantSpec:
-    """The entry of `VARIANTS`.
-
-    Raises:
-        InputError: the name is unknown.
-    """
+    """The entry of `VARIANTS`."""
     if name not in VARIANTS:
         raise InputError(f"variant {name!r} is unknown: choose among {', '.join(VARIANTS)}")
     return VARIANTS[name]
 
 
 def require_side(name: str, side: int, parameter: str) -> None:
-    """Checks that images have a size that a variant takes.
+    """Checks that images have a side in pixels that a variant takes.
 
-    Args:
-        name: a key of `VARIANTS`.
-        side: of the images, in pixels.
-        parameter: what to change if it does not suit, as it stands in params.yaml.
-
-    Raises:
-        InputError: the variant is unknown, or the side is not divisible by what it asks for.
+    `parameter` is what to change if not, as it stands in params.yaml.
     """
     divisor = variant_spec(name).side_divisor
     if side % divisor:

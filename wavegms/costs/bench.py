@@ -4,124 +4,30 @@ Every workload is measured in a process of its own, all of them in each of sever
 a ratio compares neighbours in time and its spread over the rounds says how much to trust it.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from wavegms.costs.figure import plot_benchmark
-from wavegms.costs.measure import Workload
-from wavegms.costs.tables import GIB, count_gflop, measured_peak, measured_points
-from wavegms.errors import InputError
+from wavegms.costs.cases import COMPARISONS, Case, Plan, cases
+from wavegms.costs.figure import plot_costs
+from wavegms.costs.harness import MEASURES, apart, measured_points
+from wavegms.costs.tables import GIB
 from wavegms.figures.style import save_figure
 from wavegms.files import write_text
-from wavegms.variants import require_side
 
 
-@dataclass(frozen=True)
-class Case:
-    """A workload with a name for a reader.
-
-    Attributes:
-        name: what it is called in tables and figures.
-        workload: what is measured.
-        keep_memory: see `measured_points`.
-    """
-
-    name: str
-    workload: Workload
-    keep_memory: bool = True
-
-
-def cases(gpu: bool) -> list[Case]:
-    """All that is measured; on a GPU without what only concerns CPUs.
-
-    Args:
-        gpu: whether there is one.
-    """
-
-    def case(name: str, *workload: str, keep_memory: bool = True) -> Case:
-        return Case(name, Workload(*workload), keep_memory)
-
-    # without a GPU, how memory is taken from the system is a measure of its own
-    training = [
-        case("plain", "wave_gms", "train", "plain", "fp32", keep_memory=gpu),
-        *([] if gpu else [case("plain, memory kept", "wave_gms", "train", "plain", "fp32")]),
-        case("lean", "wave_gms", "train", "lean", "fp32"),
-        *([case("lean tf32", "wave_gms", "train", "lean", "tf32")] if gpu else []),
-        case("plain bf16", "wave_gms", "train", "plain", "bf16"),
-        case("lean bf16", "wave_gms", "train", "lean", "bf16"),
-        case("Tiny-VAE", "tinyvae", "train", "lean", "fp32"),
-        case("GMS", "gms", "train", "lean", "fp32"),
-        case("UNet", "unet", "train", "lean", "fp32"),
-    ]
-    prediction = [
-        case("plain", "wave_gms", "predict", "plain", "fp32"),
-        case("lean", "wave_gms", "predict", "lean", "fp32"),
-        case("lean bf16", "wave_gms", "predict", "lean", "bf16"),
-        case("ONNX Runtime, CPU", "wave_gms", "predict", "onnx", "fp32"),
-        case("Tiny-VAE", "tinyvae", "predict", "lean", "fp32"),
-        case("GMS", "gms", "predict", "lean", "fp32"),
-        case("UNet", "unet", "predict", "lean", "fp32"),
-    ]
-    return training + prediction
-
-
-# Which is divided by which, where both were measured.
-COMPARISONS = {
-    "train": [
-        ("lean", "plain"),
-        ("plain, memory kept", "plain"),
-        ("lean", "plain, memory kept"),
-        ("lean tf32", "plain"),
-        ("plain bf16", "plain"),
-        ("lean bf16", "lean"),
-        ("lean bf16", "plain"),
-        ("Tiny-VAE", "lean"),
-        ("GMS", "lean"),
-        ("UNet", "lean"),
-    ],
-    "predict": [
-        ("lean", "plain"),
-        ("lean bf16", "lean"),
-        ("ONNX Runtime, CPU", "lean"),
-        ("Tiny-VAE", "lean"),
-        ("GMS", "lean"),
-        ("UNet", "lean"),
-    ],
-}
-
-
-def run_benchmark(
-    image_size: int, batch_sizes: Sequence[int], rounds: int, steps: int, folder: Path
-) -> None:
+def run_benchmark(plan: Plan, folder: Path) -> None:
     """Measures everything and writes tables and figures.
 
-    Args:
-        image_size: side of the images in pixels.
-        batch_sizes: ascending; predictions are measured at the last alone.
-        rounds: how often everything is measured anew.
-        steps: timed at each batch size.
-        folder: where `measurements.csv`, `ratios.csv`, `costs.csv`, `summary.md` and the figure
-            `training` go.
-
-    Raises:
-        InputError: the sizes suit no variant, or a process failed by anything but lack of memory.
+    These are `measurements.csv`, `ratios.csv`, `costs.csv`, `summary.md` and the figure `training`.
     """
-    if list(batch_sizes) != sorted(set(batch_sizes)) or min(batch_sizes, default=0) < 1:
-        raise InputError(f"--batch-sizes must ascend from 1 or more, not {list(batch_sizes)}")
-    if min(rounds, steps) < 1:
-        raise InputError("--rounds and --steps must be at least 1")
-    chosen = cases(torch.cuda.is_available())
-    for case in chosen:
-        require_side(case.workload.variant, image_size, "--image-size")
-    points = pd.DataFrame(_measure(chosen, image_size, batch_sizes, rounds, steps))
-    kinds = sorted(set(points["precision"]))
-    peaks = {kind: measured_peak(kind) for kind in tqdm(kinds, desc="matrix products")}
+    chosen = cases(apart("torch.cuda:is_available"))
+    points = pd.DataFrame(_measure(chosen, plan))
+    kinds = tqdm(sorted(set(points["precision"])), desc="matrix products")
+    peaks = {kind: apart(f"{MEASURES}:measure_peak", kind) for kind in kinds}
     costs, ratios = tabulate_costs(points, peaks), tabulate_ratios(points)
     for name, table in (("measurements", points), ("costs", costs), ("ratios", ratios)):
         write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -129,15 +35,13 @@ def run_benchmark(
     save_figure(draw(points), folder / "training")
 
 
-def _measure(
-    chosen: list[Case], image_size: int, batch_sizes: Sequence[int], rounds: int, steps: int
-) -> Iterator[dict]:
-    with tqdm(total=rounds * len(chosen), desc="measuring", unit="process") as bar:
-        for number in range(1, rounds + 1):
+def _measure(chosen: list[Case], plan: Plan) -> Iterator[dict]:
+    with tqdm(total=plan.rounds * len(chosen), desc="measuring", unit="case") as bar:
+        for number in range(1, plan.rounds + 1):
             for case in chosen:
                 workload = case.workload
                 bar.set_postfix_str(f"{workload.task} {case.name}")
-                sizes = batch_sizes if workload.task == "train" else batch_sizes[-1:]
+                sizes = plan.batch_sizes if workload.task == "train" else plan.batch_sizes[-1:]
                 about = {
                     "round": number,
                     "task": workload.task,
@@ -146,10 +50,10 @@ def _measure(
                     "form": workload.form,
                     "precision": workload.precision,
                     "memory_kept": case.keep_memory,
-                    "image_size": image_size,
+                    "image_size": plan.image_size,
                 }
                 for point in measured_points(
-                    workload, image_size, sizes, steps, keep_memory=case.keep_memory
+                    workload, plan.image_size, sizes, plan.steps, keep_memory=case.keep_memory
                 ):
                     yield about | point
                 bar.update()
@@ -158,9 +62,7 @@ def _measure(
 def tabulate_costs(points: pd.DataFrame, peaks: dict[str, float]) -> pd.DataFrame:
     """What each case costs at the largest batch it was measured with.
 
-    Args:
-        points: `measurements.csv`.
-        peaks: GFLOP a second of a matrix product, by precision.
+    `peaks` are GFLOP a second of a matrix product, by precision.
 
     Returns:
         One row a case: task, case, batch_size, image_seconds, peak_gib and step_gib (what the peak
@@ -173,7 +75,8 @@ def tabulate_costs(points: pd.DataFrame, peaks: dict[str, float]) -> pd.DataFram
         group = group[group["batch_size"] == group["batch_size"].max()]
         first = group.iloc[0]
         seconds = (group["step_seconds"] / group["batch_size"]).median()
-        gflop = count_gflop(first["variant"], task, first["form"], int(first["image_size"]))
+        work = (first["variant"], task, first["form"], int(first["image_size"]))
+        gflop = apart(f"{MEASURES}:count_gflop", *work)
         own = group["peak_bytes"].astype(float) - group["base_bytes"].astype(float)
         rows.append(
             {
@@ -192,9 +95,6 @@ def tabulate_costs(points: pd.DataFrame, peaks: dict[str, float]) -> pd.DataFram
 
 def tabulate_ratios(points: pd.DataFrame) -> pd.DataFrame:
     """The comparisons, round by round, at the largest batch that both sides were measured with.
-
-    Args:
-        points: `measurements.csv`.
 
     Returns:
         One row a comparison and quantity: task, case, against, batch_size, quantity ("time",
@@ -248,28 +148,19 @@ def _measured(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(points: pd.DataFrame) -> Figure:
-    """Memory and time of a training step against the batch size, medians over the rounds.
-
-    Args:
-        points: `measurements.csv`.
-    """
+    """Memory and time of a training step against the batch size, medians over the rounds."""
     training = _measured(points[points["task"] == "train"])
-    columns = ["peak_bytes", "base_bytes", "step_seconds"]
-    lines = training.groupby(["case", "batch_size"], sort=False)[columns].median().reset_index()
+    columns = ["peak_bytes", "step_seconds"]
+    keys = ["case", "batch_size", "image_size", "memory"]
+    lines = training.groupby(keys, sort=False)[columns].median().reset_index()
     first = training.iloc[0]
-    size = first["image_size"]
-    title = f"{size}×{size} pixels, {_machine(first)}; plain and lean are forms of Wave-GMS"
-    return plot_benchmark(lines, title, first["memory"])
+    size = f"{first['image_size']}×{first['image_size']}"
+    title = f"{size} pixels, {_machine(first)}; plain and lean are forms of Wave-GMS"
+    return plot_costs(lines, by="case", title=title)
 
 
 def summarise(points: pd.DataFrame, costs: pd.DataFrame, ratios: pd.DataFrame) -> str:
-    """The tables as Markdown, for a reader.
-
-    Args:
-        points: `measurements.csv`.
-        costs: from `tabulate_costs`.
-        ratios: from `tabulate_ratios`.
-    """
+    """The tables as Markdown, for a reader."""
     first = _measured(points).iloc[0]
     shown = ratios.assign(
         ratio=[

@@ -1,28 +1,27 @@
-"""Time and memory of one variant's training step or prediction, measured by the process itself.
+"""Time and memory of one workload, measured by the process itself, and exact counts.
 
-`wavegms.efficiency` starts it as `python -m wavegms.efficiency_worker REQUEST`, because memory that
-a process has once used cannot be told from what it uses now: only a fresh process has a peak of its
-own. It prints one JSON object a line for each batch size, as soon as it is measured.
+Runs in a process of its own, see `wavegms.costs.harness`: the notebook itself needs no torch.
 """
 
-import json
 import platform
 import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from wavegms.config import Precision
+from wavegms.costs.cases import Workload
 from wavegms.models.autoencoder import Autoencoder, freeze
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.export import PlainPipeline
@@ -53,19 +52,10 @@ _SD_VAE = {
 
 
 def build_untrained(variant: str) -> tuple[Network, Autoencoder | None]:
-    """A variant and its frozen autoencoder at the paper's sizes, with random weights.
+    """A variant in training mode and its frozen autoencoder, at the paper's sizes.
 
     Neither a count nor a time depends on the weights, so nothing is loaded: the Tiny-VAE has the
-    size of TAESD and the SD-VAE that of Stable Diffusion's.
-
-    Args:
-        variant: a key of `VARIANTS`.
-
-    Returns:
-        The network in training mode, and its autoencoder; None if it needs none.
-
-    Raises:
-        InputError: the variant is unknown.
+    size of TAESD and the SD-VAE that of Stable Diffusion's, with random weights.
     """
     kind = variant_spec(variant).autoencoder
     vae = None
@@ -74,89 +64,97 @@ def build_untrained(variant: str) -> tuple[Network, Autoencoder | None]:
     return build_variant(variant).train(), vae
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What a process repeats and measures.
+def count_sizes(variants: Sequence[str], image_size: int) -> list[dict]:
+    """Parameters, both halves of the frozen autoencoder included, and `count_gflop` of variants."""
+    rows = []
+    for name in variants:
+        with torch.device("meta"):
+            counts = as_pipeline(*build_untrained(name), image_size).parameter_counts
+        rows.append(
+            {
+                "variant": name,
+                "system": variant_spec(name).title,
+                "trainable_parameters": counts.trainable,
+                "total_parameters": counts.total,
+                "image_size": image_size,
+                "training_gflop": count_gflop(name, "train", "lean", image_size),
+                "inference_gflop": count_gflop(name, "predict", "lean", image_size),
+            }
+        )
+    return rows
 
-    Attributes:
-        variant: a key of `VARIANTS`.
-        task: "train", a step of the training loop: forward, loss, backward and the fused AdamW
-            (reading and augmenting images is no part of it); or "predict", `pipeline.predict`.
-        form: "lean", as this package computes; "plain", as the paper writes it, with diffusers'
-            autoencoder called as it is; or "onnx", a prediction in ONNX Runtime on the CPU.
-        precision: "fp32", "tf32", "bf16" or "fp16".
+
+def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
+    """Operations for one image, in units of 10^9; training is forward, loss and backward.
+
+    Counted are matrix products (attention included) and convolutions, as torch's flop counter does,
+    a multiply-add as two operations. Nothing is computed: the tensors are on torch's `meta` device,
+    which has shapes only. The form "onnx" computes as the plain one.
     """
+    with torch.device("meta"):
+        network, vae = build_untrained(variant)
+        images = torch.empty(1, 3, image_size, image_size)
+        masks = torch.empty(1, 1, image_size, image_size)
+    # fused attention differs from device to device, and the counter does not know all of it
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        if task == "train":
+            terms_of = plain_terms if form == "plain" else loss_terms
+            terms = terms_of(variant_spec(variant), network, WaveGMSLoss(), vae, images, masks)
+            terms["loss"].backward()
+        else:
+            pipeline = as_pipeline(network, vae, image_size)
+            predict = pipeline.predict if form == "lean" else PlainPipeline(pipeline)
+            with torch.no_grad():
+                predict(images)
+    return counter.get_total_flops() / 1e9
 
-    variant: str
-    task: Literal["train", "predict"] = "train"
-    form: Literal["lean", "plain", "onnx"] = "lean"
-    precision: Precision = "fp32"
 
-
-def measure_work(
-    workload: Workload, image_size: int, batch_sizes: Sequence[int], steps: int
-) -> Iterator[dict]:
+def measure_point(workload: Workload, batch_size: int, image_size: int, steps: int) -> dict:
     """Repeats a workload on random images; on the GPU if there is one, otherwise on the CPU.
 
-    Args:
-        workload: what is measured.
-        image_size: side of the images in pixels.
-        batch_sizes: ascending, as the peak memory of a process never falls: what it is after a
-            batch size is then the peak of that batch size.
-        steps: how many are timed at each batch size, after one that is not. One of 20 s and more
-            needs no warm-up: it is timed, and the only one.
+    `steps` are timed after one that is not; one of 20 s and more needs no warm-up: it is timed, and
+    the only one.
 
-    Yields:
-        For each batch size: batch_size, device (its name), threads (of the CPU), memory (what was
-        measured: `PROCESS_MEMORY` or `GPU_MEMORY`), base_bytes (before the network was built),
-        peak_bytes (on a GPU, what torch reserved; None of "onnx"), allocated_bytes (on a GPU, what
-        tensors took of that; else None), and step_seconds (the median). After a batch size that
-        memory does not suffice for, whose dictionary has batch_size and note only, there are no
-        more.
-
-    Raises:
-        InputError: the device has not the precision.
+    Returns:
+        device (its name), threads (of the CPU), memory (what was measured: `PROCESS_MEMORY` or
+        `GPU_MEMORY`), base_bytes (before the network was built), peak_bytes (on a GPU, what torch
+        reserved; None of "onnx"), allocated_bytes (on a GPU, what tensors took of that; else None),
+        and step_seconds (the median). Where memory does not suffice, note only.
     """
     on_gpu = torch.cuda.is_available() and workload.form != "onnx"
     device = torch.device("cuda" if on_gpu else "cpu")
     choose_precision(workload.precision, device)
     base = torch.cuda.memory_reserved() if on_gpu else peak_process_bytes()
-    network, vae = build_untrained(workload.variant)
-    network.to(device)
-    if vae is not None:
-        vae.to(device)
-    prepare = {"train": _training, "predict": _predicting}[workload.task]
-    work = prepare(workload, network, vae, image_size)
-    autocast = computing_with(workload.precision, device)
-    for batch_size in batch_sizes:
-        if on_gpu:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        seconds = []
-        try:
-            images = torch.rand(batch_size, 3, image_size, image_size, device=device)
-            masks = torch.rand(batch_size, 1, image_size, image_size, device=device).round()
-            while len(seconds) <= steps and max(seconds, default=0) < _NEEDS_NO_WARM_UP:
-                start = _now(on_gpu)
-                work(images, masks, autocast)
-                seconds.append(_now(on_gpu) - start)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            yield {"batch_size": batch_size, "note": "out of memory"}
-            return
-        # exporting took more than predicting will
-        measurable = workload.form != "onnx"
-        yield {
-            "batch_size": batch_size,
-            "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
-            "threads": torch.get_num_threads(),
-            "memory": GPU_MEMORY if on_gpu else PROCESS_MEMORY,
-            "base_bytes": base,
-            "peak_bytes": _peak_bytes(on_gpu) if measurable else None,
-            "allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-            "step_seconds": statistics.median(seconds[1:] or seconds),
-        }
+    seconds = []
+    try:
+        network, vae = build_untrained(workload.variant)
+        network.to(device)
+        if vae is not None:
+            vae.to(device)
+        prepare = {"train": _training, "predict": _predicting}[workload.task]
+        work = prepare(workload, network, vae, image_size)
+        autocast = computing_with(workload.precision, device)
+        images = torch.rand(batch_size, 3, image_size, image_size, device=device)
+        masks = torch.rand(batch_size, 1, image_size, image_size, device=device).round()
+        while len(seconds) <= steps and max(seconds, default=0) < _NEEDS_NO_WARM_UP:
+            start = _now(on_gpu)
+            work(images, masks, autocast)
+            seconds.append(_now(on_gpu) - start)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return {"note": "out of memory"}
+    # exporting took more than predicting will
+    measurable = workload.form != "onnx"
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "memory": GPU_MEMORY if on_gpu else PROCESS_MEMORY,
+        "base_bytes": base,
+        "peak_bytes": _peak_bytes(on_gpu) if measurable else None,
+        "allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "step_seconds": statistics.median(seconds[1:] or seconds),
+    }
 
 
 def _training(
@@ -219,14 +217,9 @@ def _predicting(
 
 
 def open_onnx(pipeline: WaveGMSPipeline) -> tuple[Any, float]:
-    """A pipeline in ONNX Runtime on the CPU, with as many threads as torch has.
+    """A pipeline in an `onnxruntime.InferenceSession` with as many threads as torch has.
 
-    Args:
-        pipeline: any variant's.
-
-    Returns:
-        The `onnxruntime.InferenceSession`, and the largest difference of its probabilities to those
-        of the pipeline.
+    Beside it, the largest difference of its probabilities to those of the pipeline.
     """
     import onnxruntime  # here, because nothing else needs it
 
@@ -240,15 +233,46 @@ def open_onnx(pipeline: WaveGMSPipeline) -> tuple[Any, float]:
     return session, exported.max_difference
 
 
-def measure_peak(precision: Precision) -> float:
-    """Operations a second of this machine's best of several matrix products, in units of 10^9.
+def compare_inference(image_size: int, batch_sizes: Sequence[int], repeats: int) -> list[dict]:
+    """Predictions of Wave-GMS by torch and by ONNX Runtime, side by side on the CPU.
 
-    Args:
-        precision: "fp32", "tf32", "bf16" or "fp16".
+    Each is timed `repeats` times, in turn, after once that is not.
 
-    Raises:
-        InputError: the device has not the precision.
+    Returns:
+        One row a batch size: batch_size, torch_seconds and onnx_seconds (of an image, medians),
+        ratio (onnx to torch, the median over the repeats), lowest and highest of it, and
+        max_difference, the largest between their probabilities for a random image, in [0, 1].
     """
+    pipeline = as_pipeline(*build_untrained("wave_gms"), image_size)
+    session, difference = open_onnx(pipeline)
+    rows = []
+    for batch_size in batch_sizes:
+        images = torch.rand(batch_size, 3, image_size, image_size)
+        pairs = []
+        for _ in range(1 + repeats):
+            started = time.perf_counter()
+            pipeline.predict(images)
+            between = time.perf_counter()
+            session.run(None, {"images": images.numpy()})
+            pairs.append((between - started, time.perf_counter() - between))
+        by_torch, by_onnx = zip(*pairs[1:], strict=True)
+        ratios = [other / one for one, other in pairs[1:]]
+        rows.append(
+            {
+                "batch_size": batch_size,
+                "torch_seconds": statistics.median(by_torch) / batch_size,
+                "onnx_seconds": statistics.median(by_onnx) / batch_size,
+                "ratio": statistics.median(ratios),
+                "lowest": min(ratios),
+                "highest": max(ratios),
+                "max_difference": difference,
+            }
+        )
+    return rows
+
+
+def measure_peak(precision: Precision) -> float:
+    """Operations a second of this machine's best of several matrix products, in units of 10^9."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     choose_precision(precision, device)
@@ -298,17 +322,3 @@ def _cpu_name() -> str:
     listed = Path("/proc/cpuinfo")
     name = re.search(r"model name\s*: (.+)", listed.read_text()) if listed.is_file() else None
     return name[1].strip() if name else platform.processor() or platform.machine()
-
-
-def main(request: dict) -> None:
-    """Answers a request on stdout: a workload and how to measure it, or `peak` and a precision."""
-    if "peak" in request:
-        print(json.dumps({"gflop_per_second": measure_peak(request["peak"])}), flush=True)
-        return
-    workload = Workload(**request.pop("workload"))
-    for point in measure_work(workload, **request):
-        print(json.dumps(point), flush=True)
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))

@@ -6,18 +6,22 @@ terabytes. Such an archive is refused by a sentence that names the member; datas
 
 import gzip
 import re
+import shutil
 import stat
 import tarfile
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from wavegms.errors import InputError
 
 _CHUNK = 1 << 20
+
+_SPECIAL = "the type of a link or a device"
 
 # What macOS adds to archives: stubs that look like images to a reader.
 _LEFTOVERS = re.compile(r"(^|/)(__MACOSX(/|$)|\._|\.DS_Store$)")
@@ -25,18 +29,21 @@ _LEFTOVERS = re.compile(r"(^|/)(__MACOSX(/|$)|\._|\.DS_Store$)")
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may expand to; HAM10000, the largest dataset here, stays far below.
+    """What an archive may expand to; HAM10000, the largest dataset here, stays far below."""
 
-    Attributes:
-        members: Files and folders in one archive.
-        total_bytes: Unpacked bytes of one archive.
-        ratio: Unpacked bytes for each byte of the archive. Images hardly shrink; a bomb expands by
-            a thousand and more.
-    """
-
-    members: int = 50_000
-    total_bytes: int = 10 * 2**30
+    members: int = 50_000  # files and folders
+    total_bytes: int = 10 * 2**30  # unpacked
+    # Unpacked bytes for each byte of the archive. Images hardly shrink; a bomb expands by a
+    # thousand and more.
     ratio: int = 100
+
+
+class _Member(NamedTuple):
+    name: str
+    is_folder: bool
+    size: int  # bytes, as it claims
+    flaw: str  # what it has that no member should have, or nothing
+    open: Callable[[], IO[bytes]]
 
 
 @dataclass
@@ -91,35 +98,32 @@ class _Bounded:
 
 
 def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> int:
-    """Unpacks a .zip, .tar or .tar.gz into a folder.
+    """Unpacks a .zip, .tar or .tar.gz into an empty folder, and counts the files, at least one.
 
     Only regular files and folders are made, with the permissions of new files. Leftovers of macOS
     (`__MACOSX`, `._*`, `.DS_Store`) are left out. Nothing is ever written outside the folder. After
     an error the folder may hold a part: unpack into one that is thrown away then.
-
-    Args:
-        archive: The file.
-        folder: An empty folder.
-        limits: What it may expand to.
-
-    Returns:
-        The number of files written, at least 1.
-
-    Raises:
-        InputError: The file is no such archive, is damaged, encrypted or empty, or holds what is
-            described above; or the disk is full.
     """
     archive, folder = Path(archive), Path(folder)
     # An empty archive still has headers, a tiny one may well expand.
     allowed = min(limits.total_bytes, limits.ratio * max(archive.stat().st_size, 10_000))
-    written = 0
+    # The headers of a tar, long names included, count as well: half a kilobyte and more each.
+    stream = allowed + limits.members * 2048
+    places, written = _Places(archive), 0
     try:
-        read = _zip_members if zipfile.is_zipfile(archive) else _tar_members
-        for count, (place, stream) in enumerate(read(archive, allowed, limits.members), 1):
+        is_zip = zipfile.is_zipfile(archive)
+        members = _zip_members(archive) if is_zip else _tar_members(archive, stream)
+        for count, member in enumerate(members, 1):
             if count > limits.members:
-                raise _too_many(archive, limits.members)
+                raise _refusal(archive, f"it has more than {limits.members} members")
+            if member.flaw:
+                raise places.refusal(member.name, member.flaw)
+            allowed -= member.size
+            if allowed < 0:
+                raise _too_large(archive)
+            place = places.of(member.name, member.is_folder)
             if place and not _LEFTOVERS.search(place):
-                written += _write(stream, folder / place)
+                written += _write(member, folder / place)
     except InputError:
         raise
     except gzip.BadGzipFile as error:
@@ -136,69 +140,39 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> int:
     return written
 
 
-_Members = Iterator[tuple[str, IO[bytes] | None]]
-
-
-def _zip_members(archive: Path, allowed: int, most: int) -> _Members:
-    """Yields (relative path, stream or None for a folder) after a look at all members."""
+def _zip_members(archive: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(archive) as file:
-        members = file.infolist()
-        if len(members) > most:
-            raise _too_many(archive, most)
-        if sum(member.file_size for member in members) > allowed:
-            raise _too_large(archive)
-        places = _Places(archive)
-        checked = []
-        for member in members:
-            # `filename` has lost what follows a zero byte.
-            name = member.orig_filename
-            if member.flag_bits & 1:
-                raise places.refusal(name, "a password")
-            mode = member.external_attr >> 16 if member.create_system == 3 else 0
-            if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise places.refusal(name, "the type of a link or a device")
-            checked.append((member, places.of(name, member.is_dir())))
-        for member, place in checked:
-            if member.is_dir():
-                yield place, None
-                continue
-            with file.open(member) as stream:
-                # Headers may lie: what counts is what comes out.
-                bounded = _Bounded(stream, archive, allowed)
-                yield place, bounded
-                allowed = bounded.left
+        for info in file.infolist():
+            mode = info.external_attr >> 16 if info.create_system == 3 else 0
+            flaw = _SPECIAL if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR) else ""
+            if info.flag_bits & 1:
+                flaw = "a password"
+            # `filename` has lost what follows a zero byte. A file that is larger than it claims is
+            # cut off by zipfile, which then finds a wrong checksum.
+            name, opened = info.orig_filename, partial(file.open, info)
+            yield _Member(name, info.is_dir(), info.file_size, flaw, opened)
 
 
-def _tar_members(archive: Path, allowed: int, most: int) -> _Members:
-    """Yields as `_zip_members`, but a tar is only known as far as it was read."""
+def _tar_members(archive: Path, most_bytes: int) -> Iterator[_Member]:
+    """A tar is only known as far as it was read."""
     with open(archive, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        # The headers of a tar, long names included, count as well: half a kilobyte and more each.
-        stream = _Bounded(
-            gzip.GzipFile(fileobj=raw) if zipped else raw, archive, allowed + most * 2048
-        )
+        stream = _Bounded(gzip.GzipFile(fileobj=raw) if zipped else raw, archive, most_bytes)
         with tarfile.open(fileobj=stream, mode="r|") as file:
-            places = _Places(archive)
-            for member in file:
-                if not (member.isreg() or member.isdir()) or member.issparse():
-                    raise places.refusal(member.name, "the type of a link or a device")
-                allowed -= member.size
-                if allowed < 0:
-                    raise _too_large(archive)
-                place = places.of(member.name, member.isdir())
-                tarfile.data_filter(member, "/folder")  # the library's opinion, a second lock
-                yield place, None if member.isdir() else file.extractfile(member)
+            for info in file:
+                usual = (info.isreg() or info.isdir()) and not info.issparse()
+                flaw, opened = "" if usual else _SPECIAL, partial(file.extractfile, info)
+                yield _Member(info.name, info.isdir(), info.size, flaw, opened)
 
 
-def _write(stream: IO[bytes] | None, path: Path) -> int:
-    if stream is None:
+def _write(member: _Member, path: Path) -> int:
+    if member.is_folder:
         path.mkdir(parents=True, exist_ok=True)
         return 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "xb") as file:
-        while chunk := stream.read(_CHUNK):
-            file.write(chunk)
+    with member.open() as source, open(path, "xb") as file:
+        shutil.copyfileobj(source, file, _CHUNK)
     return 1
 
 
@@ -206,10 +180,6 @@ def _refusal(archive: Path, reason: str) -> InputError:
     return InputError(
         f"{archive} was not unpacked: {reason}; download it again, from the publisher's own page"
     )
-
-
-def _too_many(archive: Path, most: int) -> InputError:
-    return _refusal(archive, f"it has more than {most} members")
 
 
 def _too_large(archive: Path) -> InputError:

@@ -5,88 +5,65 @@ the split method `grouped` draws a split without such twins, and `summarize_audi
 `wavegms.evaluation` says what they are worth in the metrics.
 """
 
-from dataclasses import asdict, dataclass
-from itertools import combinations
-from pathlib import Path
+from __future__ import annotations
 
-import pandas as pd
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wavegms.data.duplicates import (
     component_of,
     detail_similarity,
     find_duplicates,
+    pairs_within,
     read_thumbnails,
 )
-from wavegms.data.manifest import PAIR_COLUMNS, _leaking, load_manifest
+from wavegms.data.manifest import PAIR_COLUMNS, leaking_in, load_manifest
 from wavegms.files import write_text
 from wavegms.images import as_rgb, read_image
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KINDS = ("exact", "near", "mirrored", "same group")
 
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """Counts of an audit.
-
-    Duplicates are the pairs of the kinds exact, near and mirrored; those of the same group come on
-    top.
-
-    Attributes:
-        images: Images of the dataset.
-        exact_pairs: Pairs of the same file or pixels.
-        near_pairs: Pairs of the same picture.
-        mirrored_pairs: Pairs of a picture and its mirror image.
-        same_group_pairs: Pairs that share a group and are no duplicates of each other.
-        duplicate_images: Images that have a duplicate.
-        duplicate_groups: Sets of images connected by duplicates, of two and more.
-        conflicting_pairs: Duplicates filed under different classes.
-        conflicting_groups: Sets of connected duplicates with more than one class.
-        crossing_pairs: Pairs of any kind with one image for testing and one for train or val.
-        crossing_groups: Sets of images connected by pairs of any kind with images on both sides.
-        test_images: Images for testing.
-        leaking_test_images: Those of them with a duplicate in train or val.
-        leaking_test_images_with_groups: Those with a duplicate or an image of their group there.
-    """
+    """Counts of an audit; duplicates are the pairs of the kinds exact, near and mirrored."""
 
     images: int
     exact_pairs: int
     near_pairs: int
     mirrored_pairs: int
-    same_group_pairs: int
-    duplicate_images: int
-    duplicate_groups: int
-    conflicting_pairs: int
-    conflicting_groups: int
-    crossing_pairs: int
-    crossing_groups: int
+    same_group_pairs: int  # that share a group and are no duplicates of each other
+    duplicate_images: int  # that have a duplicate
+    duplicate_groups: int  # sets of images connected by duplicates, of two and more
+    conflicting_pairs: int  # duplicates filed under different classes
+    conflicting_groups: int  # sets of connected duplicates with more than one class
+    crossing_pairs: int  # of any kind, one image for testing and one for train or val
+    crossing_groups: int  # sets connected by pairs of any kind, with images on both sides
     test_images: int
-    leaking_test_images: int
-    leaking_test_images_with_groups: int
+    leaking_test_images: int  # with a duplicate in train or val
+    leaking_test_images_with_groups: int  # with a duplicate or an image of their group there
 
     def table(self) -> pd.DataFrame:
-        """Tabulate the counts.
+        """One row for each count, with the columns what and count."""
+        import pandas as pd
 
-        Returns:
-            Columns what and count, one row for each attribute.
-        """
         rows = [(name.replace("_", " "), count) for name, count in asdict(self).items()]
         return pd.DataFrame(rows, columns=["what", "count"])
 
 
 def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
-    """Find duplicates and related images in a prepared folder.
+    """Find duplicates and related images in a prepared folder, one `PairRow` each, and count them.
 
-    Args:
-        folder: A prepared folder. Its images should have 64 pixels a side or more: of 79,800 pairs
-            of different phantoms, none is taken for a twin at 128 and 224, one at 64, ten at 32.
-
-    Returns:
-        The pairs, with the columns of `PAIR_COLUMNS`, exact ones first and then by falling
-        similarity; and the counts.
-
-    Raises:
-        InputError: The folder is not prepared, or an image is missing or broken.
+    Exact ones come first, and then by falling similarity. The images should have 64 pixels a side
+    or more: of 79,800 pairs of different phantoms, none is taken for a twin at 128 and 224, one at
+    64, ten at 32.
     """
+    import pandas as pd
+
     folder = Path(folder)
     manifest = load_manifest(folder)
     paths = [folder / "images" / f"{id}.png" for id in manifest["id"]]
@@ -96,9 +73,9 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
         for pair in find_duplicates(thumbnails, digests)
     }
     # The same file gives the same pixels, unless an image was changed after it was prepared.
-    for pair in _pairs_within(manifest["sha256"]):
+    for pair in pairs_within(manifest["sha256"]):
         found[pair] = ("exact", 1.0)
-    related = [pair for pair in _pairs_within(manifest["group"]) if pair not in found]
+    related = [pair for pair in pairs_within(manifest["group"]) if pair not in found]
     for pair, similarity in zip(related, detail_similarity(thumbnails, related), strict=True):
         found[pair] = ("same group", similarity)
 
@@ -131,21 +108,8 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
 
 
 def write_audit(pairs: pd.DataFrame, target: Path) -> None:
-    """Write the pairs as CSV, whole or not at all.
-
-    Args:
-        pairs: What `audit_prepared` found.
-        target: The file to create or to replace.
-    """
+    """Write the pairs as CSV, whole or not at all."""
     write_text(target, pairs.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
-
-
-def _pairs_within(values: pd.Series) -> list[tuple[int, int]]:
-    """Pairs of places that hold the same value."""
-    places: dict[str, list[int]] = {}
-    for place, value in enumerate(values):
-        places.setdefault(value, []).append(place)
-    return [pair for members in places.values() for pair in combinations(members, 2)]
 
 
 def _components(manifest: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -176,6 +140,6 @@ def _summarise(manifest: pd.DataFrame, pairs: pd.DataFrame) -> AuditSummary:
         crossing_pairs=int(pairs["crosses_split"].sum()),
         crossing_groups=int((_components(manifest, pairs)["sides"] > 1).sum()),
         test_images=int((manifest["split"] == "test").sum()),
-        leaking_test_images=len(_leaking(duplicates)),
-        leaking_test_images_with_groups=len(_leaking(pairs)),
+        leaking_test_images=len(leaking_in(duplicates)),
+        leaking_test_images_with_groups=len(leaking_in(pairs)),
     )

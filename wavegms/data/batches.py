@@ -20,19 +20,12 @@ from wavegms.data.dataset import PreparedDataset
 
 
 class Augmentation(torch.nn.Module):
-    """Flips, quarter turns, colour jitter, and a combined shift, scale and rotation.
+    """Flips, quarter turns, colour jitter, and a combined shift, scale and rotation, by chance.
 
-    Geometry moves image and mask together; pixels from outside are mirrored in. The random state
-    is torch's global one, so a seeded run repeats itself.
-
-    Args:
-        horizontal_flip: probability of a left-right flip.
-        vertical_flip: probability of an up-down flip.
-        rotate_90: probability of a rotation by a random multiple of 90 degrees.
-        color_jitter: probability of a jitter of brightness, contrast, saturation and hue by up to
-            0.1 each.
-        shift_scale_rotate: probability of a shift by up to 15 % of the side, a scale by up to
-            10 % and a rotation by up to 20 degrees, together.
+    Geometry moves image and mask together; pixels from outside are mirrored in. Brightness,
+    contrast, saturation and hue change by up to 0.1 each; the shift is up to 15 % of the side, the
+    scale up to 10 %, the rotation up to 20 degrees. The random state is torch's global one, so a
+    seeded run repeats itself.
     """
 
     def __init__(
@@ -67,15 +60,7 @@ class Augmentation(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Augments a batch, every image in its own way.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1].
-            masks: (B, 1, H, W), 0 or 1.
-
-        Returns:
-            Images and masks of the same shapes and ranges.
-        """
+        """Augments each pair of (B, 3, H, W) in [0, 1] and (B, 1, H, W) in its own way."""
         pairs = [
             self._augment(image, mask)
             for image, mask in zip(images.split(1), masks.split(1), strict=True)
@@ -97,12 +82,9 @@ _MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's part of a batch.
+    """One process's part of a batch, augmented: images (B, 3, H, W) in [0, 1], masks 0 or 1.
 
-    Attributes:
-        images: float32 (B, 3, H, W) in [0, 1], augmented.
-        masks: float32 (B, 1, H, W), 0 or 1, moved with the images.
-        generators: a random state for each image, for what a network draws.
+    The generators are a random state for each image, for what a network draws.
     """
 
     images: Tensor
@@ -114,11 +96,11 @@ class TrainingBatches:
     """Every epoch all images once, in a new order, augmented anew; a last short batch is dropped.
 
     Without a GPU the batches are made in between the steps, since the model needs all cores. With
-    one, workers make them meanwhile.
+    one, workers make them meanwhile. Each of several processes takes its part of every batch, whose
+    size is that of all together.
 
-    Attributes:
-        waiting: seconds spent so far on having batches at hand.
-        running: seconds since the first was asked for, as far as batches were being worked on.
+    `waiting` are the seconds spent so far on having batches at hand, `running` those since the
+    first was asked for, as far as batches were being worked on.
     """
 
     def __init__(
@@ -132,17 +114,6 @@ class TrainingBatches:
         process: int = 0,
         processes: int = 1,
     ):
-        """Prepare for any number of epochs.
-
-        Args:
-            dataset: What is learned from.
-            augmentation: Of one image at a time.
-            batch_size: Images a step, of all processes together; `processes` divides it.
-            seed: Of order, augmentation and the generators.
-            device: Where batches go.
-            process: Which part of each batch this process takes, from 0.
-            processes: How many there are.
-        """
         self._order = _Order(len(dataset), batch_size, seed, process, processes)
         self._seed, self._device = seed, device
         on_gpu = device.type == "cuda"
@@ -160,12 +131,7 @@ class TrainingBatches:
         return len(self._order)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch.
-
-        Args:
-            number: Of the epoch; the same number gives the same batches.
-            first: The batch to begin with, from 0; those before it are left out.
-        """
+        """The batches of an epoch from the `first` on; the same number gives the same batches."""
         self._order.epoch, self._order.first = number, first
         started = self._now()
         for images, masks, indices in self._loader:

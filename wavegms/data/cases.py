@@ -22,21 +22,24 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".g
 
 @dataclass(frozen=True)
 class Case:
-    """One image with its masks, as files.
+    """One image with its masks, as files."""
 
-    Attributes:
-        id: Unique in the dataset and safe as a file name; the name the published splits use.
-        image: The image file.
-        masks: One or more mask files; the lesion is their union.
-        label: The class, such as "benign"; empty where the dataset has none.
-        group: What must stay in one split (a lesion photographed twice); the id where unknown.
-    """
-
-    id: str
+    id: str  # unique in the dataset and safe as a file name; what the published splits call it
     image: Path
-    masks: tuple[Path, ...]
-    label: str
-    group: str
+    masks: tuple[Path, ...]  # one or more; the lesion is their union
+    label: str  # the class, such as "benign"; empty where the dataset has none
+    group: str  # what must stay in one split (a lesion photographed twice); the id where unknown
+
+    @classmethod
+    def of(cls, image: Path, masks: Iterable[Path], label: str = "", group: str = "") -> "Case":
+        """The case of these files, called by the image's name."""
+        id = case_id(image.stem)
+        return cls(id, image, tuple(masks), label, group or id)
+
+
+def _composed(text: str) -> str:
+    # One accented letter has two encodings; disks and editors disagree about which they write.
+    return unicodedata.normalize("NFC", text)
 
 
 def case_id(stem: str) -> str:
@@ -44,15 +47,8 @@ def case_id(stem: str) -> str:
 
     Whatever is not a letter, a digit, `.`, `-` or `_` becomes `_`; those at the ends go. So
     `benign (1)` is `benign_1`, as in the published splits.
-
-    Args:
-        stem: File name without its ending.
-
-    Returns:
-        The id; empty if the stem has nothing usable.
     """
-    # One accented letter has two encodings; disks and editors disagree about which they write.
-    return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", stem)).strip("._")
+    return re.sub(r"[^\w.-]+", "_", _composed(stem)).strip("._")
 
 
 def is_id(text: str) -> bool:
@@ -61,17 +57,7 @@ def is_id(text: str) -> bool:
 
 
 def checked_cases(cases: Iterable[Case]) -> list[Case]:
-    """Check the names and files of cases, wherever they lie.
-
-    Args:
-        cases: The cases.
-
-    Returns:
-        They, in natural order (2 before 10).
-
-    Raises:
-        InputError: Two cases with the same id, or a name or file as in `find_cases`.
-    """
+    """Check names and files of cases, and bring them into natural order (2 before 10)."""
     seen: dict[str, Case] = {}
     for case in cases:
         if not case.id:
@@ -115,17 +101,7 @@ def _natural(text: str) -> tuple:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the images of a folder by the endings of their names, hidden files left out.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Their paths, sorted.
-
-    Raises:
-        InputError: There is no such folder, or it cannot be read.
-    """
+    """List the images of a folder by the endings of their names, hidden files left out."""
     if not folder.is_dir():
         raise InputError(f"{folder} is missing: see data/README.md for the layout of each dataset.")
     try:
@@ -144,42 +120,26 @@ def image_files(folder: Path) -> list[Path]:
 def pair_files(
     images: Iterable[tuple[str, Path]],
     masks: Iterable[tuple[str, Path]],
-) -> list[tuple[Path, tuple[Path, ...]]]:
-    """Join images and masks by a key that is made of their names.
-
-    Args:
-        images: (key, file) of each image.
-        masks: (key, file) of each mask; several may have one key.
-
-    Returns:
-        Each image with its masks, in the order of the images.
-
-    Raises:
-        InputError: An image without a mask, or a mask without an image.
-    """
+) -> list[tuple[Path, list[Path]]]:
+    """Join each image with its masks, by a key that is made of their names."""
     by_key: dict[str, list[Path]] = {}
     for key, path in masks:
-        by_key.setdefault(unicodedata.normalize("NFC", key), []).append(path)
-    pairs, used, alone = [], set(), []
-    for key, path in images:
-        key = unicodedata.normalize("NFC", key)
-        used.add(key)
-        if key in by_key:
-            pairs.append((path, tuple(by_key[key])))
-        else:
-            alone.append(path)
+        by_key.setdefault(_composed(key), []).append(path)
+    keys = [(_composed(key), path) for key, path in images]
+    alone = [path for key, path in keys if key not in by_key]
     if alone:
         raise InputError(
             f"{_count(alone, 'image')} without a mask, first {alone[0]}: "
             "add the masks or remove the images."
         )
+    used = {key for key, _ in keys}
     orphans = [paths[0] for key, paths in by_key.items() if key not in used]
     if orphans:
         raise InputError(
             f"{_count(orphans, 'mask')} without an image, first {orphans[0]}: "
             "add the images or remove the masks."
         )
-    return pairs
+    return [(path, by_key[key]) for key, path in keys]
 
 
 def _count(files: list, noun: str) -> str:
@@ -187,31 +147,17 @@ def _count(files: list, noun: str) -> str:
 
 
 def read_two_folders(images: Path, masks: Path) -> list[Case]:
-    """Pair the files of the same stem in two folders.
-
-    Args:
-        images: The folder of the images.
-        masks: The folder of the masks.
-
-    Returns:
-        The cases, without label and each a group of its own.
-
-    Raises:
-        InputError: A folder is missing, a file is alone, or an image has two masks.
-    """
+    """Pair the files of the same stem in two folders."""
     pairs = pair_files(
         [(path.stem, path) for path in image_files(images)],
         [(path.stem, path) for path in image_files(masks)],
     )
-    cases = []
     for image, found in pairs:
         if len(found) > 1:
             raise InputError(
                 f"{found[0]} and {found[1]} are both masks of {image.name}: remove one of them."
             )
-        name = case_id(image.stem)
-        cases.append(Case(name, image, found, "", name))
-    return cases
+    return [Case.of(image, found) for image, found in pairs]
 
 
 # Beside images/ and masks/ of one's own: which images show the same patient.
@@ -226,16 +172,6 @@ def read_plain(root: Path) -> list[Case]:
 
     The table has the columns image (a file's name, with or without its ending) and group, such as
     the patient, whose images then stay in one split; and perhaps label, the class.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        The cases.
-
-    Raises:
-        InputError: As `read_two_folders`; no mask at all; or a table that cannot be read, lacks an
-            image, or gives it two groups or none.
     """
     images, masks = root / "images", root / "masks"
     if image_files(images) and not (masks.is_dir() and image_files(masks)):
@@ -247,32 +183,23 @@ def read_plain(root: Path) -> list[Case]:
     cases = read_two_folders(images, masks)
     if not (root / GROUPS).exists():
         return cases
-    groups = _read_groups(root / GROUPS)
+    groups, grouped = _read_groups(root / GROUPS), []
     for case in cases:
         if _name(case.image) not in groups:
             raise InputError(
                 f"{root / GROUPS} has no row for {case.image.name}: add one, or remove the table."
             )
-    found = ((case, *groups[_name(case.image)]) for case in cases)
-    return [replace(case, group=group, label=label) for case, group, label in found]
+        group, label = groups[_name(case.image)]
+        grouped.append(replace(case, group=group, label=label))
+    return grouped
 
 
 def match_folders(images: Path, masks: Path) -> tuple[list[Case], list[Path]]:
-    """Pair files wherever they lie: a mask is called as its image is, perhaps with an ending.
+    """Pair files wherever they lie, and list the images without a mask.
 
+    A mask is called as its image is, perhaps with an ending.
     The ending, such as `_mask` or `_segmentation`, is found from the names and is the same for all
     masks. With it, images and masks may lie in one folder.
-
-    Args:
-        images: The folder of the images.
-        masks: The folder of the masks.
-
-    Returns:
-        The cases in natural order, and the images without a mask.
-
-    Raises:
-        InputError: As `image_files` and `checked_cases`; no mask has the name of an image; a mask
-            without an image; two masks of one image.
     """
     mask_files, others = image_files(masks), image_files(images)
     for folder, found in ((images, others), (masks, mask_files)):
@@ -307,25 +234,12 @@ def match_folders(images: Path, masks: Path) -> tuple[list[Case], list[Path]]:
                 "remove one of them."
             )
         mask_of[image_name] = path
-    cases = [
-        Case(case_id(path.stem), path, (mask_of[_name(path)],), "", case_id(path.stem))
-        for path in others
-        if _name(path) in mask_of
-    ]
+    cases = [Case.of(path, [mask_of[_name(path)]]) for path in others if _name(path) in mask_of]
     return checked_cases(cases), [path for path in others if _name(path) not in mask_of]
 
 
 def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> None:
-    """Copy images and masks to the layout that `read_plain` reads, all or none.
-
-    Args:
-        cases: The cases, of one mask each.
-        unlabelled: Images without a mask, for the folder `UNLABELLED`.
-        folder: The folder to make.
-
-    Raises:
-        InputError: The folder cannot be made, or a file cannot be copied.
-    """
+    """Copy images and masks to the layout that `read_plain` reads, all or none."""
     copies = [(case.image, f"images/{case.image.name}") for case in cases]
     # the suffix tells how the file is written, so it stays
     copies += [(c.masks[0], f"masks/{c.image.stem}{c.masks[0].suffix}") for c in cases]
@@ -356,8 +270,7 @@ def _common_ending(images: Sequence[Path], masks: Sequence[Path], together: bool
 
 
 def _name(path: Path) -> str:
-    # one accented letter has two encodings; disks and editors disagree about which they write
-    return unicodedata.normalize("NFC", path.stem)
+    return _composed(path.stem)
 
 
 def _read_groups(path: Path) -> dict[str, tuple[str, str]]:
@@ -381,6 +294,6 @@ def _read_groups(path: Path) -> dict[str, tuple[str, str]]:
             raise InputError(
                 f"{path} has no group for {image}: give it one of its own, such as its name."
             )
-        if groups.setdefault(unicodedata.normalize("NFC", stem), (group, label)) != (group, label):
+        if groups.setdefault(_composed(stem), (group, label)) != (group, label):
             raise InputError(f"{path} has two rows for {image} that differ: remove one of them.")
     return groups

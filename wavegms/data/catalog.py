@@ -12,7 +12,6 @@ from pathlib import Path
 
 from wavegms.data.cases import (
     Case,
-    case_id,
     checked_cases,
     image_files,
     pair_files,
@@ -24,50 +23,55 @@ from wavegms.errors import InputError
 
 @dataclass(frozen=True)
 class Download:
-    """One file on the web.
+    """One file on the web."""
 
-    Attributes:
-        file: Its name in data/downloads.
-        url: Where it is.
-        size: Bytes; of the whole file if `exact`, else roughly, for the reader.
-        checksum: "sha256:..." or "md5:..." in hexadecimal digits, or None where none is known: the
-            first download is then recorded and later ones are compared with it.
-        vouched_by: Who states size and checksum.
-        exact: Whether `size` is exact.
-        into: Folder below the target to unpack into, "" for the target itself, None to put the
-            file there as it is. A leading folder of the same name in the archive is not doubled.
-    """
-
-    file: str
+    file: str  # its name in data/downloads
     url: str
-    size: int
+    size: int  # bytes; of the whole file if `exact`, else roughly, for the reader
+    # "sha256:..." or "md5:..." in hexadecimal digits, or None where none is known: the first
+    # download is then recorded and later ones are compared with it.
     checksum: str | None
-    vouched_by: str
+    vouched_by: str  # who states size and checksum
     exact: bool = True
+    # Folder below the target to unpack into, "" for the target itself, None to put the file there
+    # as it is. A leading folder of the same name in the archive is not doubled.
     into: str | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """What `python -m wavegms get NAME` fetches and where it goes.
+    """What `python -m wavegms get NAME` fetches and where it goes."""
 
-    Attributes:
-        name: The name on the command line; for a dataset, as in the catalog.
-        title: What it is.
-        target: The folder that is filled, relative to the project's folder.
-        terms: Licence and terms, in a few words.
-        page: The page that states them, from which to download by hand.
-        downloads: The files.
-        inner: Archives inside the archives, relative to the target; unpacked where they are, and
-            removed.
-    """
-
-    name: str
+    name: str  # on the command line; for a dataset, as in the catalog
     title: str
-    target: str
-    terms: str
-    page: str
+    target: str  # the folder that is filled, relative to the project's folder
+    terms: str  # licence and terms, in a few words
+    page: str  # which states them, and from which to download by hand
     downloads: tuple[Download, ...]
+    inner: tuple[str, ...] = ()  # see `DatasetSpec`
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """What is known of a dataset before looking at its files."""
+
+    name: str  # of the folder below the raw and the prepared data, and in the parameters
+    title: str  # as in the paper
+    modality: str  # the kind of image
+    pairs: int | None = None  # how many the paper has, None where it does not use the dataset
+    train: int | None = None
+    test: int | None = None
+    licence: str  # and access
+    source: str  # where to get it
+    layout: str  # the expected files, in words
+    split_file: str | None = None  # name of the published split
+    unpacked_as: str | None = None  # the folder that the published archive unpacks to
+    # Whether masks were published at another size than their images, so that a difference is no
+    # error if the shape is the same.
+    masks_at_another_size: bool = False
+    read: Callable[[Path], list[Case]]  # pairs the files below a folder that has the layout
+    downloads: tuple[Download, ...] = ()
+    # Archives inside the archives, relative to the raw folder; unpacked in place, and removed.
     inner: tuple[str, ...] = ()
 
 
@@ -95,191 +99,8 @@ def _taesd(file: str, size: int, sha256: str) -> Download:
     return Download(file, url, size, f"sha256:{sha256}", "the hub, as quoted by others")
 
 
-SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        Source(
-            name="busi",
-            title="BUSI, breast ultrasound",
-            target="data/raw/busi",
-            terms="public, this project knows of no licence text; cite the article",
-            page="https://scholar.cu.edu.eg/?q=afahmy/pages/dataset",
-            downloads=(
-                Download(
-                    file="Dataset_BUSI.zip",
-                    url="https://scholar.cu.edu.eg/Dataset_BUSI.zip",
-                    size=200_000_000,
-                    checksum="sha256:"
-                    "b2ce09f6063a31a73f628b6a6ee1245187cbaec225e93e563735691d68654de7",
-                    vouched_by="from torch-em, another project; the publisher states none",
-                    exact=False,
-                    into="",
-                ),
-            ),
-        ),
-        Source(
-            name="kvasir_instrument",
-            title="Kvasir-Instrument, endoscopy",
-            target="data/raw/kvasir_instrument",
-            terms="research and education only, no commercial use without written permission; "
-            "cite the article",
-            page="https://datasets.simula.no/kvasir-instrument/",
-            downloads=(
-                Download(
-                    file="kvasir-instrument.zip",
-                    url="https://datasets.simula.no/downloads/kvasir-instrument.zip",
-                    size=170_000_000,
-                    checksum=None,
-                    vouched_by="none is published; the first download is recorded",
-                    exact=False,
-                    into="kvasir-instrument",
-                ),
-            ),
-            inner=("kvasir-instrument/images.tar.gz", "kvasir-instrument/masks.tar.gz"),
-        ),
-        Source(
-            name="ham10000",
-            title="HAM10000, dermatoscopy",
-            target="data/raw/ham10000",
-            terms="no commercial use, Creative Commons BY-NC; cite the article",
-            page="https://doi.org/10.7910/DVN/DBW86T",
-            downloads=(
-                _dataverse(
-                    "HAM10000_images_part_1.zip",
-                    "3172585",
-                    1_366_522_108,
-                    "4639bfa73ab251610530a97c898e6e46",
-                    "HAM10000_images_part_1",
-                ),
-                _dataverse(
-                    "HAM10000_images_part_2.zip",
-                    "3172584",
-                    1_403_566_547,
-                    "da43d6cc50f6613013be07e8986b384b",
-                    "HAM10000_images_part_2",
-                ),
-                _dataverse(
-                    "HAM10000_segmentations_lesion_tschandl.zip",
-                    "3838943",
-                    10_808_743,
-                    "6e8d252e09cfdb0189199f15985a5b84",
-                    "HAM10000_segmentations_lesion_tschandl",
-                ),
-                # Without `original`, Dataverse gives a table of its own making, with tabs.
-                _dataverse(
-                    "HAM10000_metadata.csv",
-                    "4338392?format=original",
-                    690_218,
-                    "8f85fb1aa29d80a2797247e434deb79d",
-                    None,
-                ),
-            ),
-        ),
-        Source(
-            name="splits",
-            title="the published train and test lists",
-            target="data/raw/splits",
-            terms="part of the GMS repository, see there",
-            page="https://github.com/King-HAW/GMS/tree/main/Dataset",
-            downloads=(
-                _split(
-                    "bus",
-                    "bus_train_test_names.pkl",
-                    1_526,
-                    "1b4e40239913b06f97e6797f9208245738d424753b96df584f154dbddecea775",
-                ),
-                _split(
-                    "busi",
-                    "busi_train_test_names.pkl",
-                    8_884,
-                    "ed7a3dd5764b4a90a49ad3b9bfb72cc9f7b708dbbd2244c3d874aace265fa5a7",
-                ),
-                _split(
-                    "kvasir-instrument",
-                    "kvasir_train_test_names.pkl",
-                    16_579,
-                    "297a5c72ba9edca78a8804b933d9507091787ebb2455930bc75bc0bfc778cf7f",
-                ),
-                _split(
-                    "ham10000",
-                    "ham10000_train_test_names.pkl",
-                    150_320,
-                    "74560789ab0f4db5e0c96abd1b59a180671fc9bd1a2d143c45f35151206f6521",
-                ),
-            ),
-        ),
-        Source(
-            name="taesd",
-            title="TAESD, the pretrained Tiny-VAE",
-            target="models/taesd",
-            terms="MIT",
-            page="https://huggingface.co/madebyollin/taesd",
-            downloads=(
-                _taesd(
-                    "taesd_encoder.safetensors",
-                    4_895_600,
-                    "160d90c61c3a5ce50fe2cbe6404b3429f5763772d61b38523cc37e1525b4e19f",
-                ),
-                _taesd(
-                    "taesd_decoder.safetensors",
-                    4_895_612,
-                    "f0fb51dd10d41c26612c070fa0b52ea0215a5ff90792134b4971109dd713c019",
-                ),
-            ),
-        ),
-    )
-}
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """What is known of a dataset before looking at its files.
-
-    Attributes:
-        name: The folder name below the raw and the prepared data, and in the parameters.
-        title: The name as in the paper.
-        modality: The kind of image.
-        pairs: Number of image-mask pairs in the paper, None where the paper does not use it.
-        train: Number of them for training in the paper, or None.
-        test: Number of them for testing in the paper, or None.
-        licence: Licence and access, as text.
-        source: Where to get it, as text.
-        layout: The expected files, as text.
-        split_file: File name of the published split, None where there is none.
-        unpacked_as: Name of the folder that the published archive unpacks to, or None.
-        masks_at_another_size: Whether masks were published at another size than their images, so
-            that a difference is no error if the shape is the same.
-        read: Pairs the files below a folder that has the layout.
-    """
-
-    name: str
-    title: str
-    modality: str
-    pairs: int | None
-    train: int | None
-    test: int | None
-    licence: str
-    source: str
-    layout: str
-    split_file: str | None
-    unpacked_as: str | None
-    read: Callable[[Path], list[Case]]
-    masks_at_another_size: bool = False
-
-
 def root_of(name: str, folder: Path) -> Path:
-    """Find the folder that directly holds a dataset's layout.
-
-    Args:
-        name: Name of the dataset.
-        folder: That folder, or the one its archive was unpacked in.
-
-    Returns:
-        `folder` itself or the folder in it that the published archive makes.
-
-    Raises:
-        InputError: There is no such folder; the message says where to get the dataset.
-    """
+    """Find the folder that directly holds a dataset's layout: this, or the archive's in it."""
     spec = spec_of(name)
     folder = Path(folder)
     if not folder.is_dir():
@@ -297,19 +118,9 @@ def root_of(name: str, folder: Path) -> Path:
 
 
 def find_cases(name: str, folder: Path) -> list[Case]:
-    """List the cases of a dataset in natural order (2 before 10).
+    """List the cases of a dataset in natural order (2 before 10), at least one.
 
-    Args:
-        name: A name in `CATALOG`, or any other for a plain folder of one's own.
-        folder: The dataset's folder, see `root_of`.
-
-    Returns:
-        At least one case; the ids differ from each other even where upper and lower case do not.
-
-    Raises:
-        InputError: Missing folder, wrong layout, an image without mask or the reverse, two files
-            with the same id, a name that is too long, no text or without any usable letter,
-            a folder or a broken link in place of a file.
+    Ids differ even where upper and lower case do not.
     """
     spec = spec_of(name)
     root = root_of(name, folder)
@@ -320,18 +131,7 @@ def find_cases(name: str, folder: Path) -> list[Case]:
 
 
 def spec_of(name: str) -> DatasetSpec:
-    """Look a dataset up.
-
-    Args:
-        name: A name in `CATALOG`, or any other for a plain folder of one's own; letters, digits,
-            `_` and `-` only, since folders are called by it.
-
-    Returns:
-        Its description.
-
-    Raises:
-        InputError: The name is not usable as a folder name.
-    """
+    """Look a dataset up; a name that is not in the catalog stands for a folder of one's own."""
     if name in CATALOG:
         return CATALOG[name]
     if not re.fullmatch(r"\w[\w-]*", name):
@@ -343,14 +143,9 @@ def spec_of(name: str) -> DatasetSpec:
         name=name,
         title=name,
         modality="your own",
-        pairs=None,
-        train=None,
-        test=None,
         licence="your own",
         source="your own images",
         layout="images/NAME.png and masks/NAME.png (the same NAME, any common image format)",
-        split_file=None,
-        unpacked_as=None,
         read=read_plain,
     )
 
@@ -375,9 +170,7 @@ def _read_busi(root: Path) -> list[Case]:
             else:
                 images.append((path.stem, path))
         pairs = pair_files(images, [(stem, path) for _, stem, path in sorted(masks)])
-        for image, found in pairs:
-            name = case_id(image.stem)
-            cases.append(Case(name, image, found, label, name))
+        cases += [Case.of(image, found, label) for image, found in pairs]
     return cases
 
 
@@ -387,10 +180,7 @@ def _read_stu(root: Path) -> list[Case]:
         kind, _, number = path.stem.rpartition("_")
         if kind.casefold() in ("test_image", "mask") and number.isdecimal():
             (masks if kind.casefold() == "mask" else images).append((number, path))
-    return [
-        Case(case_id(image.stem), image, found, "", case_id(image.stem))
-        for image, found in pair_files(images, masks)
-    ]
+    return [Case.of(image, found) for image, found in pair_files(images, masks)]
 
 
 def _read_ham10000(root: Path) -> list[Case]:
@@ -404,15 +194,14 @@ def _read_ham10000(root: Path) -> list[Case]:
         for path in image_files(root / "HAM10000_segmentations_lesion_tschandl")
     ]
     lesions = _ham10000_lesions(root)
-    cases = []
-    for image, found in pair_files(images, masks):
-        lesion, diagnosis = lesions.get(image.stem, (image.stem, ""))
-        cases.append(Case(case_id(image.stem), image, found, diagnosis, lesion))
-    return cases
+    return [
+        Case.of(image, found, *lesions.get(image.stem, ("", "")))
+        for image, found in pair_files(images, masks)
+    ]
 
 
 def _ham10000_lesions(root: Path) -> dict[str, tuple[str, str]]:
-    """Read (lesion, diagnosis) of each image, empty without the table of metadata."""
+    """Read (diagnosis, lesion) of each image, empty without the table of metadata."""
     for path in (root / "HAM10000_metadata", root / "HAM10000_metadata.csv"):
         if path.is_file():
             break
@@ -421,7 +210,7 @@ def _ham10000_lesions(root: Path) -> dict[str, tuple[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             return {
-                row["image_id"]: (row["lesion_id"] or row["image_id"], row["dx"] or "")
+                row["image_id"]: (row["dx"] or "", row["lesion_id"] or "")
                 for row in csv.DictReader(file)
             }
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
@@ -462,12 +251,24 @@ CATALOG: dict[str, DatasetSpec] = {
             pairs=647,
             train=517,
             test=130,
-            licence="public, see its page",
+            licence="public, this project knows of no licence text; cite the article",
             source="https://scholar.cu.edu.eg/?q=afahmy/pages/dataset",
             layout=_BUSI_LAYOUT,
             split_file="busi_train_test_names.pkl",
             unpacked_as="Dataset_BUSI_with_GT",
             read=_read_busi,
+            downloads=(
+                Download(
+                    file="Dataset_BUSI.zip",
+                    url="https://scholar.cu.edu.eg/Dataset_BUSI.zip",
+                    size=200_000_000,
+                    checksum="sha256:"
+                    "b2ce09f6063a31a73f628b6a6ee1245187cbaec225e93e563735691d68654de7",
+                    vouched_by="from torch-em, another project; the publisher states none",
+                    exact=False,
+                    into="",
+                ),
+            ),
         ),
         DatasetSpec(
             name="kvasir_instrument",
@@ -476,12 +277,25 @@ CATALOG: dict[str, DatasetSpec] = {
             pairs=590,
             train=472,
             test=118,
-            licence="public, see its page",
-            source="https://datasets.simula.no/kvasir-instrument",
+            licence="research and education only, no commercial use without written permission; "
+            "cite the article",
+            source="https://datasets.simula.no/kvasir-instrument/",
             layout="images/*.jpg with masks/*.png of the same names, train.txt and test.txt",
             split_file="kvasir_train_test_names.pkl",
             unpacked_as="kvasir-instrument",
             read=_read_kvasir,
+            downloads=(
+                Download(
+                    file="kvasir-instrument.zip",
+                    url="https://datasets.simula.no/downloads/kvasir-instrument.zip",
+                    size=170_000_000,
+                    checksum=None,
+                    vouched_by="none is published; the first download is recorded",
+                    exact=False,
+                    into="kvasir-instrument",
+                ),
+            ),
+            inner=("kvasir-instrument/images.tar.gz", "kvasir-instrument/masks.tar.gz"),
         ),
         DatasetSpec(
             name="ham10000",
@@ -490,7 +304,7 @@ CATALOG: dict[str, DatasetSpec] = {
             pairs=10015,
             train=8015,
             test=2000,
-            licence="CC BY-NC-SA 4.0",
+            licence="no commercial use, Creative Commons BY-NC; cite the article",
             source="https://doi.org/10.7910/DVN/DBW86T",
             layout=(
                 "HAM10000_images_part_1/ and HAM10000_images_part_2/ with ISIC_*.jpg, "
@@ -498,20 +312,46 @@ CATALOG: dict[str, DatasetSpec] = {
                 "HAM10000_metadata"
             ),
             split_file="ham10000_train_test_names.pkl",
-            unpacked_as=None,
             read=_read_ham10000,
+            downloads=(
+                _dataverse(
+                    "HAM10000_images_part_1.zip",
+                    "3172585",
+                    1_366_522_108,
+                    "4639bfa73ab251610530a97c898e6e46",
+                    "HAM10000_images_part_1",
+                ),
+                _dataverse(
+                    "HAM10000_images_part_2.zip",
+                    "3172584",
+                    1_403_566_547,
+                    "da43d6cc50f6613013be07e8986b384b",
+                    "HAM10000_images_part_2",
+                ),
+                _dataverse(
+                    "HAM10000_segmentations_lesion_tschandl.zip",
+                    "3838943",
+                    10_808_743,
+                    "6e8d252e09cfdb0189199f15985a5b84",
+                    "HAM10000_segmentations_lesion_tschandl",
+                ),
+                # Without `original`, Dataverse gives a table of its own making, with tabs.
+                _dataverse(
+                    "HAM10000_metadata.csv",
+                    "4338392?format=original",
+                    690_218,
+                    "8f85fb1aa29d80a2797247e434deb79d",
+                    None,
+                ),
+            ),
         ),
         DatasetSpec(
             name="stu",
             title="STU-Hospital",
             modality="breast ultrasound",
-            pairs=None,
-            train=None,
-            test=None,
             licence="none stated, see its page",
             source="https://github.com/xbhlk/STU-Hospital",
             layout="Test_Image_1.png with mask_1.png, and so on",
-            split_file=None,
             unpacked_as="Hospital",
             read=_read_stu,
             masks_at_another_size=True,
@@ -520,29 +360,88 @@ CATALOG: dict[str, DatasetSpec] = {
             name="phantom_a",
             title="Phantom A",
             modality="simulated ultrasound",
-            pairs=None,
-            train=None,
-            test=None,
             licence="made by this package",
             source="wavegms.data.phantom.write_phantoms, which draws it",
             layout=_BUS_LAYOUT,
-            split_file=None,
-            unpacked_as=None,
             read=_read_bus,
         ),
         DatasetSpec(
             name="phantom_b",
             title="Phantom B",
             modality="simulated ultrasound",
-            pairs=None,
-            train=None,
-            test=None,
             licence="made by this package",
             source="wavegms.data.phantom.write_phantoms, which draws it",
             layout=_BUSI_LAYOUT,
-            split_file=None,
             unpacked_as="Dataset_BUSI_with_GT",
             read=_read_busi,
         ),
     )
 }
+
+SOURCES: dict[str, Source] = {
+    spec.name: Source(
+        name=spec.name,
+        title=f"{spec.title}, {spec.modality}",
+        target=f"data/raw/{spec.name}",
+        terms=spec.licence,
+        page=spec.source,
+        downloads=spec.downloads,
+        inner=spec.inner,
+    )
+    for spec in CATALOG.values()
+    if spec.downloads
+}
+
+SOURCES["splits"] = Source(
+    name="splits",
+    title="the published train and test lists",
+    target="data/raw/splits",
+    terms="part of the GMS repository, see there",
+    page="https://github.com/King-HAW/GMS/tree/main/Dataset",
+    downloads=(
+        _split(
+            "bus",
+            "bus_train_test_names.pkl",
+            1_526,
+            "1b4e40239913b06f97e6797f9208245738d424753b96df584f154dbddecea775",
+        ),
+        _split(
+            "busi",
+            "busi_train_test_names.pkl",
+            8_884,
+            "ed7a3dd5764b4a90a49ad3b9bfb72cc9f7b708dbbd2244c3d874aace265fa5a7",
+        ),
+        _split(
+            "kvasir-instrument",
+            "kvasir_train_test_names.pkl",
+            16_579,
+            "297a5c72ba9edca78a8804b933d9507091787ebb2455930bc75bc0bfc778cf7f",
+        ),
+        _split(
+            "ham10000",
+            "ham10000_train_test_names.pkl",
+            150_320,
+            "74560789ab0f4db5e0c96abd1b59a180671fc9bd1a2d143c45f35151206f6521",
+        ),
+    ),
+)
+
+SOURCES["taesd"] = Source(
+    name="taesd",
+    title="TAESD, the pretrained Tiny-VAE",
+    target="models/taesd",
+    terms="MIT",
+    page="https://huggingface.co/madebyollin/taesd",
+    downloads=(
+        _taesd(
+            "taesd_encoder.safetensors",
+            4_895_600,
+            "160d90c61c3a5ce50fe2cbe6404b3429f5763772d61b38523cc37e1525b4e19f",
+        ),
+        _taesd(
+            "taesd_decoder.safetensors",
+            4_895_612,
+            "f0fb51dd10d41c26612c070fa0b52ea0215a5ff90792134b4971109dd713c019",
+        ),
+    ),
+)

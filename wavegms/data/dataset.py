@@ -15,34 +15,22 @@ from wavegms.images import as_mask, open_image, read_image
 
 
 class PreparedDataset(Dataset):
-    """One or several splits of a prepared folder.
+    """One or several splits of a prepared folder, as pairs of an image and a mask.
 
-    Pixels are checked against the manifest whenever they are decoded, so `data_hash` does identify
-    what a model has seen.
-
-    Attributes:
-        manifest: Rows of the manifest for the chosen splits, in its order.
-        ids: Id of each image.
-        labels: Class of each image, empty where the dataset has none.
-        image_size: Side of the images, pixels.
-        data_hash: Hash of the whole prepared folder, all splits.
-        images: uint8 tensor (N, 3, H, W) when held in memory, otherwise None.
-        masks: uint8 tensor (N, 1, H, W) of 0 and 1 when held in memory, otherwise None.
+    Pixels are checked against the manifest whenever they are decoded, so `data_hash`, that of the
+    whole folder, does identify what a model has seen. `manifest` has the rows of these splits;
+    `images` (N, 3, H, W), 0..255, and `masks` (N, 1, H, W), 0 or 1, are uint8, or None where they
+    are not held in memory.
     """
 
     def __init__(self, folder: Path, split: str | Sequence[str], in_memory: bool | None = None):
-        """Open the splits and, if they are to be held in memory, decode them.
+        """Opens the splits; of several, some may be empty, as val is where nothing was set aside.
 
-        Args:
-            folder: A prepared folder.
-            split: "train", "val", "test", or several of them; of several, some may be empty, as
-                val is where nothing was set aside.
-            in_memory: Decode once and hold the pixels (True) or decode at each access (False).
-                None holds them where they take less than a quarter of the free memory.
+        By default pixels are held in memory where they take less than a quarter of what is free.
 
         Raises:
-            InputError: The folder is not prepared, a split is unknown or has no image, or a file
-                is missing, broken or changed.
+            InputError: the folder is not prepared, a split is unknown or has no image, or a file is
+                missing, broken or changed.
         """
         self._folder = Path(folder)
         wanted = [split] if isinstance(split, str) else list(split)
@@ -76,17 +64,7 @@ class PreparedDataset(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        """Take one pair.
-
-        Args:
-            index: From 0 to `len(self) - 1`.
-
-        Returns:
-            image: uint8 tensor (3, H, W), 0..255; mask: uint8 tensor (1, H, W), 0 or 1; index.
-
-        Raises:
-            InputError: A file is missing, broken or changed.
-        """
+        """A pair as uint8: image (3, H, W), 0..255, mask (1, H, W), 0 or 1, and their index."""
         if self.images is None:
             image, mask = self._decode(index)
         else:
@@ -95,26 +73,12 @@ class PreparedDataset(Dataset):
 
     @staticmethod
     def to_float(images: Tensor) -> Tensor:
-        """Scale images for the network.
-
-        Args:
-            images: uint8 tensor of any shape, 0..255.
-
-        Returns:
-            float32 tensor of the same shape, 0..1.
-        """
+        """Images as a network takes them: 0..255 -> float32 in [0, 1]."""
         return images.to(torch.float32) / 255
 
     @staticmethod
     def mask_to_float(masks: Tensor) -> Tensor:
-        """Turn masks into the numbers that losses take.
-
-        Args:
-            masks: uint8 tensor of any shape, 0 or 1.
-
-        Returns:
-            float32 tensor of the same shape, 0.0 or 1.0.
-        """
+        """Masks as losses take them: float32."""
         return masks.to(torch.float32)
 
     def _image_path(self, id: str) -> Path:

@@ -11,11 +11,11 @@ another moment of the same scan, and the first strangers come at 0.48.
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,20 +50,12 @@ _CHUNK = 512
 
 
 class Duplicate(NamedTuple):
-    """Two images that show the same picture.
-
-    Attributes:
-        first: Index of the one image.
-        second: Index of the other, larger than `first`.
-        kind: "exact" where all pixels are equal, "mirrored" where one is the other's mirror image,
-            left for right, otherwise "near".
-        similarity: Correlation of their detail where they overlap, up to 1.
-    """
+    """Two images that show the same picture, by their indices."""
 
     first: int
-    second: int
-    kind: str
-    similarity: float
+    second: int  # larger than `first`
+    kind: str  # "exact" where all pixels are equal, "mirrored", left for right, otherwise "near"
+    similarity: float  # correlation of their detail where they overlap, up to 1
 
 
 def read_thumbnails(
@@ -71,16 +63,8 @@ def read_thumbnails(
 ) -> tuple[np.ndarray, list[str]]:
     """Read images, in threads, and reduce each to what is compared.
 
-    Args:
-        paths: N image files.
-        read: Opens a file as an image of mode RGB.
-
-    Returns:
-        uint8 array (N, `THUMBNAIL`, `THUMBNAIL`), grey, each side scaled by itself; and for each
-        image the SHA-256 of its size and pixels.
-
-    Raises:
-        InputError: Whatever `read` finds wrong with a file.
+    That is grey, uint8 (N, `THUMBNAIL`, `THUMBNAIL`), each side scaled by itself; and of each image
+    the SHA-256 of its size and pixels.
     """
 
     def reduce(path: Path) -> tuple[np.ndarray, str]:
@@ -101,42 +85,30 @@ def find_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list[Dupl
     Every pair is compared as it is. Pairs that fall short are compared once more with one of the
     two cropped, as far as a coarse search proposes them. Mirrored copies (left for right, as a
     scan is stored the wrong way round) are found where they are not cropped as well.
-
-    Args:
-        thumbnails: uint8 array (N, `THUMBNAIL`, `THUMBNAIL`), see `read_thumbnails`.
-        digests: A text for each image, the same where all pixels are the same.
-
-    Returns:
-        The pairs, ordered by their indices.
     """
-    mirrored = {
-        pair: Duplicate(*pair, "mirrored", value)
-        for pair, value in _mirrored_pairs(thumbnails).items()
-    }
-    near = {
-        pair: Duplicate(*pair, "near", value) for pair, value in _near_pairs(thumbnails).items()
-    }
-    members: dict[str, list[int]] = {}
-    for index, digest in enumerate(digests):
-        members.setdefault(digest, []).append(index)
-    exact = {
-        (i, j): Duplicate(i, j, "exact", 1.0)
-        for indices in members.values()
-        for place, i in enumerate(indices)
-        for j in indices[place + 1 :]
-    }
-    return [pair for _, pair in sorted((mirrored | near | exact).items())]
+    # Of two kinds, the later one counts.
+    found = {pair: ("mirrored", value) for pair, value in _mirrored_pairs(thumbnails).items()}
+    found |= {pair: ("near", value) for pair, value in _near_pairs(thumbnails).items()}
+    found |= dict.fromkeys(pairs_within(digests), ("exact", 1.0))
+    return [Duplicate(*pair, *what) for pair, what in sorted(found.items())]
+
+
+def pairs_within(values: Iterable[str]) -> list[tuple[int, int]]:
+    """Pairs of places that hold the same value."""
+    return [pair for places in _places_of(values) for pair in combinations(places, 2)]
+
+
+def _places_of(values: Iterable[str]) -> list[list[int]]:
+    places: dict[str, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, []).append(place)
+    return list(places.values())
 
 
 def component_of(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
     """Number the connected components: duplicates of duplicates belong together.
 
-    Args:
-        count: Number of images.
-        pairs: Indices of images that belong together.
-
-    Returns:
-        For each image the number of its component, counted in the order of their first images.
+    For each image the number of its component, counted in the order of their first images.
     """
     first, second = np.array(pairs, dtype=int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
@@ -146,20 +118,9 @@ def component_of(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def merge_groups(cases: Sequence[Case], pairs: Sequence[tuple[int, int]]) -> list[Case]:
-    """Widen the groups of cases so that duplicates share one.
-
-    Args:
-        cases: The cases.
-        pairs: Indices of those that show the same picture.
-
-    Returns:
-        The cases in their order; each has the group of the first case that it is connected with,
-        by a pair or by a group.
-    """
-    members: dict[str, list[int]] = {}
-    for index, case in enumerate(cases):
-        members.setdefault(case.group, []).append(index)
-    same_group = [pair for indices in members.values() for pair in pairwise(indices)]
+    """Widen the groups of cases so that duplicates share one: that of the first of them."""
+    groups = _places_of(case.group for case in cases)
+    same_group = [pair for places in groups for pair in pairwise(places)]
     numbers = component_of(len(cases), [*pairs, *same_group])
     names: dict[int, str] = {}
     return [
@@ -169,15 +130,7 @@ def merge_groups(cases: Sequence[Case], pairs: Sequence[tuple[int, int]]) -> lis
 
 
 def detail_similarity(thumbnails: np.ndarray, pairs: Sequence[tuple[int, int]]) -> list[float]:
-    """Correlate the detail of given pairs as they are, without cropping.
-
-    Args:
-        thumbnails: uint8 array (N, `THUMBNAIL`, `THUMBNAIL`).
-        pairs: Indices of the images of each pair.
-
-    Returns:
-        The correlations, -1 to 1.
-    """
+    """Correlate the detail of given pairs as they are, without cropping; each -1 to 1."""
     fine = _vectors(thumbnails, SIDE)
     return [float(np.clip(fine[i] @ fine[j], -1, 1)) for i, j in pairs]
 

@@ -22,39 +22,24 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with its mask at the original size.
+    """One image with its mask at the original size."""
 
-    Attributes:
-        image: RGB, upright.
-        mask: Boolean array (H, W) of the image's size with some foreground; several masks joined.
-        image_mode: PIL mode of the image file.
-        mask_modes: PIL mode of each mask file.
-    """
-
-    image: Image.Image
-    mask: np.ndarray
-    image_mode: str
-    mask_modes: tuple[str, ...]
+    image: Image.Image  # RGB, upright
+    mask: np.ndarray  # boolean (H, W) of the image's size with some foreground; all masks joined
+    image_mode: str  # PIL's mode of the image file
+    mask_modes: tuple[str, ...]  # and of each mask file
 
 
-def read_pair(case: Case, masks_at_another_size: bool = False) -> Pair:
-    """Read the files of a case.
-
-    Args:
-        case: The files.
-        masks_at_another_size: Whether a mask of the image's shape but another size is scaled to it.
-
-    Returns:
-        What they hold.
-
-    Raises:
-        InputError: A file that cannot be read, an image and a mask of different sizes, or no
-            foreground.
-    """
+def read_pair(
+    case: Case,
+    masks_at_another_size: bool = False,
+    to_mask: Callable[[Image.Image], np.ndarray] = as_mask,
+) -> Pair:
+    """Read the files of a case; a mask of another size but the same shape may be scaled."""
     image, image_mode = read_image(case.image, as_rgb)
     mask, mask_modes = None, []
     for path in case.masks:
-        part, mode = read_image(path, as_mask)
+        part, mode = read_image(path, to_mask)
         mask_modes.append(mode)
         if masks_at_another_size and _same_shape(part.shape, (image.height, image.width)):
             part = resize_mask(part, (image.width, image.height))
@@ -73,19 +58,7 @@ def read_pair(case: Case, masks_at_another_size: bool = False) -> Pair:
 
 
 def resize_pair(case: Case, pair: Pair, image_size: int) -> tuple[Image.Image, np.ndarray]:
-    """Resize a pair to a square.
-
-    Args:
-        case: Its files, for a message.
-        pair: What they hold.
-        image_size: Side of the square, pixels.
-
-    Returns:
-        RGB image and boolean mask (image_size, image_size).
-
-    Raises:
-        InputError: Nothing is left of the foreground.
-    """
+    """Resize a pair to a square: RGB image, and boolean mask with something left in it."""
     mask = resize_mask(pair.mask, image_size)
     if not mask.any():
         raise InputError(
@@ -100,14 +73,7 @@ def for_each_case(
 ) -> tuple[list[_Result], list[str]]:
     """Call a function for every case, in threads and with a progress bar.
 
-    Args:
-        function: What to do with a case; it may raise InputError.
-        cases: The cases.
-        description: What to call the work.
-
-    Returns:
-        What the function gave, in the order of the cases, and the sentences of its errors; a case
-        is in the one list or in the other.
+    A case is in the one list by its result or in the other by the sentence of its InputError.
     """
     results, problems = [], []
     # Decoding and resizing release the interpreter lock; more threads than this wait for the disk.
@@ -126,11 +92,7 @@ def for_each_case(
 
 
 def surrounds(mask: np.ndarray) -> bool:
-    """Tell whether foreground is most of a mask and most of its border, as background usually is.
-
-    Args:
-        mask: Boolean array (H, W).
-    """
+    """Tell whether foreground is most of a mask (H, W) and of its border, as background should."""
     border = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
     return bool(mask.mean() > 0.5 and border.mean() > 0.5)
 
@@ -138,14 +100,8 @@ def surrounds(mask: np.ndarray) -> bool:
 def inverted_masks(cases: Sequence[Case], surround: Sequence[bool]) -> list[str]:
     """Say so where the masks of a dataset look as if black and white were exchanged.
 
-    A lesion may fill its image, but hardly most images of a dataset.
-
-    Args:
-        cases: The cases.
-        surround: What `surrounds` says of the mask of each.
-
-    Returns:
-        One sentence or none.
+    `surround` is what `surrounds` says of each mask. A lesion may fill its image, but hardly most
+    images of a dataset.
     """
     ids = [case.id for case, one in zip(cases, surround, strict=True) if one]
     if 2 * len(ids) <= len(cases):

@@ -1,18 +1,20 @@
 """Preparation: a published dataset becomes a folder of equally sized images, masks and a manifest.
 
-The contract of a prepared folder: `images/<id>.png` (RGB), `masks/<id>.png` (grey, 0 or 255) and
-`manifest.csv` with the columns of `MANIFEST_COLUMNS`, one row for each image. It is written whole
-or not at all, and the same input and parameters give the same pixels and the same manifest.
+Its contract is in `wavegms.data.manifest`. It is written whole or not at all, and the same input
+and parameters give the same pixels and the same manifest.
 """
+
+from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from wavegms.data.cases import Case
@@ -25,44 +27,32 @@ from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of
 from wavegms.images import as_rgb, read_image
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @dataclass(frozen=True)
 class PreparationReport:
-    """What a preparation found and wrote.
-
-    Attributes:
-        name: Name of the dataset.
-        counts: Number of images of each of "train", "val" and "test".
-        published: The paper's number of "pairs", "train" (validation included) and "test" images,
-            None where the paper does not use the dataset.
-        differences: Sentences on whatever deviates from the paper's table or was left out, and on
-            masks that look inverted.
-        image_modes: Number of image files of each PIL mode.
-        mask_modes: Number of mask files of each PIL mode.
-        joined: Number of images whose mask was joined from several files.
-        smallest: (width, height) of the source image with the fewest pixels.
-        largest: (width, height) of the source image with the most pixels.
-        data_hash: See `data_hash`.
-    """
+    """What a preparation found and wrote."""
 
     name: str
-    counts: dict[str, int]
+    counts: dict[str, int]  # images of each of "train", "val" and "test"
+    # The paper's "pairs", "train" (validation included) and "test" images, None where it does not
+    # use the dataset.
     published: dict[str, int] | None
+    # Sentences on whatever deviates from the paper's table, was left out, or looks inverted.
     differences: list[str]
-    image_modes: dict[str, int]
+    image_modes: dict[str, int]  # image files of each mode of PIL
     mask_modes: dict[str, int]
-    joined: int
-    smallest: tuple[int, int]
+    joined: int  # images whose mask was joined from several files
+    smallest: tuple[int, int]  # (width, height) of the source image with the fewest pixels
     largest: tuple[int, int]
     data_hash: str
 
     def table(self) -> pd.DataFrame:
-        """Tabulate the counts beside the paper's.
+        """Images of each part (train, val, train + val, test, all) beside the paper's number."""
+        import pandas as pd
 
-        Returns:
-            Columns dataset, part (train, val, train + val, test, all), images, and published
-            (missing where the paper gives no number).
-        """
         counts, published = self.counts, self.published or {}
         both = counts["train"] + counts["val"]
         rows = [
@@ -92,29 +82,11 @@ def prepare_dataset(
     """Read a dataset in its published layout and write the prepared folder.
 
     Several masks of one image are joined by OR before resizing. All images are read and checked
-    before an earlier prepared folder is replaced.
-
-    Args:
-        name: A name in the catalog, or any other for a plain folder of one's own.
-        raw: The dataset's folder, as published.
-        out: The prepared folder to write; an earlier one there is replaced.
-        image_size: Side of the square that images and masks are resized to, pixels; divisible by
-            8, at least 16.
-        split: "published", "official", "random", "grouped" or "external", see `assign_splits`. For
-            "grouped", all images are read once before, and duplicates become one group.
-        split_folder: Folder of the published splits.
-        test_fraction: Share of the images for testing, for "random" and "grouped" only.
-        validation_fraction: Share of the training images for validation.
-        seed: For what is drawn at random.
-
-    Returns:
-        What was found and written.
-
-    Raises:
-        InputError: A parameter out of range, a dataset or split that cannot be read, an image and
-            a mask of different sizes, a mask without foreground (also once resized), or an `out`
-            that holds something else. The earlier prepared folder is then as it was.
+    before an earlier prepared folder is replaced. For the split "grouped", all images are read once
+    before, and duplicates become one group; see `assign_splits` for the others.
     """
+    import pandas as pd
+
     if image_size < 16 or image_size % 8:
         raise InputError(
             f"image_size is {image_size}: set it to a multiple of 8, at least 16, "
@@ -139,12 +111,7 @@ def prepare_dataset(
     with replace_folder(out) as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
-        prepare = partial(
-            _prepare_case,
-            folder=folder,
-            image_size=image_size,
-            masks_at_another_size=spec.masks_at_another_size,
-        )
+        prepare = partial(_prepare_case, spec, raw, folder, image_size, split_of)
         results, problems = for_each_case(prepare, chosen, f"Preparing {spec.name}")
         if len(problems) > 1:
             raise InputError(
@@ -153,25 +120,11 @@ def prepare_dataset(
             )
         if problems:
             raise InputError(problems[0])
-        rows = [
-            {
-                "id": case.id,
-                "split": split_of[case.id],
-                "group": case.group,
-                "source": case.image.relative_to(raw).as_posix(),
-                "original_width": result.size[0],
-                "original_height": result.size[1],
-                "sha256": result.sha256,
-                "mask_area": result.mask_area,
-                "label": case.label,
-                "pixels": result.pixels,
-            }
-            for case, result in zip(chosen, results, strict=True)
-        ]
-        manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
+        # In the contract's order; pandas writes numbers so that they are read the same.
+        manifest = pd.DataFrame([one.row for one in results], columns=list(MANIFEST_COLUMNS))
         manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
     counts = Counter(split_of.values())
-    sizes = sorted((result.size for result in results), key=lambda size: size[0] * size[1])
+    sizes = sorted((one.size for one in results), key=lambda size: size[0] * size[1])
     return PreparationReport(
         name=name,
         counts={part: counts[part] for part in SPLITS},
@@ -182,12 +135,10 @@ def prepare_dataset(
         ),
         differences=[
             *_differences(spec, cases, split_of),
-            *inverted_masks(chosen, [result.surrounds for result in results]),
+            *inverted_masks(chosen, [one.surrounds for one in results]),
         ],
-        image_modes=dict(sorted(Counter(result.image_mode for result in results).items())),
-        mask_modes=dict(
-            sorted(Counter(mode for result in results for mode in result.mask_modes).items())
-        ),
+        image_modes=dict(sorted(Counter(one.image_mode for one in results).items())),
+        mask_modes=dict(sorted(Counter(chain(*(one.mask_modes for one in results))).items())),
         joined=sum(len(case.masks) > 1 for case in chosen),
         smallest=sizes[0],
         largest=sizes[-1],
@@ -197,13 +148,11 @@ def prepare_dataset(
 
 @dataclass(frozen=True)
 class _Prepared:
+    row: dict[str, Any]  # of the manifest
     size: tuple[int, int]
     image_mode: str
     mask_modes: tuple[str, ...]
-    sha256: str
-    mask_area: float
     surrounds: bool
-    pixels: str
 
 
 def _check_target(raw: Path, out: Path) -> None:
@@ -225,34 +174,40 @@ def _group_duplicates(cases: Sequence[Case]) -> list[Case]:
 
 
 def _prepare_case(
-    case: Case, folder: Path, image_size: int, masks_at_another_size: bool
+    spec: DatasetSpec,
+    raw: Path,
+    folder: Path,
+    image_size: int,
+    split_of: dict[str, str],
+    case: Case,
 ) -> _Prepared:
-    pair = read_pair(case, masks_at_another_size)
+    pair = read_pair(case, spec.masks_at_another_size)
     image, mask = resize_pair(case, pair, image_size)
     image.save(folder / "images" / f"{case.id}.png")
     Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{case.id}.png")
-    return _Prepared(
-        size=pair.image.size,
-        image_mode=pair.image_mode,
-        mask_modes=pair.mask_modes,
-        sha256=sha256_of(case.image),
-        mask_area=float(mask.mean()),
-        surrounds=surrounds(mask),
-        pixels=pixels_hash(np.asarray(image), mask),
-    )
+    row = {
+        "id": case.id,
+        "split": split_of[case.id],
+        "group": case.group,
+        "source": case.image.relative_to(raw).as_posix(),
+        "original_width": pair.image.width,
+        "original_height": pair.image.height,
+        "sha256": sha256_of(case.image),
+        "mask_area": float(mask.mean()),
+        "label": case.label,
+        "pixels": pixels_hash(np.asarray(image), mask),
+    }
+    return _Prepared(row, pair.image.size, pair.image_mode, pair.mask_modes, surrounds(mask))
 
 
 def _differences(spec: DatasetSpec, cases: list[Case], split_of: dict[str, str]) -> list[str]:
     sentences = []
     if spec.pairs is not None:
         counts = Counter(split_of.values())
+        learnt = counts["train"] + counts["val"]
         for what, found, expected in (
             ("image-mask pairs", len(cases), spec.pairs),
-            (
-                "images to train on (validation included)",
-                counts["train"] + counts["val"],
-                spec.train,
-            ),
+            ("images to train on (validation included)", learnt, spec.train),
             ("images to test on", counts["test"], spec.test),
         ):
             if found != expected:

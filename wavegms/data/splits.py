@@ -4,60 +4,22 @@ Two rules hold throughout: a validation split is taken out of train and never ou
 is drawn at random depends on the ids and the seed alone, not on the order of the cases.
 """
 
-import pickle
-import pickletools
 import random
 from collections.abc import Iterable, Sequence
-from io import BytesIO
 from pathlib import Path
 
 from wavegms.data.cases import IMAGE_SUFFIXES, Case, case_id
 from wavegms.errors import InputError, first_line
+from wavegms.files import load_plain_pickle
 
 # The largest published split, of 10,015 names, has 150 kB.
 MAX_SPLIT_BYTES = 1_000_000
 
-# Instructions that build dicts, lists, texts and small numbers, and nothing else. Whatever
-# imports, calls, builds an object or asks the process for one (extension registry, persistent ids)
-# is absent. So are tuples and large numbers: as keys of a dict, a few of the former, each holding
-# the one before twice, or many of the latter with the same hash would take forever.
-# fmt: off
-_PLAIN_OPCODES = {
-    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE",
-    "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET",
-    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2",
-    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING",
-    "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS",
-}
-
-# fmt: on
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """The second lock, should the list of opcodes ever be wrong."""
-
-    def find_class(self, module: str, name: str):
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-    def persistent_load(self, pid):
-        raise pickle.UnpicklingError("it asks for an outside object")
-
 
 def read_published_split(path: Path) -> dict[str, list[str]]:
-    """Read a published train/test split, a pickle of the GMS repository.
+    """Read a published train/test split, `{"train": {"name_list": [...]}, "test": ...}`.
 
-    A pickle can make the reader run any code. This one may hold dicts, lists, texts and small
-    numbers only; anything else is refused before a single instruction of it is carried out.
-
-    Args:
-        path: A pickle of `{"train": {"name_list": [...]}, "test": {"name_list": [...]}}`.
-
-    Returns:
-        `{"train": names, "test": names}` as published, in their order; no name occurs twice.
-
-    Raises:
-        InputError: The file is missing, too large, not such a pickle, or names are missing,
-            repeated or not texts; the message names the file.
+    A pickle of the GMS repository; the lists by part, in their order, without a name that repeats.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,7 +33,7 @@ def read_published_split(path: Path) -> dict[str, list[str]]:
             "replace it with the published file."
         )
     try:
-        content = _load_plain(path.read_bytes())
+        content = load_plain_pickle(path.read_bytes())
     except Exception as error:  # a damaged pickle raises nearly anything
         raise InputError(
             f"{path} is not a plain pickle of names ({first_line(error)}): "
@@ -103,15 +65,6 @@ def read_official_split(folder: Path) -> dict[str, list[str]]:
 
     Kvasir-Instrument is published with them; they work for any dataset. One name a line, with or
     without the image's ending; blank lines do not count.
-
-    Args:
-        folder: The folder that holds both files.
-
-    Returns:
-        `{"train": names, "test": names}` in the order of the files; no name occurs twice.
-
-    Raises:
-        InputError: A file is missing or empty or not text, or a name is repeated.
     """
     lists = {}
     for part in ("train", "test"):
@@ -134,17 +87,7 @@ def read_official_split(folder: Path) -> dict[str, list[str]]:
 def random_split(cases: Sequence[Case], test_fraction: float, seed: int) -> dict[str, str]:
     """Draw a test split at random, whole groups at a time and in the proportions of the labels.
 
-    Args:
-        cases: The cases; their order does not matter.
-        test_fraction: Share of the images for testing, above 0 and below 1.
-        seed: Any integer.
-
-    Returns:
-        "train" or "test" for each id. As groups stay whole, the test split can exceed its share by
-        less than one group for each label.
-
-    Raises:
-        InputError: The fraction is out of range, or the groups are too few to split.
+    As groups stay whole, it can exceed its share by less than one group for each label.
     """
     if not 0 < test_fraction < 1:
         raise InputError(f"test_fraction is {test_fraction}: set it above 0 and below 1.")
@@ -153,19 +96,9 @@ def random_split(cases: Sequence[Case], test_fraction: float, seed: int) -> dict
 
 
 def carve_validation(cases: Sequence[Case], validation_fraction: float, seed: int) -> set[str]:
-    """Draw a validation split out of the training cases, as `random_split` draws a test split.
+    """Draw the ids of a validation split out of the training cases, as `random_split` draws.
 
-    Args:
-        cases: The training cases; their order does not matter.
-        validation_fraction: Share of the images for validation, from 0 to below 1.
-        seed: Any integer.
-
-    Returns:
-        Ids of the validation cases: none if the fraction is 0, otherwise at least one, and at
-        least one group stays in train.
-
-    Raises:
-        InputError: The fraction is out of range, or the groups are too few to split.
+    None if the fraction is 0, otherwise at least one, and at least one group stays in train.
     """
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}: set it from 0 to below 1.")
@@ -184,27 +117,12 @@ def assign_splits(
     validation_fraction: float,
     seed: int,
 ) -> dict[str, str]:
-    """Say of each case whether it is for training, validation or testing.
+    """Say of each case whether it is for "train", "val" or "test"; unlisted ones are left out.
 
-    Args:
-        cases: The cases of one dataset.
-        method: "published" (the pickle `split_file`), "official" (`train.txt` and `test.txt` in
-            `folder`), "random", or "grouped", which draws as "random" does: who calls has widened
-            the groups of the cases to hold duplicates together, see `merge_groups`. "external" is
-            for a dataset that no model is trained on: all cases are for testing.
-        folder: The folder that holds the dataset's layout.
-        split_file: The published split, None if the dataset has none.
-        test_fraction: For "random" and "grouped" only, see `random_split`.
-        validation_fraction: Share of the training cases for validation, see `carve_validation`.
-        seed: For what is drawn at random.
-
-    Returns:
-        "train", "val" or "test" for each id, in the order of the cases; cases that the published
-        or official lists do not name are left out.
-
-    Raises:
-        InputError: Unknown method, unreadable lists, names in them without a case, or nothing left
-            to train or test on.
+    The methods are "published" (the pickle `split_file`), "official" (`train.txt` and `test.txt` in
+    `folder`), "random", and "grouped", which draws alike: who calls has widened the groups to hold
+    duplicates together, see `merge_groups`. With "external", for a dataset that no model is trained
+    on, all cases are for testing.
     """
     if method == "external":
         return {case.id: "test" for case in cases}
@@ -221,16 +139,6 @@ def assign_splits(
     train = [case for case in cases if splits.get(case.id) == "train"]
     validation = carve_validation(train, validation_fraction, seed)
     return {id: "val" if id in validation else split for id, split in splits.items()}
-
-
-def _load_plain(data: bytes):
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name not in _PLAIN_OPCODES:
-            raise pickle.UnpicklingError(f"it holds the instruction {opcode.name}")
-        # The unpickler reserves memory up to the index it is told to store at.
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
-            raise pickle.UnpicklingError("it stores at an impossible place")
-    return _PlainUnpickler(BytesIO(data)).load()
 
 
 def _check_lists(lists: dict[str, list[str]], where: Path) -> None:

@@ -33,21 +33,16 @@ Point = tuple[float, float]
 
 @torch.inference_mode()
 def draw_method(pipeline: WaveGMSPipeline, image: Tensor, mask: Tensor) -> Figure:
-    """The whole method as blocks and arrows, for one image (paper, Figure 1).
+    """The whole method as blocks and arrows, for one image and its true mask (paper, Figure 1).
 
-    Blocks show what they output and how many parameters they have; frozen ones are blue and carry
-    a snowflake. Losses are red and dashed, between what they compare; they are drawn as the paper
-    has them, with all four depths supervised. Pictures are the pipeline's own: the image, its
+    Blocks show what they output and how many parameters they have; frozen ones are blue and carry a
+    snowflake. Losses are red and dashed, between what they compare; they are drawn as the paper has
+    them, with all four depths supervised. Pictures are the pipeline's own: the image, its
     sub-bands, and the mask decoded at each depth.
 
     Texts can be found by their `gid`: an output's shape by the module's path in the pipeline, such
     as `mapping.heads.0`, or by the name of the data (image, mask, z_MR, z_I, z_M, prediction); what
     the aggregation takes by `concatenated`; a count by `parameters of <path>`.
-
-    Args:
-        pipeline: the trained model, one with the wavelet encoder.
-        image: (1, 3, H, W) in [0, 1], H and W divisible by 8.
-        mask: its true mask, (1, 1, H, W), 0 or 1.
 
     Raises:
         InputError: the pipeline has no wavelet encoder.

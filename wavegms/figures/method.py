@@ -33,14 +33,7 @@ from wavegms.training.loss import soft_dice
 def show_augmented(
     dataset: PreparedDataset, settings: AugmentationParams, seed: int, count: int = 6
 ) -> Figure:
-    """Images as they are, and below them three of the many ways in which training sees them.
-
-    Args:
-        dataset: the training split.
-        settings: probability of each augmentation.
-        seed: of what is drawn.
-        count: number of images.
-    """
+    """Images as they are, and below them three of the many ways in which training sees them."""
     cases = [dataset[index] for index in range(min(count, len(dataset)))]
     images = PreparedDataset.to_float(torch.stack([case["image"] for case in cases]))
     masks = PreparedDataset.mask_to_float(torch.stack([case["mask"] for case in cases]))
@@ -59,13 +52,7 @@ def show_augmented(
 def show_reconstructions(
     vae: AutoencoderTiny, dataset: PreparedDataset, indices: Sequence[int]
 ) -> Figure:
-    """Images and masks beside what the autoencoder gives back.
-
-    Args:
-        vae: the autoencoder.
-        dataset: a split.
-        indices: which of its images.
-    """
+    """Images and masks beside what the autoencoder gives back."""
     cases = [dataset[index] for index in indices]
     images = PreparedDataset.to_float(torch.stack([case["image"] for case in cases]))
     masks = PreparedDataset.mask_to_float(torch.stack([case["mask"] for case in cases]))
@@ -86,12 +73,7 @@ def show_reconstructions(
 
 
 def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
-    """Losses and selection Dice over the epochs.
-
-    Args:
-        history: of a `TrainingResult`.
-        best_epoch: the epoch whose weights were kept.
-    """
+    """Losses and selection Dice over the epochs of a `TrainingResult`, of which one was kept."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     names = {"seg": "mask (Dice)", "lm": "latent mapping (MSE)", "align": "alignment"}
     for (column, name), colour in zip(names.items(), sns.color_palette("colorblind"), strict=False):
@@ -116,28 +98,18 @@ def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
 
 
 class Step(NamedTuple):
-    """What one module of a network was given and gave.
-
-    Attributes:
-        input: its first argument.
-        output: its result; None where that is no tensor.
-    """
+    """What one module of a network was given first, and gave; None where that is no tensor."""
 
     input: Tensor
     output: Tensor | None
 
 
 def trace_prediction(pipeline: WaveGMSPipeline, images: Tensor) -> dict[str, Step]:
-    """What every module took and gave in one prediction.
+    """What every module took and gave in one prediction of images, (B, 3, H, W) in [0, 1].
 
-    Args:
-        pipeline: the trained model.
-        images: (B, 3, H, W) in [0, 1].
-
-    Returns:
-        By the module's path, such as `encoder.feature_extraction.0`, in the order in which the
-        modules finished. Modules that a prediction does not call are not in it, among them the
-        decoder of the Tiny-VAE as a whole, whose layers are called one by one.
+    By the module's path, such as `encoder.feature_extraction.0`, in the order in which they
+    finished. Modules that a prediction does not call are not in it, among them the decoder of the
+    Tiny-VAE as a whole, whose layers are called one by one.
     """
     steps: dict[str, Step] = {}
     parts = {name: part for name, part in pipeline.components.items() if part is not None}
@@ -156,15 +128,7 @@ def trace_prediction(pipeline: WaveGMSPipeline, images: Tensor) -> dict[str, Ste
 
 @torch.inference_mode()
 def shapes_along_path(pipeline: WaveGMSPipeline, images: Tensor) -> pd.DataFrame:
-    """What each step of a prediction takes and gives, by running it.
-
-    Args:
-        pipeline: the trained model, one with the wavelet encoder.
-        images: (B, 3, H, W) in [0, 1].
-
-    Returns:
-        One row a step: step, output (its shape).
-    """
+    """What each step of Wave-GMS's prediction gives, by running it: its name and shape."""
     steps = trace_prediction(pipeline, images)
     rows: list[tuple[str, Tensor]] = [("image", images)]
     for level in range(1, pipeline.encoder.levels + 1):
@@ -193,13 +157,8 @@ def shapes_along_path(pipeline: WaveGMSPipeline, images: Tensor) -> pd.DataFrame
 def follow_latents(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """The two latents that the method predicts, each before the one it is trained to meet.
 
-    Args:
-        pipeline: the trained model.
-        images: (B, 3, H, W) in [0, 1].
-        masks: their true masks, (B, 1, H, W), 0 or 1.
-
-    Returns:
-        z_MR, z_I, predicted z_M and z_M by these names, each (B, 4, H/8, W/8).
+    Of images (B, 3, H, W) in [0, 1] and their true masks (B, 1, H, W): z_MR, z_I, predicted z_M and
+    z_M by these names, each (B, 4, H/8, W/8).
     """
     images = channels_last(images)  # as in a prediction
     latents, levels = map_latents(pipeline.encoder, pipeline.mapping, pipeline.vae, images)
@@ -215,14 +174,9 @@ def follow_latents(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> 
 def decode_levels(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """The masks at the four supervised depths, after the best that a prediction can be.
 
-    Args:
-        pipeline: the trained model.
-        images: (B, 3, H, W) in [0, 1].
-        masks: their true masks, (B, 1, H, W), 0 or 1.
-
-    Returns:
-        Truth, z_M decoded, and depth 1 to depth 4 (deepest first; the last is the prediction) by
-        these names, each (B, 1, H, W) in [0, 1].
+    Of images (B, 3, H, W) in [0, 1] and their true masks (B, 1, H, W): truth, z_M decoded, and
+    depth 1 to depth 4 (deepest first; the last is the prediction) by these names, each (B, 1, H,
+    W).
     """
     _, levels = map_latents(pipeline.encoder, pipeline.mapping, pipeline.vae, images)
     latents = {"z_M decoded": encode_masks(pipeline.vae, masks)}
@@ -232,14 +186,7 @@ def decode_levels(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> d
 
 
 def parameter_table(pipeline: WaveGMSPipeline) -> pd.DataFrame:
-    """Number of parameters of each part, and which of them are trained.
-
-    Args:
-        pipeline: the model.
-
-    Returns:
-        Columns part, parameters, trained.
-    """
+    """Number of parameters of each part, and which of them are trained."""
     encoder, vae = pipeline.encoder, pipeline.vae
     parts: list[tuple[str, nn.Module, bool]] = [
         ("one feature-extraction U-Net (of three)", encoder.feature_extraction[0], True),
@@ -267,13 +214,10 @@ _LATENT_COLOURS, _COSINE_COLOURS = "RdBu_r", "PiYG"
 
 
 def show_bands(image: Tensor) -> Figure:
-    """The Haar sub-bands that the encoder sees, level by level.
+    """The Haar sub-bands that the encoder sees of an image (3, H, W), level by level.
 
     Details are shown around mid-grey, each stretched to its own largest value, which the title
     gives: they would be invisible otherwise.
-
-    Args:
-        image: float (3, H, W) in [0, 1].
     """
     figure, axes = new_grid(3, len(SUB_BANDS))
     for level, (row, bands) in enumerate(zip(axes, multi_level_bands(image[None]), strict=True), 1):
@@ -291,11 +235,7 @@ def show_bands(image: Tensor) -> Figure:
 
 
 def show_latents(latents: Mapping[str, Tensor]) -> Figure:
-    """Latents channel by channel, on one scale for each row.
-
-    Args:
-        latents: by name, each (4, h, w).
-    """
+    """Latents (4, h, w) by name, channel by channel, on one scale for each row."""
     figure, axes = new_grid(len(latents), 4, cell=1.6)
     for row, (name, latent) in zip(axes, latents.items(), strict=True):
         _draw_channels(row, latent)
@@ -307,13 +247,10 @@ def show_latents(latents: Mapping[str, Tensor]) -> Figure:
 def show_alignment(latents: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     """Latents above those that they are trained to meet, one system beside the other.
 
-    One row a latent, on a scale of its own, which the row's name gives; beside each pair of rows
-    the cosine similarity of the two over the channels, position by position, and its mean. That
-    of z_MR and z_I is the cosine in L_align (paper, section 2.4).
-
-    Args:
-        latents: by the system's title, what `tour.follow_latents` gave for one image: pairs of
-            latents by name, each (1, 4, h, w).
+    For each system by its title what `follow_latents` gave for one image. One row a latent, on a
+    scale of its own, which the row's name gives; beside each pair of rows the cosine similarity of
+    the two over the channels, position by position, and its mean. That of z_MR and z_I is the
+    cosine in L_align (paper, section 2.4).
     """
     blocks = len(latents)
     figure = Figure(figsize=(5.2 * blocks, 3.9), layout="constrained")
@@ -342,12 +279,7 @@ def show_alignment(latents: Mapping[str, Mapping[str, Tensor]]) -> Figure:
 
 
 def show_masks(masks: Mapping[str, Tensor], names: Sequence[str] = ("",)) -> Figure:
-    """Masks side by side, each with its soft Dice to the first of its row.
-
-    Args:
-        masks: by name, each (B, 1, H, W) in [0, 1]; the first are the truth.
-        names: of the B rows.
-    """
+    """Masks (B, 1, H, W) by name, a row a mask, each with its soft Dice to the first of its row."""
     figure, axes = new_grid(len(names), len(masks), cell=1.5)
     figure.set_figheight(1.55 * len(names) + 0.25)  # only the first row has titles
     truth = next(iter(masks.values()))

@@ -37,15 +37,7 @@ _PANEL_WIDTH, _ROW_HEIGHT, _FRAME_HEIGHT = 4.6, 0.27, 0.9
 
 
 def plot_against_paper(table: pd.DataFrame, metric: str) -> Figure:
-    """Measured values with their intervals beside the paper's numbers.
-
-    Args:
-        table: from `results.segmentation_table` or `ablation_table`.
-        metric: dsc, iou or hd95_zero_if_empty.
-
-    Returns:
-        One panel a dataset, one row a system. The interval is the 95 % one over test images.
-    """
+    """Measured values, with 95 % intervals over images, beside the paper's; a panel a dataset."""
     rows = table[table["metric"] == metric].dropna(subset=["measured", "published"], how="all")
     figure, panels = _panels(rows)
     for axes, (_, panel) in panels:
@@ -76,15 +68,10 @@ def plot_against_paper(table: pd.DataFrame, metric: str) -> Figure:
 
 
 def plot_per_image(scores: pd.DataFrame, metric: str) -> Figure:
-    """How the scores of single images are spread.
+    """How the scores of single images are spread: a panel a pair of datasets, a row a variant.
 
-    Args:
-        scores: rows of `results.read_scores`.
-        metric: one of `evaluation.METRICS`.
-
-    Returns:
-        One panel for each train and test set, one row a variant, one dot an image (its mean over
-        seeds); the box holds the middle half, its line is the median, the diamond the mean.
+    One dot an image (its mean over seeds); the box holds the middle half, its line is the median,
+    the diamond the mean.
     """
     means = mean_over_seeds(scores)
     means["value"] = _scale(metric) * means[metric]
@@ -118,15 +105,8 @@ def plot_per_image(scores: pd.DataFrame, metric: str) -> Figure:
 def plot_differences(scores: pd.DataFrame, comparisons: pd.DataFrame, metric: str) -> Figure:
     """Each variant against the reference, image by image.
 
-    Args:
-        scores: what was compared.
-        comparisons: what `comparison.compare_variants` gave for them, with at least one row of
-            this metric.
-        metric: one of the metrics compared.
-
-    Returns:
-        One panel for each train and test set, one row a variant, one dot an image; the diamond is
-        the mean with its 95 % interval, and the corrected p stands at the right.
+    One panel for each train and test set, one row a variant, one dot an image; the diamond is the
+    mean with its 95 % interval, and the corrected p stands at the right.
     """
     rows = comparisons[comparisons["metric"] == metric].copy()
     rows["system"] = rows["variant"].map(title_of)
@@ -179,13 +159,8 @@ def plot_differences(scores: pd.DataFrame, comparisons: pd.DataFrame, metric: st
 def plot_generalization(table: pd.DataFrame, metric: str) -> Figure:
     """What is lost when the network was trained on another dataset.
 
-    Args:
-        table: from `results.generalization_table`.
-        metric: dsc or hd95_zero_if_empty.
-
-    Returns:
-        One panel a direction, one row a system: a line from the in-domain value (circle) to the one
-        across domains (triangle), measured above and the paper's below.
+    One panel a direction, one row a system: a line from the in-domain value (circle) to the one
+    across domains (triangle), measured above and the paper's below.
     """
     triangle = "<" if metric == "dsc" else ">"
     rows = table[table["metric"] == metric].dropna(subset=["measured", "published"], how="all")

@@ -1,6 +1,11 @@
-"""What the pictures share: colours of truth and prediction, grids, contours, files. No torch."""
+"""What the pictures share: colours of truth and prediction, grids, contours, files. No torch.
+
+Truth is drawn as a solid cyan contour and a prediction as a dashed orange one: told apart by line
+as well as by colour, and both visible on dark and bright tissue.
+"""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +13,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from torch import Tensor
 
 from wavegms.files import replace_file
 
@@ -16,24 +20,18 @@ TRUTH_STYLE = {"colors": "#00d5ff", "linestyles": "solid", "linewidths": 1.4}
 
 PREDICTION_STYLE = {"colors": "#ff8c1a", "linestyles": "dashed", "linewidths": 1.4}
 
-_CELL = 1.9  # inches
 
+def new_grid(
+    rows: int, columns: int, cell: float = 1.9, height: float | None = None
+) -> tuple[Figure, np.ndarray]:
+    """An empty grid of pictures: the figure and its axes, an array (rows, columns), not drawn.
 
-def new_grid(rows: int, columns: int, cell: float = _CELL) -> tuple[Figure, np.ndarray]:
-    """An empty grid of pictures without axes.
-
-    Args:
-        rows: number of rows.
-        columns: number of columns.
-        cell: side of one picture, inches.
-
-    Returns:
-        The figure and its axes, an array (rows, columns).
+    `cell` is the width of one, inches; its height leaves room for a title.
     """
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(columns * cell, rows * (cell + 0.25)),
+        figsize=(columns * cell, rows * (height or cell + 0.25)),
         squeeze=False,
         layout="constrained",
     )
@@ -44,27 +42,24 @@ def new_grid(rows: int, columns: int, cell: float = _CELL) -> tuple[Figure, np.n
     return figure, axes
 
 
+def grid_for(
+    count: int, columns: int, cell: float = 1.9, height: float | None = None
+) -> tuple[Figure, Sequence[Axes]]:
+    """A grid for a number of pictures, with its axes row by row."""
+    columns = min(columns, count)
+    figure, axes = new_grid(-(-count // columns), columns, cell, height)
+    return figure, axes.flat
+
+
 def draw_case(
     axis: Axes, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None = None
 ) -> None:
-    """One image with the contours of its masks.
-
-    Args:
-        axis: where to draw.
-        image: uint8, or float in [0, 1], (H, W, 3).
-        truth: bool (H, W), or None.
-        prediction: bool (H, W), or None.
-    """
+    """An image, uint8 or float in [0, 1], with the contours of its masks, bool, all (H, W)."""
     axis.imshow(image)
     for mask, style in ((truth, TRUTH_STYLE), (prediction, PREDICTION_STYLE)):
         # a mask without a border has no contour, and matplotlib warns about it
         if mask is not None and mask.any() and not mask.all():
             axis.contour(mask, levels=[0.5], **style)
-
-
-def as_picture(image: Tensor) -> np.ndarray:
-    """A uint8 tensor (3, H, W) as an array (H, W, 3)."""
-    return image.movedim(0, -1).numpy()
 
 
 def name_row(axis: Axes, text: str) -> None:
@@ -86,7 +81,8 @@ def write_in_corner(axis: Axes, text: str) -> None:
     )
 
 
-def _name_contours(figure: Figure) -> None:
+def name_contours(figure: Figure) -> None:
+    """A legend of the two contours, below all pictures."""
     handles = [
         Line2D([], [], color=style["colors"], linestyle=style["linestyles"], label=label)
         for style, label in ((TRUTH_STYLE, "truth"), (PREDICTION_STYLE, "prediction"))
@@ -95,15 +91,7 @@ def _name_contours(figure: Figure) -> None:
 
 
 def save_figure(figure: Figure, target: Path) -> list[Path]:
-    """Writes a figure for the screen and for print; the same figure gives the same bytes.
-
-    Args:
-        figure: the figure.
-        target: path without suffix; its folder is made if missing.
-
-    Returns:
-        `<target>.png` (200 dots per inch) and `<target>.pdf`.
-    """
+    """Writes `<target>.png` (200 dots per inch) and `<target>.pdf`, the same bytes each time."""
     target = Path(target)
     written = []
     for suffix, metadata in (

@@ -32,14 +32,11 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def decode_mean(decoder: DecoderTiny, latents: Tensor) -> Tensor:
-    """The mean over the three channels of what latents decode to.
+    """The mean over the three channels of what latents decode to: (B, 4, h, w) -> (B, 1, 8h, 8w).
 
-    Args:
-        decoder: a frozen Tiny-VAE's; its weights get no gradient.
-        latents: (B, 4, h, w); the channels of a pixel side by side in memory are faster.
-
-    Returns:
-        (B, 1, 8h, 8w). The decoder's own range: an image's is [0, 1], but nothing is clamped.
+    In the decoder's own range: an image's is [0, 1], but nothing is clamped. The decoder is a
+    frozen Tiny-VAE's, as its weights get no gradient. Faster with the channels of a pixel side by
+    side in memory.
     """
     *body, last = decoder.layers
     x = torch.tanh(latents / 3) * 3  # the decoder's own limit to what it is given
@@ -131,17 +128,10 @@ def encode_images(
     sample_posterior: bool = False,
     generator: Generators = None,
 ) -> Tensor:
-    """z_I, the frozen autoencoder's latents of images.
+    """z_I, the frozen autoencoder's latents of images: (B, 3, H, W) in [0, 1] -> (B, 4, H/8, W/8).
 
-    Args:
-        vae: the autoencoder.
-        images: (B, 3, H, W) in [0, 1].
-        sample_posterior: draw from the posterior of a KL autoencoder instead of taking its mean;
-            a Tiny-VAE has none.
-        generator: random state for that, or one for each image.
-
-    Returns:
-        (B, 4, H/8, W/8); of a KL autoencoder, times its scaling factor (SD-VAE: 0.18215).
+    Those of a KL autoencoder are the mean of its posterior, or a sample if asked for, times its
+    scaling factor (SD-VAE: 0.18215); a Tiny-VAE has no posterior.
     """
     encoded = vae.encode(images * 2 - 1)
     if not isinstance(vae, AutoencoderKL):
@@ -152,27 +142,15 @@ def encode_images(
 
 
 def encode_masks(vae: Autoencoder, masks: Tensor) -> Tensor:
-    """z_M, the latents of masks, each repeated to three channels.
-
-    Args:
-        vae: the autoencoder.
-        masks: (B, 1, H, W) in [0, 1].
-
-    Returns:
-        (B, 4, H/8, W/8), scaled as in :func:`encode_images`.
-    """
+    """z_M, the latents of masks as three equal channels: (B, 1, H, W) -> (B, 4, H/8, W/8)."""
     return encode_images(vae, masks.expand(-1, 3, -1, -1))
 
 
 def decode_masks(vae: Autoencoder, latents: Tensor) -> Tensor:
     """Soft masks from latents: the mean of the three decoded channels, clamped.
 
-    Args:
-        vae: the autoencoder, frozen.
-        latents: (B, 4, H/8, W/8), scaled as in :func:`encode_images`.
-
-    Returns:
-        (B, 1, H, W) in [0, 1], at least float32; a pixel belongs to the mask from 0.5.
+    (B, 4, H/8, W/8) -> (B, 1, H, W) in [0, 1], at least float32; a pixel belongs to the mask from
+    0.5.
     """
     latents = channels_last(latents)
     if isinstance(vae, AutoencoderKL):

@@ -19,9 +19,6 @@ def build_variant(name: str, *, sample_at_inference: bool = False) -> Network:
     """A freshly initialised network: all that is trained of the variant.
 
     `sample_at_inference` is that of `MultiResolutionEncoder`; variants without it ignore it.
-
-    Raises:
-        InputError: the name is unknown.
     """
     network = variant_spec(name).network
     if network == "wavelet":
@@ -35,11 +32,7 @@ def build_variant(name: str, *, sample_at_inference: bool = False) -> Network:
 
 
 def require_autoencoder(name: str, vae: Autoencoder | None) -> None:
-    """Checks that a variant is given the kind of autoencoder it needs; one that needs none, any.
-
-    Raises:
-        InputError: it is another kind, or none.
-    """
+    """Checks that a variant is given the kind of autoencoder it needs; one that needs none, any."""
     kind = variant_spec(name).autoencoder
     if kind == "tiny" and not isinstance(vae, AutoencoderTiny):
         raise InputError(f"variant {name} needs a Tiny-VAE: set autoencoder.source")
@@ -51,12 +44,10 @@ def require_autoencoder(name: str, vae: Autoencoder | None) -> None:
 
 
 def as_pipeline(model: Network, vae: Autoencoder | None, image_size: int) -> WaveGMSPipeline:
-    """The pipeline around a trained network; it shares the network's weights.
+    """The pipeline around a network of `build_variant`, whose weights it shares.
 
-    Args:
-        model: what `build_variant` gave.
-        vae: the frozen autoencoder it was trained with; a network without latents leaves it out.
-        image_size: side in pixels at which it was trained.
+    `image_size` is the side in pixels at which it is trained; a network without latents leaves the
+    autoencoder out.
     """
     if isinstance(model, MaskNetwork):
         return WaveGMSPipeline(network=model, image_size=image_size)

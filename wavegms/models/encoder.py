@@ -86,11 +86,8 @@ class MultiResolutionEncoder(ModelMixin, ConfigMixin):
     average-pooled to H/8, are aggregated to mean and log-variance of a Gaussian over z_MR.
     1,035,692 parameters.
 
-    Args:
-        latent_channels: channels of z_MR; 4, those of the Tiny-VAE's latents.
-        sample_at_inference: draw z_MR from the Gaussian at inference too, as the authors'
-            development code does. By default inference takes the mean, so that a prediction is
-            repeatable; training always samples.
+    Training draws z_MR from the Gaussian. Inference takes its mean, so that a prediction is
+    repeatable, unless `sample_at_inference`, as the authors' development code does.
     """
 
     levels = 3
@@ -109,17 +106,10 @@ class MultiResolutionEncoder(ModelMixin, ConfigMixin):
         )
 
     def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the Gaussian over z_MR.
+        """Mean and log-variance of the Gaussian over z_MR, each (B, 4, H/8, W/8), at least float32.
 
-        Args:
-            images: (B, 3, H, W) in [0, 1] (not [-1, 1]), H and W divisible by 8.
-
-        Returns:
-            Two tensors (B, 4, H/8, W/8), at least float32; the log-variance is clamped to
-            [-30, 20].
-
-        Raises:
-            ValueError: not RGB, or a side that 8 does not divide.
+        Images are (B, 3, H, W) in [0, 1] (not [-1, 1]), H and W divisible by 8; the log-variance is
+        clamped to [-30, 20].
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected RGB images (B, 3, H, W), got {tuple(images.shape)}")
@@ -135,18 +125,9 @@ class MultiResolutionEncoder(ModelMixin, ConfigMixin):
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def forward(self, images: Tensor, generator: Generators = None) -> Tensor:
-        """z_MR of a batch of images: a sample in training mode, the mean in evaluation mode.
+        """z_MR of images: (B, 3, H, W) in [0, 1] -> (B, 4, H/8, W/8), of the images' type.
 
-        Args:
-            images: (B, 3, H, W) in [0, 1], H and W divisible by 8.
-            generator: random state for the sample, or one for each image, which makes a sample
-                independent of the batch it is in; torch's default one if None.
-
-        Returns:
-            Latents (B, 4, H/8, W/8), of the images' type.
-
-        Raises:
-            ValueError: not RGB, or a side that 8 does not divide.
+        With a generator for each image a sample does not depend on the batch it is in.
         """
         mean, log_variance = self.distribution(images)
         if self.training or self.config.sample_at_inference:

@@ -6,7 +6,6 @@ network was trained, and masks back, is left to the program that reads it.
 
 import copy
 import logging
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from wavegms import __version__
 from wavegms.errors import InputError
+from wavegms.files import replace_file
 from wavegms.models.segmenter import map_latents
 
 # Largest difference of a probability that is put down to rounding. At 64x64, 1e-5 to 6e-5 was
@@ -32,13 +32,7 @@ _OPSET = 20
 
 
 class OnnxExport(NamedTuple):
-    """What an export wrote.
-
-    Attributes:
-        path: the file.
-        max_difference: the largest difference between a probability of ONNX Runtime and of
-            `WaveGMSPipeline.predict`, in [0, 1].
-    """
+    """The file, and the largest difference of a probability to `WaveGMSPipeline.predict`."""
 
     path: Path
     max_difference: float
@@ -73,8 +67,6 @@ def write_onnx(pipeline: DiffusionPipeline, path: str | Path) -> OnnxExport:
     path = Path(path)
     if path.suffix != ".onnx":
         raise InputError(f"{path} does not end in .onnx: give the file to write that suffix")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder where a file is to be written: move it away")
     if pipeline.encoder is not None and pipeline.encoder.config.sample_at_inference:
         raise InputError(
             "an ONNX file gives one answer to an image, but this encoder draws a sample "
@@ -82,22 +74,22 @@ def write_onnx(pipeline: DiffusionPipeline, path: str | Path) -> OnnxExport:
             "pipeline.encoder.register_to_config(sample_at_inference=False) to export the mean"
         )
     plain = _plain_copy(pipeline)
-    with _replacing(path) as fresh:
-        content = _to_onnx(plain)
-        try:
-            fresh.write_bytes(content)
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be written ({error.strerror}): choose another folder"
-            ) from error
-        difference = _largest_difference(fresh, plain)
-        # written so that a difference of nan is refused too
-        if not difference <= TOLERANCE:
-            raise InputError(
-                f"{path} was not written, as its probabilities in ONNX Runtime are up to "
-                f"{difference:.2g} from those of torch, more than {TOLERANCE:g}: check the weights "
-                "for nan, and install the versions of torch and onnxruntime that wavegms names"
-            )
+    try:
+        with replace_file(path) as fresh:
+            fresh.write_bytes(_to_onnx(plain))
+            difference = _largest_difference(fresh, plain)
+            # written so that a difference of nan is refused too
+            if not difference <= TOLERANCE:
+                raise InputError(
+                    f"{path} was not written, as its probabilities in ONNX Runtime are up to "
+                    f"{difference:.2g} from those of torch, more than {TOLERANCE:g}: check the "
+                    "weights for nan, and install the versions of torch and onnxruntime that "
+                    "wavegms names"
+                )
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}): choose another folder"
+        ) from error
     return OnnxExport(path, difference)
 
 
@@ -189,23 +181,3 @@ def _quiet_export() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """An empty file beside the target, which takes its place if the block raises nothing."""
-    # Where the target is a link, what it points to is replaced and the link stays.
-    target = target.resolve()
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh.touch()
-    except OSError as error:
-        raise InputError(
-            f"{target.parent} cannot be written ({error.strerror}): choose another folder"
-        ) from error
-    try:
-        yield fresh
-        fresh.replace(target)
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -43,14 +43,10 @@ _REPEATED = {"resblock.conv1.1": "resblock.act1", "resblock.conv2.1": "resblock.
 
 
 def load_gms_mapping(path: str | Path) -> LatentMappingModel:
-    """The latent mapping model with the weights of a GMS checkpoint.
+    """The latent mapping model in float32 with the weights of a GMS checkpoint.
 
-    Args:
-        path: a checkpoint of GMS, {"model": state_dict} as .pth or .pt, which is read with
-            `weights_only=True`; or the state dict alone as .safetensors.
-
-    Returns:
-        The model in float32. Its outputs are those of GMS's network: `convds3` is level 0.
+    That is {"model": state_dict} as .pth or .pt, read with `weights_only=True`, or the state dict
+    alone as .safetensors. The outputs are those of GMS's network: `convds3` is level 0.
 
     Raises:
         InputError: the file is missing or broken, or a parameter in it is missing, unknown or of

@@ -78,9 +78,6 @@ class GuidedLatentMappingModel(LatentMappingModel):
 
     2,995,719 parameters: 1,564,976 of the latent mapping model, 23 of the fusion and 1,430,720 of
     the eight transforms.
-
-    Args:
-        latent_channels: see `LatentMappingModel`.
     """
 
     block = GuidedResAttnBlock
@@ -92,16 +89,7 @@ class GuidedLatentMappingModel(LatentMappingModel):
         self.fusion.apply(initialise)
 
     def forward(self, latents: Tensor, images: Tensor) -> list[Tensor]:
-        """Mask latents of the four decoder levels, the deepest first.
-
-        Args:
-            latents: (B, 4, H/8, W/8).
-            images: (B, 3, H, W) in [0, 1]; their details at H/8 are divided by 8, as in
-                `multi_level_bands`.
-
-        Returns:
-            Four tensors (B, 4, H/8, W/8).
-        """
+        """As the latent mapping model's, with the images (B, 3, H, W) in [0, 1] as its guide."""
         details = multi_level_bands(images, levels=3)[-1][:, _COLOURS:]
         guide = self.fusion(details.unflatten(1, (_STREAMS, _COLOURS)))
         return self.map(latents, guide)

@@ -79,9 +79,6 @@ class LatentMappingModel(ModelMixin, ConfigMixin):
 
     Four encoder and four decoder ResAttn blocks of 32 to 128 channels; each decoder block has a
     head that gives a mask latent. 1,564,976 parameters.
-
-    Args:
-        latent_channels: channels of the latents on both sides; 4 for the Tiny-VAE.
     """
 
     block: type[ResAttnBlock] = ResAttnBlock
@@ -112,15 +109,9 @@ class LatentMappingModel(ModelMixin, ConfigMixin):
         self.apply(initialise)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
-        """Mask latents of the four decoder levels, the deepest (first decoded) first.
+        """Mask latents of the four decoder levels, deepest first, all of the input's shape.
 
         Inference uses the last of them only (paper, section 2.3).
-
-        Args:
-            latents: (B, 4, H/8, W/8).
-
-        Returns:
-            Four tensors (B, 4, H/8, W/8).
         """
         return self.map(latents)
 

@@ -40,11 +40,7 @@ def unet() -> nn.Module:
 
 
 class MaskNetwork(ModelMixin, ConfigMixin):
-    """A network of `MASK_NETWORKS` as a part that diffusers saves and loads.
-
-    Args:
-        architecture: its name there.
-    """
+    """A network of `MASK_NETWORKS`, by its name there, as a part that diffusers saves and loads."""
 
     @register_to_config
     def __init__(self, architecture: str):

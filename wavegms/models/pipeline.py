@@ -44,9 +44,8 @@ _NETWORKS = {
 class WaveGMSOutput(BaseOutput):
     """What a prediction returns, one entry an input image, each at that image's own size.
 
-    Attributes:
-        masks: bool (height, width), True inside the segmented region.
-        probabilities: float32 (height, width) in [0, 1].
+    `masks` are bool (height, width), True inside the segmented region; `probabilities` float32 in
+    [0, 1].
     """
 
     masks: list[np.ndarray]
@@ -54,12 +53,7 @@ class WaveGMSOutput(BaseOutput):
 
 
 class ParameterCounts(NamedTuple):
-    """Sizes of a pipeline.
-
-    Attributes:
-        total: all parameters, those of both halves of the autoencoder included.
-        trainable: those outside the frozen autoencoder.
-    """
+    """All parameters, both halves of the autoencoder included, and those that are not frozen."""
 
     total: int
     trainable: int
@@ -72,13 +66,8 @@ class WaveGMSPipeline(DiffusionPipeline):
     an encoder the frozen autoencoder encodes the image as well. A network without latents is the
     only part of its pipeline.
 
-    Args:
-        encoder: gives z_MR.
-        mapping: maps the image's latent to the mask's latent.
-        vae: the frozen autoencoder. It is switched out of training.
-        network: gives the mask straight from the image; excludes the other three.
-        image_size: side in pixels at which the network was trained, divisible by 8. Inputs of
-            another size are resized to it and the predictions back.
+    `image_size` is the side in pixels at which the network was trained. Inputs of another size are
+    resized to it and the predictions back.
     """
 
     _optional_components = ["encoder", "mapping", "vae", "network"]  # noqa: RUF012
@@ -105,16 +94,11 @@ class WaveGMSPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """Opens a saved pipeline, whichever variant it holds, whole or not at all.
+        """Opens a saved pipeline in evaluation mode, whichever variant it holds.
 
-        Args:
-            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or one that holds
-                a single such folder named `seed_<n>`; or, given as a string that names no folder
-                here, a hub id. A `Path` is never looked up on the hub.
-            **options: of `diffusers.DiffusionPipeline.from_pretrained`, such as `torch_dtype`.
-
-        Returns:
-            The pipeline in evaluation mode.
+        It is a folder that `save_pretrained` wrote, or one that holds a single such folder named
+        `seed_<n>`; or, given as a string that names no folder here, a hub id. A `Path` is never
+        looked up on the hub. Options are diffusers', such as `torch_dtype`.
 
         Raises:
             InputError: there is no such folder, it holds the weights of several seeds or names
@@ -158,14 +142,10 @@ class WaveGMSPipeline(DiffusionPipeline):
 
     @torch.inference_mode()
     def predict(self, images: Tensor, generator: Generator | None = None) -> Tensor:
-        """Soft masks of a batch that already has a size the network takes.
+        """Soft masks (B, 1, H, W) in [0, 1], float32, of images (B, 3, H, W) in [0, 1].
 
-        Args:
-            images: (B, 3, H, W) in [0, 1], H and W divisible by 8 (or what the network asks for).
-            generator: random state, used only by an encoder that samples at inference.
-
-        Returns:
-            (B, 1, H, W) in [0, 1], float32.
+        Their sides are ones that the network takes: divisible by 8, or what it asks for.
+        `generator` is the random state of an encoder that samples at inference.
         """
         images = channels_last(images.to(device=self.device, dtype=self.dtype))
         if self.network is not None:
@@ -182,17 +162,10 @@ class WaveGMSPipeline(DiffusionPipeline):
     ) -> WaveGMSOutput:
         """Segments one image or many, of any size and mode.
 
-        Args:
-            images: one image, a sequence of images, or a batch. An image is a PIL image of any
-                8- or 16-bit mode; or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8,
-                uint16 or float in [0, 1]; or a tensor (1, H, W) or (3, H, W), uint8 or float in
-                [0, 1]. A batch is an array or tensor with one more dimension in front.
-            batch_size: how many images go through the network at once.
-            threshold: probability from which a pixel belongs to the mask.
-            generator: random state, used only by an encoder that samples at inference.
-
-        Returns:
-            Masks and probabilities, each at the size of its input.
+        An image is a PIL image of any 8- or 16-bit mode; or an array (H, W), (H, W, 1), (H, W, 3)
+        or (H, W, 4), uint8, uint16 or float in [0, 1]; or a tensor (1, H, W) or (3, H, W), uint8 or
+        float in [0, 1]. Several are a sequence of such, or an array or tensor with one more
+        dimension in front. A pixel belongs to the mask from a probability of `threshold`.
 
         Raises:
             InputError: an input has no such form, or its values lie outside [0, 1].
@@ -227,12 +200,6 @@ class WaveGMSPipeline(DiffusionPipeline):
 
         The file is run in ONNX Runtime on the CPU and compared with :meth:`predict` before it takes
         its name. A failure leaves no file, and one of that name as it was.
-
-        Args:
-            path: the file, ending in .onnx; its folder is made if missing.
-
-        Returns:
-            The path, and the largest difference of a probability found.
 
         Raises:
             InputError: the path ends otherwise or cannot be written, the encoder draws a sample at

@@ -19,18 +19,10 @@ def map_latents(
     sample_posterior: bool = False,
     generator: Generators = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The image's latent and the mask latents it is mapped to.
+    """The image's latent, z_MR or z_I, and the four mask latents it is mapped to, deepest first.
 
-    Args:
-        encoder: gives the image's latent; None where the frozen autoencoder does.
-        mapping: maps it to the mask's latent.
-        vae: the frozen autoencoder; unused, and may be None, where there is an encoder.
-        images: (B, 3, H, W) in [0, 1], H and W divisible by 8.
-        sample_posterior: see `encode_images`.
-        generator: random state for whatever samples, or one for each image.
-
-    Returns:
-        z_MR or z_I (B, 4, H/8, W/8), and the four mapped latents of the same shape, deepest first.
+    (B, 3, H, W) in [0, 1] -> (B, 4, H/8, W/8) each. The frozen autoencoder gives the image's latent
+    where there is no encoder, and is unused where there is one.
     """
     if encoder is None:
         latents = encode_images(vae, images, sample_posterior=sample_posterior, generator=generator)
@@ -46,10 +38,6 @@ class LatentSegmenter(nn.Module):
 
     The frozen autoencoder is handed to `forward` and is no part of this module, so that optimiser,
     checkpoint and gradient synchronisation never see it.
-
-    Args:
-        encoder: gives z_MR; None where z_I of the frozen autoencoder is mapped instead.
-        mapping: maps the image's latent to the mask's.
     """
 
     def __init__(self, encoder: MultiResolutionEncoder | None, mapping: LatentMappingModel):

@@ -11,17 +11,10 @@ SUB_BANDS = ("LL", "horizontal", "vertical", "diagonal")
 
 
 def haar_dwt(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One level of the orthonormal 2-D Haar transform.
+    """One level of the orthonormal 2-D Haar transform of (..., H, W), H and W even.
 
-    Args:
-        x: (..., H, W), H and W even; any value range.
-
-    Returns:
-        LL, horizontal, vertical and diagonal detail, each (..., H/2, W/2). The energy (sum of
-        squares) of the four together equals that of `x`.
-
-    Raises:
-        ValueError: H or W is odd.
+    Gives LL, horizontal, vertical and diagonal detail, each (..., H/2, W/2). Their energy (sum of
+    squares) together equals that of `x`.
     """
     if x.shape[-2] % 2 or x.shape[-1] % 2:
         raise ValueError(f"the Haar transform needs even sides, not {tuple(x.shape[-2:])}")
@@ -38,17 +31,7 @@ def haar_dwt(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def haar_idwt(ll: Tensor, horizontal: Tensor, vertical: Tensor, diagonal: Tensor) -> Tensor:
-    """Inverse of :func:`haar_dwt`.
-
-    Args:
-        ll: (..., H/2, W/2), and the three details of the same shape.
-        horizontal: horizontal detail.
-        vertical: vertical detail.
-        diagonal: diagonal detail.
-
-    Returns:
-        (..., H, W).
-    """
+    """Inverse of :func:`haar_dwt`: four times (..., H/2, W/2) -> (..., H, W)."""
     top_sum, bottom_sum = ll + horizontal, ll - horizontal
     top_difference, bottom_difference = vertical + diagonal, vertical - diagonal
     top = torch.stack([top_sum + top_difference, top_sum - top_difference], dim=-1) / 2
@@ -64,13 +47,8 @@ def multi_level_bands(images: Tensor, levels: int = 3) -> list[Tensor]:
     the channels as LL, horizontal, vertical, diagonal (each with the image's own channels), and
     divided by 2^l: an orthonormal LL grows by 2 a level, so this puts it back in the image's range.
 
-    Args:
-        images: (B, C, H, W) in [0, 1], H and W divisible by 2^levels.
-        levels: number of decomposition levels; the paper uses 3.
-
-    Returns:
-        One tensor a level, (B, 4C, H/2^l, W/2^l); its first C channels are in [0, 1] and the
-        details in [-1/2, 1/2].
+    (B, C, H, W) in [0, 1] -> one tensor a level, (B, 4C, H/2^l, W/2^l), of which the first C
+    channels are in [0, 1] and the details in [-1/2, 1/2].
     """
     bands, running = [], images
     for level in range(1, levels + 1):

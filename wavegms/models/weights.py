@@ -40,18 +40,10 @@ _SD_WAY_OUT = (
 def load_autoencoder(where: str | Path) -> AutoencoderTiny:
     """Loads a Tiny-VAE, frozen, in float32 and evaluation mode.
 
-    Weights are read as safetensors, or from .pth with `weights_only=True`: nothing that comes from
-    outside is unpickled freely.
-
-    Args:
-        where: a diffusers folder (config.json beside safetensors); or a folder with the original
-            publication's pair of files, `taesd_encoder` and `taesd_decoder` or `taesdxl_encoder`
-            and `taesdxl_decoder`, as .safetensors or .pth; or, given as a string that names no
-            folder here, a hub id such as "madebyollin/taesd". A `Path` is never looked up on
-            the hub.
-
-    Returns:
-        The autoencoder; none of its parameters requires a gradient.
+    From a diffusers folder (config.json beside safetensors); a folder with the original
+    publication's pair of files, `taesd_encoder` and `taesd_decoder` or `taesdxl_...`, as
+    .safetensors or .pth; or, given as a string that names no folder here, a hub id such as
+    "madebyollin/taesd". A `Path` is never looked up on the hub.
 
     Raises:
         InputError: nothing usable is found there.
@@ -72,12 +64,8 @@ def load_autoencoder(where: str | Path) -> AutoencoderTiny:
 def load_sd_vae(where: str | Path) -> AutoencoderKL:
     """Loads an SD-VAE, the autoencoder of GMS, frozen, in float32 and evaluation mode.
 
-    Args:
-        where: a diffusers folder; or, given as a string that names no folder here, a hub id such as
-            "stabilityai/sd-vae-ft-mse".
-
-    Returns:
-        The autoencoder; none of its parameters requires a gradient.
+    From a diffusers folder; or, given as a string that names no folder here, a hub id such as
+    "stabilityai/sd-vae-ft-mse".
 
     Raises:
         InputError: nothing usable is found there, or its latents are not 4 channels at 1/8 of the
@@ -193,14 +181,10 @@ def quiet_loading() -> Iterator[None]:
 
 
 def read_tensors(path: Path, section: str | None = None) -> dict[str, Tensor]:
-    """A file of named tensors: safetensors, or a torch file that holds nothing else.
+    """A file of named tensors, on the CPU and finite: safetensors, or a torch file of nothing else.
 
-    Args:
-        path: a .safetensors file, or one of `torch.save`, which is read with `weights_only=True`.
-        section: where a torch file holds the tensors under this key, the key.
-
-    Returns:
-        The tensors by name, on the CPU; every number in them is finite.
+    `section` is the key under which a torch file holds them. A torch file is read with
+    `weights_only=True`.
 
     Raises:
         InputError: the file is broken, or holds more than tensors.
@@ -228,15 +212,7 @@ def read_tensors(path: Path, section: str | None = None) -> dict[str, Tensor]:
 
 
 def require_finite(network: nn.Module, where: str | Path) -> None:
-    """Checks that weights are numbers to compute with.
-
-    Args:
-        network: what was loaded.
-        where: from where.
-
-    Raises:
-        InputError: a weight is NaN or infinite; the sentence names the parameter.
-    """
+    """Checks that weights loaded from somewhere are numbers to compute with."""
     try:
         _check_finite(network.state_dict())
     except ValueError as error:
@@ -246,17 +222,7 @@ def require_finite(network: nn.Module, where: str | Path) -> None:
 
 
 def require_modest(folder: Path) -> dict[str, Any]:
-    """Checks that a network's config.json describes one that can be built.
-
-    Args:
-        folder: what `save_pretrained` of one network wrote.
-
-    Returns:
-        The settings.
-
-    Raises:
-        InputError: config.json is missing, broken, or asks for layers without end.
-    """
+    """The settings of a network's config.json, if they describe one that can be built."""
     path = folder / "config.json"
     config = _read_json(path)
     if _sum_of(config) > _MOST_LAYERS:
@@ -265,14 +231,7 @@ def require_modest(folder: Path) -> dict[str, Any]:
 
 
 def only_seed(folder: Path) -> Path:
-    """The folder of the only training below a folder that has one for each seed.
-
-    Args:
-        folder: a pipeline's folder, which is given back; or one of folders `seed_<n>`.
-
-    Raises:
-        InputError: there are several.
-    """
+    """A pipeline's folder itself, or the only one of folders `seed_<n>` in it."""
     seeds = sorted(path.parent for path in folder.glob("seed_*/model_index.json"))
     if (folder / "model_index.json").is_file() or not seeds:
         return folder
@@ -286,12 +245,9 @@ def only_seed(folder: Path) -> Path:
 def require_complete(folder: Path, networks: Mapping[str, tuple[type[ModelMixin], ...]]) -> None:
     """Checks that a saved pipeline has every weight of every part, in the right shape.
 
-    Only the headers of the safetensors are read.
-
-    Args:
-        folder: what `WaveGMSPipeline.save_pretrained` wrote.
-        networks: the parts that a pipeline can have, and what each may be. The index in the folder
-            chooses among them; it comes with the weights and must not make us import anything.
+    Only the headers of the safetensors are read. The index in the folder chooses among the
+    `networks` that each part may be; it comes with the weights and must not make us import
+    anything.
 
     Raises:
         InputError: something is missing, broken or does not fit; the sentence names the folder and

@@ -14,18 +14,7 @@ def draw_marks(
     mm_per_px: float,
     frequency_mhz: float,
 ) -> np.ndarray:
-    """Burn a random choice of marks into an image, which often is none.
-
-    Args:
-        rng: Random numbers.
-        image: uint8 image, shape (H, W).
-        masks: Boolean lesion masks of the same shape; calipers measure them.
-        mm_per_px: Size of a pixel in mm.
-        frequency_mhz: Centre frequency in MHz, shown among the settings.
-
-    Returns:
-        A new uint8 image of the same shape.
-    """
+    """Burn a random choice of marks into an image, which often is none."""
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=9)

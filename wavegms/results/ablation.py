@@ -1,173 +1,150 @@
-"""One row of the paper's Table 4: a variant trained and scored on one dataset, at a shared budget.
+"""The rows of the paper's Table 4 on one dataset: variants trained and scored at a shared budget.
 
 The rows are compared with each other, so they share everything but what their names say; their
-scores lie apart from those of the main runs, whose budget may be another.
+models and scores lie apart from those of the main runs, whose budget may be another.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+from accelerate import PartialState
 
-from wavegms.config import (
-    AutoencoderParams,
-    EvaluationParams,
-    LossParams,
-    ModelParams,
-    TrainingParams,
-)
+from wavegms.config import EvaluationParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.files import replace_folder, write_text
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.project import is_first_process
 from wavegms.results.scores import predict_split, score_split, write_scores
 from wavegms.results.statistics import summarize
-from wavegms.training.autoencoder import frozen_autoencoder
-from wavegms.training.card import ModelCard
-from wavegms.training.loss import WaveGMSLoss
+from wavegms.training.card import ModelCard, card_hash, read_card, write_card
 from wavegms.training.publish import publish_model
-from wavegms.training.recipe import TrainingResult, train
-from wavegms.variants import variant_spec
+from wavegms.training.recipe import precision_of, train
+from wavegms.training.run import Run
+from wavegms.training.safeguards import say
+from wavegms.training.state import describe_run
+from wavegms.variants import VariantSpec, variant_spec
 
 # Beside scores, or instead of them: why a row was not run.
 NOT_RUN = "not_run.txt"
 
-
-@dataclass(frozen=True)
-class AblationSettings:
-    """The sections of params.yaml that a row is made by."""
-
-    autoencoder: AutoencoderParams
-    model: ModelParams
-    loss: LossParams
-    training: TrainingParams
-    evaluation: EvaluationParams
+# Among the metrics of a row's training: what the model that is published was made from.
+_MADE_FROM = "made_from.json"
 
 
 @dataclass(frozen=True)
 class AblationRow:
-    """What a row leaves behind.
+    """A row: its model's card, the Dice on the selecting images by epoch, and the test scores.
 
-    Attributes:
-        result: of its training.
-        card: of its model.
-        scores: of `score_split`, one row for each test image.
-        summary: of `summarize`.
+    The scores are of `score_split`, the summary of `summarize`.
     """
 
-    result: TrainingResult
     card: ModelCard
+    selection_dice: pd.Series
     scores: pd.DataFrame
     summary: pd.DataFrame
 
 
 def why_not_run(variant: str, gms_checkpoint: Path) -> str:
-    """What keeps a row from being run: a variant that is not trained needs GMS's weights.
-
-    Args:
-        variant: name in `wavegms.models.variants.VARIANTS`.
-        gms_checkpoint: where these weights are expected.
-
-    Returns:
-        The reason, for a table; empty if there is none.
-    """
+    """What keeps a row from being run, for a table: one that is not trained needs GMS's weights."""
     if variant_spec(variant).trained or gms_checkpoint.is_file():
         return ""
     return f"needs GMS's weights, {gms_checkpoint.as_posix()}"
 
 
 def note_not_run(folder: Path, reason: str) -> None:
-    """Leaves the reason where the row's scores would be; see :func:`read_not_run`.
-
-    Args:
-        folder: `<scores>/<dataset>/<variant>/seed_<seed>`; what lies there is replaced.
-        reason: of :func:`why_not_run`.
-    """
+    """Leaves the reason in place of the row's scores, for :func:`read_not_run`."""
     with replace_folder(folder) as target:
         write_text(target / NOT_RUN, reason + "\n")
 
 
+def same_training(variant: str, others: Iterable[str], batch_size: int) -> str | None:
+    """The first of other variants that at the run's batch size differs in nothing but its name."""
+
+    def content(name: str) -> VariantSpec:
+        spec = variant_spec(name)
+        return replace(spec, title="", batch_size=spec.batch_size_or(batch_size))
+
+    return next((other for other in others if content(other) == content(variant)), None)
+
+
 def run_row(
-    variant: str,
-    settings: AblationSettings,
-    *,
-    dataset: str,
-    epochs: int,
-    seed: int,
-    prepared: Path,
-    autoencoder: Path,
-    checkpoints: Path,
-    live: Path,
-    model: Path,
+    run: Run,
+    test_set: PreparedDataset,
+    evaluation: EvaluationParams,
     scores: Path,
+    same_as: str | None = None,
 ) -> AblationRow:
     """Trains a variant, publishes its model and scores it on the test images.
 
-    Args:
-        variant: name in `wavegms.models.variants.VARIANTS`.
-        settings: how; a variant may have a batch size of its own.
-        dataset: name of the dataset.
-        epochs: the budget, the same for all rows.
-        seed: of the training and of the resampling.
-        prepared: folder of the prepared dataset.
-        autoencoder: folder of its autoencoder.
-        checkpoints: where the training keeps its weights.
-        live: where the metrics of each epoch go.
-        model: where the model goes, as `publish_model` writes it.
-        scores: folder for `<dataset>.csv` and `.json`, as `write_scores` writes them; what lies
-            there is replaced once the row is complete.
+    It is not trained if the model that is published was made from the same parameters, data and
+    code, as after an interruption of the rows that follow; nor if it is the `same_training` as
+    another variant, whose model is then published under this name as well. The folder of scores is
+    replaced once the row is complete.
 
     Raises:
         InputError: see `train`; nothing is published then.
     """
-    training = settings.training.model_copy(update={"epochs": epochs, "epochs_by_dataset": {}})
-    vae, autoencoder_card = frozen_autoencoder(variant, autoencoder, settings.autoencoder)
-    train_set = PreparedDataset(prepared, training.train_splits)
-    selection_set = PreparedDataset(prepared, training.selection_split)
-    test_set = PreparedDataset(prepared, "test")
-    result = train(
-        variant,
-        vae,
-        WaveGMSLoss(**settings.loss.model_dump()),
-        train_set,
-        selection_set,
-        training,
-        epochs=epochs,
-        seed=seed,
-        folder=checkpoints,
-        live_folder=live,
-        sample_at_inference=settings.model.sample_at_inference,
-        gms_checkpoint=settings.model.gms_checkpoint_for(dataset),
-    )
-    card = publish_model(
-        result,
-        model,
-        dataset=dataset,
-        variant=variant,
-        seed=seed,
-        train_set=train_set,
-        selection_set=selection_set,
-        autoencoder=autoencoder_card,
-        training=training,
-        other={"loss": settings.loss, "model": settings.model},
-    )
-    probabilities = predict_split(WaveGMSPipeline.from_pretrained(model), test_set)
-    per_image = score_split(probabilities, test_set, settings.evaluation.threshold)
-    summary = summarize(per_image, settings.evaluation.bootstrap_resamples, seed)
+    made_from = describe_run(run, precision_of(run, PartialState().device))
+    card = _published_card(run, made_from)
+    if card:
+        say(f"{run.variant}, seed {run.seed}: trained before from the same, its model is kept")
+    else:
+        card = _copy_model(same_as, run) if same_as else publish_model(run, train(run))
+        if is_first_process():
+            note = {"card": card_hash(card)} | made_from
+            write_text(run.live / _MADE_FROM, json.dumps(note, indent=2) + "\n")
+        PartialState().wait_for_everyone()
+    probabilities = predict_split(WaveGMSPipeline.from_pretrained(run.published), test_set)
+    per_image = score_split(probabilities, test_set, evaluation.threshold)
+    summary = summarize(per_image, evaluation.bootstrap_resamples, run.seed)
     with replace_folder(scores) as target:
-        write_scores(target / f"{dataset}.csv", per_image, summary, card, test_set=dataset)
-    return AblationRow(result, card, per_image, summary)
+        table = target / f"{run.dataset}.csv"
+        write_scores(table, per_image, summary, card, test_set=run.dataset)
+    logged = pd.read_csv(run.live / "plots/metrics/selection_dice.tsv", sep="\t")
+    epochs = logged["step"] + variant_spec(run.variant).trained  # from 1, or 0 for untrained
+    dice = logged.set_index(epochs.rename("epoch"))["selection_dice"]
+    return AblationRow(card, dice, per_image, summary)
+
+
+def _published_card(run: Run, made_from: Mapping[str, str]) -> ModelCard | None:
+    try:
+        note = json.loads((run.live / _MADE_FROM).read_text(encoding="utf-8"))
+        card = read_card(run.published)
+    except (OSError, ValueError):  # InputError among them: not run before, or not to its end
+        return None
+    return card if note == {"card": card_hash(card)} | made_from else None
+
+
+def _copy_model(variant: str, run: Run) -> ModelCard:
+    published, live = (
+        folder.parents[1] / variant / folder.name for folder in (run.published, run.live)
+    )
+    card = replace(read_card(published), variant=run.variant)
+    if is_first_process():
+        with replace_folder(run.published) as target:
+            shutil.copytree(published, target, dirs_exist_ok=True)
+            write_card(target, card)
+        with replace_folder(run.live) as target:
+            shutil.copytree(live, target, dirs_exist_ok=True)
+    return card
+
+
+def drop_other_rows(folders: Iterable[Path], variants: Iterable[str], seeds: Iterable[int]) -> None:
+    """Removes rows of a former choice from a dataset's folders, which are made if missing."""
+    wanted = {(variant, f"seed_{seed}") for variant in variants for seed in seeds}
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for row in folder.glob("*/seed_*"):
+            if row.parts[-2:] not in wanted:
+                shutil.rmtree(row)
 
 
 def read_not_run(folder: Path) -> Mapping[tuple[str, str], str]:
-    """Which rows were not run, and why.
-
-    Args:
-        folder: the folder that holds `<dataset>/<variant>/seed_<seed>`.
-
-    Returns:
-        The reason by (dataset, variant).
-    """
+    """Why rows in `<dataset>/<variant>/seed_<seed>` were not run, by (dataset, variant)."""
     found = {}
     for path in sorted(Path(folder).glob(f"*/*/seed_*/{NOT_RUN}")):
         dataset, variant = path.parts[-4:-2]

@@ -10,15 +10,11 @@ from medpy.metric import binary
 class MaskMetrics:
     """How well one predicted mask matches its truth.
 
-    Attributes:
-        dsc: Dice coefficient in [0, 1]; 1 if both masks are empty.
-        iou: intersection over union in [0, 1]; 1 if both masks are empty.
-        hd95: 95th percentile of the surface distances, in pixels. Where exactly one mask is empty
-            there is no surface to measure from, and the image diagonal stands in: the worst any
-            prediction could do. 0 if both are empty.
-        hd95_zero_if_empty: the same, but 0 where either mask is empty, as the reference code
-            scores. It rewards an empty prediction; it is here to compare with published numbers.
-        empty_prediction: the predicted mask has no pixel.
+    `dsc` and `iou` lie in [0, 1] and are 1 if both masks are empty. `hd95` is the 95th percentile
+    of the surface distances, in pixels, and 0 if both are empty. Where exactly one mask is empty
+    there is no surface to measure from, and the image diagonal stands in: the worst any prediction
+    could do. `hd95_zero_if_empty` is 0 there, as the reference code scores: it rewards an empty
+    prediction, and is here to compare with published numbers.
     """
 
     dsc: float
@@ -33,11 +29,7 @@ class MaskMetrics:
 
 
 def mask_metrics(prediction: np.ndarray, truth: np.ndarray) -> MaskMetrics:
-    """Compares two masks, by MedPy.
-
-    Args:
-        prediction: bool (H, W).
-        truth: bool (H, W).
+    """Compares two masks, bool (H, W), by MedPy.
 
     Raises:
         ValueError: the shapes differ or the masks are not two-dimensional.

@@ -8,7 +8,7 @@ import pandas as pd
 
 from wavegms.data.catalog import spec_of
 from wavegms.files import write_text
-from wavegms.results.tables import title_of
+from wavegms.results.tables import of_this_run, title_of
 
 # Metric, its short title, and the heading of what was measured.
 _SHOWN = (
@@ -19,39 +19,32 @@ _SHOWN = (
 
 _HONEST = "HD95 (diagonal if empty)"
 
+_OF_PAPER = "The paper's numbers, for all of its rows, whether run here or not."
+
 # What LaTeX without further packages prints as something else or not at all.
 _FOR_LATEX = {"−": "$-$", "±": r"$\pm$", "–": "--", "<": "$<$"}
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for each system and pair of datasets, every cell a short text.
+    """What this run measured: a row for each system and pair of datasets, every cell a short text.
 
     A measured cell reads "82.31 ± 0.42 *": mean over seeds, standard deviation over seeds ("–" for
     a single one), and the asterisk of a difference from the reference that is significant after
-    correction, where the table was marked. It reads "not run" where a system of ours has no scores,
-    and "–" where this project does not have the system; why it was not run stands in the setting.
-
-    Args:
-        table: from `results.segmentation_table`, `ablation_table` or `generalization_table`, marked
-            by `results.mark_significant` or not.
-
-    Returns:
-        Columns: Trained on and Tested on, or Dataset where they are the same; System; for DSC,
-        IoU and the paper's HD95 the measured value, the paper's and the difference; the honest
-        HD95, the number of empty predictions, and the setting. Domain generalization has, like the
-        paper, no IoU, but what the same model scores at home, and the in-domain values with the
-        drop from them. Shares in percent, distances in pixels.
+    correction, where the table was marked. What was to run and did not reads "not run", with the
+    reason in the setting. Beside it stand the paper's number and the difference, where the paper
+    has any. Domain generalization has, like the paper, no IoU, but what the same model scores at
+    home, and the in-domain values with the drop from them.
     """
     rows = []
     across = "drop" in table
+    places = ["Trained on", "Tested on", "System"] if across else ["Dataset", "System"]
     shown = [entry for entry in _SHOWN if not (across and entry[0] == "iou")]
-    for (train_set, test_set, system), group in table.groupby(
+    for (train_set, test_set, system), group in table[of_this_run(table)].groupby(
         ["train_set", "test_set", "system"], sort=False
     ):
         cells = {cell["metric"]: cell for cell in group.to_dict("records")}
-        row = {"Trained on": spec_of(train_set).title} if across else {}
-        row["Tested on" if across else "Dataset"] = spec_of(test_set).title
-        row["System"] = system
+        titles = [spec_of(train_set).title] if across else []
+        row = dict(zip(places, [*titles, spec_of(test_set).title, system], strict=True))
         for metric, title, heading in shown:
             cell = cells[metric]
             row[heading] = _measured(cell)
@@ -63,25 +56,34 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
                 row[f"{title} in domain (drop), paper"] = _with_drop(
                     cell["published_in_domain"], cell["published_drop"]
                 )
-        # Rows that only the paper has hold no honest HD95.
-        honest = cells.get("hd95", cells["dsc"])
-        row[_HONEST] = _measured(honest)
-        row["Empty"] = _number(honest["empty_predictions"], decimals=0)
-        row["Setting"] = _setting(honest)
+        row[_HONEST] = _measured(cells["hd95"])
+        row["Empty"] = _number(cells["hd95"]["empty_predictions"], decimals=0)
+        row["Setting"] = _setting(cells["hd95"])
         rows.append(row)
-    return pd.DataFrame(rows)
+    texts = pd.DataFrame(rows, columns=None if rows else places)
+    beside = [name for name in texts if name.endswith(("paper", "difference"))]
+    return texts.drop(columns=[name for name in beside if texts[name].eq("–").all()])
+
+
+def readable_published(published: pd.DataFrame, number: int) -> pd.DataFrame:
+    """The paper's table 2, 3 or 4: a row a system, a column a dataset or direction."""
+    rows = published[published["table"] == number]
+    names = [
+        spec_of(row.test_set).title
+        if row.train_set == row.test_set
+        else f"{spec_of(row.train_set).title} to {spec_of(row.test_set).title}"
+        for row in rows.itertuples()
+    ]
+    cells = rows.assign(data=names, text=rows["value"].map("{:.2f}".format))
+    table = cells.pivot_table("text", "system", "data", aggfunc=" / ".join, sort=False)
+    metrics = " / ".join(metric.upper() for metric in rows["metric"].unique()).replace("IOU", "IoU")
+    return table.rename_axis(f"System ({metrics})", columns=None).reset_index()
 
 
 def readable_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons of variants as short texts.
+    """The comparisons of variants as short texts, with the paper's table if a column names it.
 
-    Args:
-        comparisons: what `comparison.compare_variants` gives, with a column table (the number in
-            the paper) or without.
-
-    Returns:
-        One row for each comparison; differences of shares in percentage points, of distances in
-        pixels.
+    Differences of shares are in percentage points, of distances in pixels.
     """
     headings = {metric: heading for metric, _, heading in _SHOWN} | {"hd95": _HONEST}
     scale = np.where(comparisons["metric"].str.startswith("hd95"), 1, 100)
@@ -108,27 +110,35 @@ def readable_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def write_table(table: pd.DataFrame, shown: pd.DataFrame, target: Path, caption: str) -> list[Path]:
-    """Writes a table three times: as data, for the screen and for print.
+def write_table(
+    table: pd.DataFrame,
+    shown: pd.DataFrame,
+    target: Path,
+    caption: str,
+    paper: pd.DataFrame | None = None,
+) -> list[Path]:
+    """Writes a table as data, for the screen and for print: `<target>.csv`, `.md` and `.tex`.
 
-    Args:
-        table: the numbers, one a row.
-        shown: the same for a reader.
-        target: path without suffix.
-        caption: a sentence, for Markdown and LaTeX.
-
-    Returns:
-        `<target>.csv` (of `table`), `<target>.md` and `<target>.tex` (of `shown`; a longtable, for
-        LaTeX with booktabs and longtable).
+    The CSV is `table`; the others are `shown` and, below, what `readable_published` gives for the
+    same table of the paper. LaTeX needs booktabs and longtable.
     """
     target = Path(target)
     csv, markdown, latex = (
         target.with_name(f"{target.name}.{end}") for end in ("csv", "md", "tex")
     )
+    parts = [(shown, caption)]
+    if paper is not None:
+        parts.append((paper, _OF_PAPER))
     write_text(csv, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    text = shown.to_markdown(index=False, disable_numparse=True)
-    write_text(markdown, f"{caption}\n\n{text}\n")
-    printed = shown.to_latex(index=False, escape=True, longtable=True, caption=_escaped(caption))
+    texts = [
+        f"{title}\n\n{part.to_markdown(index=False, disable_numparse=True)}\n"
+        for part, title in parts
+    ]
+    write_text(markdown, "\n".join(texts))
+    printed = "\n".join(
+        part.to_latex(index=False, escape=True, longtable=True, caption=_escaped(title))
+        for part, title in parts
+    )
     for character, command in _FOR_LATEX.items():
         printed = printed.replace(character, command)
     write_text(latex, printed)
@@ -137,7 +147,7 @@ def write_table(table: pd.DataFrame, shown: pd.DataFrame, target: Path, caption:
 
 def _measured(cell: dict[str, Any]) -> str:
     if pd.isna(cell["measured"]):
-        return "not run" if cell["variant"] else "–"
+        return "not run"
     star = " *" if cell.get("significant") else ""
     return f"{_number(cell['measured'])} ± {_number(cell['sd_seeds'])}{star}"
 

@@ -1,4 +1,4 @@
-"""From a trained pipeline and a prepared split to per-image metrics and their summary."""
+"""From a trained pipeline and a prepared split to the metrics of each image."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,7 @@ from wavegms.training.card import ModelCard, card_hash
 def predict_split(
     pipeline: WaveGMSPipeline, dataset: PreparedDataset, batch_size: int = 12
 ) -> np.ndarray:
-    """Soft masks of a prepared split, at the run's size.
-
-    Args:
-        pipeline: the trained model.
-        dataset: the split.
-        batch_size: how many images go through the network at once.
-
-    Returns:
-        float32 (N, H, W) in [0, 1], in the order of the split.
-    """
+    """Soft masks of a prepared split at the run's size: float32 (N, H, W) in [0, 1]."""
     chunks = []
     for start in tqdm(range(0, len(dataset), batch_size), desc="predicting", unit="batch"):
         stop = min(start + batch_size, len(dataset))
@@ -41,17 +32,11 @@ def predict_split(
 def score_split(
     probabilities: np.ndarray, dataset: PreparedDataset, threshold: float = 0.5
 ) -> pd.DataFrame:
-    """Metrics of every image of a split.
+    """Metrics of every image of a split, given its soft masks, (N, H, W) in [0, 1].
 
-    Args:
-        probabilities: float (N, H, W) in [0, 1], in the order of the split.
-        dataset: the split.
-        threshold: probability from which a pixel belongs to the mask.
-
-    Returns:
-        One row an image: id, label, the fields of `MaskMetrics`, the fraction of the image that
-        truth and prediction cover (true_area, predicted_area), and data_hash, of the prepared
-        folder that the split lies in.
+    One row an image: id, label, the fields of `MaskMetrics`, the fraction of the image that truth
+    and prediction cover (true_area, predicted_area), and data_hash, of the prepared folder. A pixel
+    belongs to the mask from the threshold on.
     """
     rows = []
     for index, soft_mask in enumerate(probabilities):
@@ -70,18 +55,11 @@ def score_split(
 
 
 def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ()) -> dict[str, str]:
-    """Which images to show of several systems: the wanted ones, or the best, median and worst.
+    """Which images to show of several systems, by id with the reason: the wanted ones, or three.
 
-    The images are ranked by their Dice, averaged over the systems; of equal ones the first in the
-    split goes first. Of an even number the better of the two middle ones is the median. A split of
-    less than three images gives less than three cases.
-
-    Args:
-        scores: by system, what `score_split` gave for one and the same split.
-        wanted: ids; empty to have them chosen.
-
-    Returns:
-        By the image's id why it is shown: "best", "median" or "worst"; "" if it was wanted.
+    Those are the best, median and worst by Dice, averaged over the systems; of equal images the
+    first in the split goes first, of an even number the better of the two middle ones is the
+    median. A split of less than three images gives less than three.
 
     Raises:
         InputError: a wanted id is not in the split.
@@ -105,17 +83,10 @@ def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ())
 def write_scores(
     path: Path, scores: pd.DataFrame, summary: pd.DataFrame, card: ModelCard, test_set: str
 ) -> None:
-    """Writes the per-image metrics as tidy CSV, and their summary beside it as JSON for DVC.
+    """Writes the metrics of each image as tidy CSV, and their summary beside it as JSON for DVC.
 
     Every row says what it was trained on and tested on, so files can be stacked, and which model
     it is of, by the hash of its card.
-
-    Args:
-        path: the CSV file.
-        scores: of `score_split`.
-        summary: of `summarize`.
-        card: of the evaluated model.
-        test_set: name of the dataset it was tested on.
     """
     origin = {
         "train_set": card.dataset,

@@ -9,175 +9,22 @@ from scipy import stats
 from wavegms.data.manifest import leaking_ids
 from wavegms.errors import InputError
 
+METRICS = ("dsc", "iou", "hd95", "hd95_zero_if_empty")
+
+# What a mean over seeds belongs to. The last three are the setting.
+SYSTEM = ["train_set", "test_set", "variant", "image_size", "epochs", "selection"]
+
 # A difference is called significant where its p, corrected for all comparisons, is below this.
 SIGNIFICANCE_LEVEL = 0.05
-
-
-def paired_differences(
-    scores: pd.DataFrame, variant: str, reference: str, metric: str
-) -> pd.Series:
-    """The score of one variant less that of another, image by image.
-
-    Args:
-        scores: rows of `results.read_scores` with one train and one test set.
-        variant: the one whose advantage is asked for.
-        reference: the one it is compared with.
-        metric: one of `evaluation.METRICS`.
-
-    Returns:
-        Differences of the means over seeds, in the metric's unit, by image id, sorted.
-
-    Raises:
-        InputError: a variant has no scores, or the two were not scored on the same images at the
-            same size; the sentence names both.
-    """
-    sides = []
-    for name in (variant, reference):
-        rows = mean_over_seeds(scores[scores["variant"] == name])
-        if rows.empty:
-            raise InputError(
-                f"{variant} cannot be compared with {reference}: there are no scores of {name}, "
-                "so evaluate it first."
-            )
-        sides.append(rows.set_index("id"))
-    ours, theirs = sides
-    strays = ours.index.symmetric_difference(theirs.index)
-    if len(strays):
-        raise InputError(
-            f"{variant} and {reference} were not scored on the same images ({strays[0]} is on one "
-            "side only): evaluate both again on the same test split."
-        )
-    sizes = ours["image_size"].iloc[0], theirs["image_size"].iloc[0]
-    if sizes[0] != sizes[1]:
-        raise InputError(
-            f"{variant} was scored at {sizes[0]} pixels and {reference} at {sizes[1]}: "
-            "evaluate both at the same image_size."
-        )
-    # Averaging leaves rounding errors, which would pass for differences and break ties.
-    return (ours[metric] - theirs[metric]).round(12).sort_index().rename("difference")
-
-
-def paired_test(differences: pd.Series, resamples: int, seed: int) -> dict[str, float]:
-    """Mean of paired differences, its interval, and how probable they are by chance alone.
-
-    The test is Wilcoxon's signed-rank test, two-sided. It weighs ranks, while mean and interval
-    weigh the values, so in skewed data the two can point in different directions.
-
-    Args:
-        differences: one for each image.
-        resamples: number of bootstrap resamples.
-        seed: of the resampling.
-
-    Returns:
-        images, mean_difference, ci_low and ci_high (95 % percentile bootstrap over images), and p;
-        p is 1 if all differences are 0.
-    """
-    row = summarize(differences.to_frame("difference"), resamples, seed, ["difference"]).iloc[0]
-    return {
-        "images": len(differences),
-        "mean_difference": row["mean"],
-        "ci_low": row["ci_low"],
-        "ci_high": row["ci_high"],
-        "p": float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0,
-    }
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Corrects p-values for their number by the step-down method of Holm (1979).
-
-    The k-th smallest of n is multiplied by n - k + 1; none becomes smaller than the one before it,
-    nor larger than 1.
-
-    Args:
-        p_values: n values in [0, 1].
-
-    Returns:
-        The corrected values, in the order given.
-    """
-    p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values)
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    corrected = np.empty_like(p_values)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return corrected
-
-
-def compare_variants(
-    scores: pd.DataFrame,
-    reference: str,
-    *,
-    resamples: int,
-    seed: int,
-    metrics: Sequence[str] = ("dsc", "hd95"),
-) -> pd.DataFrame:
-    """Compares every variant with one, on each pair of train and test set where both were scored.
-
-    The correction is for all rows returned, so hand over the scores of one table at a time.
-
-    Args:
-        scores: rows of `results.read_scores`.
-        reference: the variant to compare with.
-        resamples: number of bootstrap resamples.
-        seed: of the resampling.
-        metrics: what to compare. IoU ranks images as Dice does and would only count twice.
-
-    Returns:
-        One row for each train set, test set, metric and variant: train_set, test_set, metric,
-        variant, reference, variant_seeds and reference_seeds (their numbers), images,
-        mean_difference (variant less reference, in the metric's unit, shares in [-1, 1]), ci_low,
-        ci_high, p, p_holm, significant. No row if there is nothing to compare.
-
-    Raises:
-        InputError: two variants were scored on different images or at different sizes.
-    """
-    rows = []
-    for (train_set, test_set), group in scores.groupby(["train_set", "test_set"], sort=False):
-        seeds = group.groupby("variant", sort=False)["seed"].nunique()
-        if reference not in seeds:
-            continue
-        for metric in metrics:
-            for variant in seeds.index.drop(reference):
-                differences = paired_differences(group, variant, reference, metric)
-                rows.append(
-                    {
-                        "train_set": train_set,
-                        "test_set": test_set,
-                        "metric": metric,
-                        "variant": variant,
-                        "reference": reference,
-                        "variant_seeds": seeds[variant],
-                        "reference_seeds": seeds[reference],
-                        **paired_test(differences, resamples, seed),
-                    }
-                )
-    columns = ["train_set", "test_set", "metric", "variant", "reference"]
-    columns += ["variant_seeds", "reference_seeds", "images"]
-    columns += ["mean_difference", "ci_low", "ci_high", "p"]
-    table = pd.DataFrame(rows, columns=columns)
-    table["p_holm"] = holm(table["p"])
-    table["significant"] = table["p_holm"] < SIGNIFICANCE_LEVEL
-    return table
-
-
-METRICS = ("dsc", "iou", "hd95", "hd95_zero_if_empty")
 
 
 def summarize(
     scores: pd.DataFrame, resamples: int, seed: int, metrics: Sequence[str] = METRICS
 ) -> pd.DataFrame:
-    """Mean, standard deviation and 95 % bootstrap interval of the mean, over images.
+    """Mean, spread and 95 % bootstrap interval of the mean, over images, one row a metric.
 
-    The interval is the percentile one, which keeps inside the metric's range.
-
-    Args:
-        scores: what `score_split` gives.
-        resamples: number of bootstrap resamples.
-        seed: of the resampling.
-        metrics: columns to summarise.
-
-    Returns:
-        One row a metric: metric, mean, sd (sample standard deviation; NaN for one image), ci_low,
-        ci_high, images.
+    sd is the sample standard deviation, NaN for one image. The interval is the percentile one,
+    which keeps inside the metric's range.
     """
     rows = []
     for metric in metrics:
@@ -215,16 +62,9 @@ def summarize_audited(
 ) -> pd.DataFrame:
     """The summary of a test split with and without the images that leak from training.
 
-    Args:
-        scores: what `score_split` gives for the test split.
-        pairs: what `audit_prepared` gives; drop the kind "same group" to count duplicates only.
-        resamples: number of bootstrap resamples.
-        seed: of the resampling.
-        metrics: columns to summarise.
-
-    Returns:
-        What `summarize` gives, after a first column images_used: "all", "clean" (without a twin in
-        train or val) and "leaking" (with one). The latter two are absent where they hold no image.
+    Its first column, images_used, is "all", "clean" (without a twin in train or val) or "leaking"
+    (with one); the latter two are absent where they hold no image. Of the pairs of `audit_prepared`
+    drop the kind "same group" to count duplicates only.
     """
     leaks = scores["id"].isin(leaking_ids(scores, pairs))
     tables = []
@@ -236,18 +76,119 @@ def summarize_audited(
     return pd.concat(tables, ignore_index=True)
 
 
-# What a mean over seeds belongs to. The last three are the setting.
-SYSTEM = ["train_set", "test_set", "variant", "image_size", "epochs", "selection"]
-
-
 def mean_over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
-    """The metrics of each image, averaged over the seeds.
-
-    Args:
-        scores: rows of `read_scores`, of any number of systems.
-
-    Returns:
-        One row for each image of each system: the columns of `SYSTEM`, id, and `METRICS`.
-    """
+    """The metrics of each image of each system (`SYSTEM`), averaged over the seeds."""
     groups = scores.groupby([*SYSTEM, "id"], sort=False)
     return groups[list(METRICS)].mean().reset_index()
+
+
+def paired_differences(
+    scores: pd.DataFrame, variant: str, reference: str, metric: str
+) -> pd.Series:
+    """The score of one variant less that of another, by image id, sorted; means over their seeds.
+
+    Raises:
+        InputError: a variant has no scores, or the two were not scored on the same images at the
+            same size; the sentence names both.
+    """
+    sides = []
+    for name in (variant, reference):
+        rows = mean_over_seeds(scores[scores["variant"] == name])
+        if rows.empty:
+            raise InputError(
+                f"{variant} cannot be compared with {reference}: there are no scores of {name}, "
+                "so evaluate it first."
+            )
+        sides.append(rows.set_index("id"))
+    ours, theirs = sides
+    strays = ours.index.symmetric_difference(theirs.index)
+    if len(strays):
+        raise InputError(
+            f"{variant} and {reference} were not scored on the same images ({strays[0]} is on one "
+            "side only): evaluate both again on the same test split."
+        )
+    sizes = ours["image_size"].iloc[0], theirs["image_size"].iloc[0]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{variant} was scored at {sizes[0]} pixels and {reference} at {sizes[1]}: "
+            "evaluate both at the same image_size."
+        )
+    # Averaging leaves rounding errors, which would pass for differences and break ties.
+    return (ours[metric] - theirs[metric]).round(12).sort_index().rename("difference")
+
+
+def paired_test(differences: pd.Series, resamples: int, seed: int) -> dict[str, float]:
+    """Mean of paired differences, its interval, and how probable they are by chance alone.
+
+    The interval is that of `summarize`. The test is Wilcoxon's signed-rank test, two-sided; p is 1
+    if all differences are 0. It weighs ranks, while mean and interval weigh the values, so in
+    skewed data the two can point in different directions.
+    """
+    row = summarize(differences.to_frame("difference"), resamples, seed, ["difference"]).iloc[0]
+    return {
+        "images": len(differences),
+        "mean_difference": row["mean"],
+        "ci_low": row["ci_low"],
+        "ci_high": row["ci_high"],
+        "p": float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0,
+    }
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Corrects p-values for their number by the step-down method of Holm (1979).
+
+    The k-th smallest of n is multiplied by n - k + 1; none becomes smaller than the one before it,
+    nor larger than 1.
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values)
+    steps = p_values[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return corrected
+
+
+def compare_variants(
+    scores: pd.DataFrame,
+    reference: str,
+    *,
+    resamples: int,
+    seed: int,
+    metrics: Sequence[str] = ("dsc", "hd95"),
+) -> pd.DataFrame:
+    """Compares every variant with one, on each pair of train and test set where both were scored.
+
+    One row for each train set, test set, metric and variant; differences are variant less
+    reference, in the metric's unit. The correction is for all rows returned, so hand over the
+    scores of one table at a time. IoU ranks images as Dice does and would only count twice.
+
+    Raises:
+        InputError: two variants were scored on different images or at different sizes.
+    """
+    rows = []
+    for (train_set, test_set), group in scores.groupby(["train_set", "test_set"], sort=False):
+        seeds = group.groupby("variant", sort=False)["seed"].nunique()
+        if reference not in seeds:
+            continue
+        for metric in metrics:
+            for variant in seeds.index.drop(reference):
+                differences = paired_differences(group, variant, reference, metric)
+                rows.append(
+                    {
+                        "train_set": train_set,
+                        "test_set": test_set,
+                        "metric": metric,
+                        "variant": variant,
+                        "reference": reference,
+                        "variant_seeds": seeds[variant],
+                        "reference_seeds": seeds[reference],
+                        **paired_test(differences, resamples, seed),
+                    }
+                )
+    columns = ["train_set", "test_set", "metric", "variant", "reference"]
+    columns += ["variant_seeds", "reference_seeds", "images"]
+    columns += ["mean_difference", "ci_low", "ci_high", "p"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["p_holm"] = holm(table["p"])
+    table["significant"] = table["p_holm"] < SIGNIFICANCE_LEVEL
+    return table

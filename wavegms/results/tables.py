@@ -6,60 +6,79 @@ table is made from these files and from the paper's tables as data, and from not
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field
 
-from wavegms.errors import InputError, first_line
+from wavegms.errors import InputError
+from wavegms.files import read_table
 from wavegms.results.statistics import METRICS, SYSTEM, mean_over_seeds, summarize
 from wavegms.training.card import ModelCard
 from wavegms.variants import VARIANTS
 
-# What each column of a scores file holds.
-SCORE_COLUMNS = {
-    "train_set": "dataset the network was trained on",
-    "test_set": "dataset the image comes from",
-    "variant": "name of the network",
-    "seed": "seed of the run",
-    "image_size": "side of the images, pixels",
-    "epochs": "number of training epochs",
-    "selection": "how the checkpoint was chosen, see params.yaml",
-    "card": "SHA-256 of the model's card.json",
-    "id": "name of the image",
-    "label": "class, empty where the dataset has none",
-    "dsc": "Dice coefficient, 0 to 1",
-    "iou": "intersection over union, 0 to 1",
-    "hd95": "95 % Hausdorff distance, pixels; the image diagonal where one mask is empty",
-    "hd95_zero_if_empty": "the same, 0 where a mask is empty",
-    "empty_prediction": "True where the predicted mask has no pixel",
-    "true_area": "share of the image that is foreground, 0 to 1",
-    "predicted_area": "share of the image that is predicted as foreground, 0 to 1",
-    "data_hash": "SHA-256 of manifest.csv of the prepared test_set",
-}
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 
-# fmt: off
-PUBLISHED_COLUMNS = [
-    "table", "system", "type", "variant", "train_set", "test_set", "metric", "value",
-    "trainable_parameters_millions", "note",
-]
 
-# fmt: on
+class ImageScore(BaseModel):
+    """A row of a scores file; sizes and distances are in pixels."""
+
+    train_set: str  # dataset the network was trained on
+    test_set: str  # dataset the image comes from
+    variant: str
+    seed: _Count
+    image_size: _Count
+    epochs: _Count
+    selection: str  # how the checkpoint was chosen, see params.yaml
+    card: str  # SHA-256 of the model's card.json
+    id: str
+    label: str  # class, empty where the dataset has none
+    dsc: _Share
+    iou: _Share
+    hd95: _Distance  # the image diagonal where one mask is empty
+    hd95_zero_if_empty: _Distance
+    empty_prediction: bool  # the predicted mask has no pixel
+    true_area: _Share  # of the image that is foreground
+    predicted_area: _Share
+    data_hash: str  # SHA-256 of manifest.csv of the prepared test_set
+
+
+SCORE_COLUMNS = list(ImageScore.model_fields)
+
+
+class PublishedNumber(BaseModel):
+    """A number that the paper prints."""
+
+    table: int
+    system: str  # as printed
+    type: str  # CNN, transformer or generative, in table 2
+    variant: str  # ours; empty where we have none
+    train_set: str
+    test_set: str
+    metric: str  # dsc and iou in percent, hd95 in pixels
+    value: float
+    trainable_parameters_millions: str  # a number, empty where not printed
+    note: str
+
+
+PUBLISHED_COLUMNS = list(PublishedNumber.model_fields)
+
 # The paper's HD95 follows the reference code, so this is the column it is compared with.
 PUBLISHED_HD95 = "hd95_zero_if_empty"
 
 # Side of the images that the paper's distances are measured on, pixels (section 3.1).
 PUBLISHED_IMAGE_SIZE = 224
 
-_SHARES = ["dsc", "iou", "true_area", "predicted_area"]
-
-_DISTANCES = ["hd95", "hd95_zero_if_empty"]
+# Beside scores, or instead of them: why a row of the ablation was not run.
+NOT_RUN = "not_run.txt"
 
 # What one number belongs to.
 _CELL = ["train_set", "test_set", "variant", "metric"]
 
-_MEASURED = ["mean", "sd_seeds", "ci_low", "ci_high"]
-
-_SETTING = ["seeds", "images", "empty_predictions", "image_size", "epochs", "selection"]
+_DISTANCES = ["hd95", "hd95_zero_if_empty"]
 
 
 def title_of(variant: str) -> str:
@@ -70,17 +89,12 @@ def title_of(variant: str) -> str:
 def read_scores(folder: Path) -> pd.DataFrame:
     """Reads and checks every scores file below a folder.
 
-    Args:
-        folder: the folder that holds `<train_set>/<variant>/seed_<seed>/<test_set>.csv`.
-
-    Returns:
-        One row for each image of each run, with the columns of `SCORE_COLUMNS`; runs by train set,
-        test set, variant in the order of `VARIANTS`, and seed.
+    Runs come by train set, test set, variant in the order of `VARIANTS`, and seed.
 
     Raises:
-        InputError: there is no file; one lacks a column, has no row, names an image twice, holds an
-            impossible value, or lies where its own columns say it does not belong; or the seeds
-            of one system differ in setting or images. The sentence names the file.
+        InputError: there is no file; one is not as `ImageScore` says, names an image twice, or lies
+            where its own columns say it does not belong; or the seeds of one system differ in
+            setting or images. The sentence names the file.
     """
     folder = Path(folder)
     paths = sorted(folder.rglob("*.csv"))
@@ -104,49 +118,46 @@ def read_scores(folder: Path) -> pd.DataFrame:
                 "ones, so run both again or delete the older file."
             )
     scores = pd.concat(runs.values(), ignore_index=True)
-    places = scores[["train_set", "test_set", "seed"]].assign(
-        variant=_rank(scores["variant"], VARIANTS)
+    return _sorted(scores, train_set=(), test_set=(), variant=VARIANTS, seed=())
+
+
+def read_not_run(folder: Path) -> Mapping[tuple[str, str], str]:
+    """Why rows of the ablation were not run, by (dataset, variant)."""
+    found = {}
+    for path in sorted(Path(folder).glob(f"*/*/seed_*/{NOT_RUN}")):
+        dataset, variant = path.parts[-4:-2]
+        found[dataset, variant] = path.read_text(encoding="utf-8").strip()
+    return found
+
+
+def read_published(folder: Path) -> pd.DataFrame:
+    """Reads the paper's tables 2 to 4 (`table2.csv` and so on), one `PublishedNumber` a row."""
+    published = pd.concat(
+        [
+            read_table(Path(folder) / f"table{number}.csv", PublishedNumber, "restore it with git")
+            for number in (2, 3, 4)
+        ],
+        ignore_index=True,
     )
-    order = places.sort_values(["train_set", "test_set", "variant", "seed"], kind="stable").index
-    return scores.loc[order].reset_index(drop=True)
+    millions = pd.to_numeric(published["trainable_parameters_millions"])
+    return published.assign(trainable_parameters_millions=millions)
 
 
 def summarize_runs(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
-    """Each run alone: mean, spread over images, and interval.
-
-    Args:
-        scores: what `read_scores` gives.
-        resamples: number of bootstrap resamples.
-        seed: of the resampling.
-
-    Returns:
-        One row for each run and metric: the columns of `SYSTEM`, seed, those of
-        `evaluation.summarize`, and empty_predictions (a number of images).
-    """
+    """Each run alone: what `summarize` gives for it, and the number of its empty predictions."""
     tables = []
     for key, group in scores.groupby([*SYSTEM, "seed"], sort=False):
         table = summarize(group, resamples, seed)
-        table["empty_predictions"] = int(group["empty_prediction"].sum())
-        tables.append(_with_key([*SYSTEM, "seed"], key, table))
+        tables.append(_with_origin([*SYSTEM, "seed"], key, table, group))
     return pd.concat(tables, ignore_index=True)
 
 
 def summarize_systems(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
-    """Each system over its seeds.
+    """Each system over its seeds, a row a metric.
 
     Two kinds of uncertainty stand side by side. `sd_seeds` is how far trainings differ from each
-    other; `ci_low` and `ci_high` are how far the mean could move with other test images.
-
-    Args:
-        scores: what `read_scores` gives.
-        resamples: number of bootstrap resamples of the images.
-        seed: of the resampling.
-
-    Returns:
-        One row for each system and metric: the columns of `SYSTEM`, metric, mean (over the seeds'
-        means), sd_seeds (sample standard deviation of these; NaN for one seed), ci_low and ci_high
-        (95 %, over images averaged over seeds), images, seeds, and empty_predictions (a number of
-        images, over all seeds).
+    other (sample standard deviation, NaN for one seed); `ci_low` and `ci_high` are how far the mean
+    could move with other test images. `empty_predictions` counts images over all seeds.
     """
     tables = []
     for key, group in scores.groupby(SYSTEM, sort=False):
@@ -155,61 +166,22 @@ def summarize_systems(scores: pd.DataFrame, resamples: int, seed: int) -> pd.Dat
         table = summarize(mean_over_seeds(group), resamples, seed).drop(columns="sd")
         table.insert(2, "sd_seeds", table["metric"].map(means.std(ddof=1)))
         table["seeds"] = len(means)
-        table["empty_predictions"] = int(group["empty_prediction"].sum())
-        tables.append(_with_key(SYSTEM, key, table))
+        tables.append(_with_origin(SYSTEM, key, table, group))
     return pd.concat(tables, ignore_index=True)
-
-
-def read_published(folder: Path) -> pd.DataFrame:
-    """Reads the paper's tables 2 to 4.
-
-    Args:
-        folder: the folder with `table2.csv`, `table3.csv` and `table4.csv`.
-
-    Returns:
-        One row for each printed number: table, system, type, variant (empty where we have none),
-        train_set, test_set, metric (dsc, iou or hd95), value (percent for dsc and iou, pixels for
-        hd95), trainable_parameters_millions (NaN where not printed), note.
-
-    Raises:
-        InputError: a file is missing, cannot be read or lacks a column.
-    """
-    tables = []
-    for number in (2, 3, 4):
-        path = Path(folder) / f"table{number}.csv"
-        tables.append(_read_table(path, PUBLISHED_COLUMNS, "restore it with git"))
-    published = pd.concat(tables, ignore_index=True)
-    published["table"] = published["table"].astype(int)
-    for column in ("value", "trainable_parameters_millions"):
-        published[column] = pd.to_numeric(published[column])
-    return published
 
 
 def segmentation_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """The paper's table 2 with what was measured: trained and tested on the same dataset.
 
-    All rows of the paper are there, whether measured or not, and all measured systems, whether in
-    the paper's table or not.
-
-    Args:
-        systems: what `summarize_systems` gives.
-        published: what `read_published` gives.
-
-    Returns:
-        One row for each test set, system and metric, in the paper's order and then by name:
-        system (title), variant, train_set, test_set, metric; measured, sd_seeds, ci_low, ci_high,
-        published, difference (measured less published); seeds, images, empty_predictions,
-        image_size, epochs, selection.
-
-        Shares are in percent, so their differences are in percentage points; distances are in
-        pixels. Measured columns are NaN where nothing was run, sd_seeds where only one seed was.
-        The paper's HD95 stands at `hd95_zero_if_empty`; `hd95` is never published. The difference
-        of a distance is NaN unless images had the paper's 224 pixels: pixels of another size
-        are another unit.
+    A row is a system and metric on a test set: first what ran, then what was to (see
+    `of_this_run`), then what only the paper has, each in the paper's order and then by name. Shares
+    are in percent, so their differences (measured less published) are in percentage points;
+    distances are in pixels. Measured columns are NaN where nothing was run. The paper's HD95 stands
+    at `hd95_zero_if_empty`; `hd95` is never published. The difference of a distance is NaN unless
+    images had the paper's 224 pixels: pixels of another size are another unit.
     """
-    paper = published[published["table"] == 2]
     measured = systems[systems["train_set"] == systems["test_set"]]
-    return _beside_published(measured, paper)
+    return _beside_published(measured, published[published["table"] == 2])
 
 
 def ablation_table(
@@ -217,15 +189,10 @@ def ablation_table(
     published: pd.DataFrame,
     not_run: Mapping[tuple[str, str], str] | None = None,
 ) -> pd.DataFrame:
-    """The paper's table 4 with what was measured; see :func:`segmentation_table`.
+    """The paper's table 4 with what was measured, of its variants, on any dataset.
 
-    It has the paper's rows, and those of the same variants on any other dataset.
-
-    Args:
-        systems: what `summarize_systems` gives.
-        published: what `read_published` gives.
-        not_run: by (dataset, variant) why a row was not run. Such a row is listed too, with the
-            reason in the column reason, which is empty elsewhere.
+    What `not_run` names (see `read_not_run`) is listed with its reason in the column reason, which
+    is empty elsewhere; otherwise as `segmentation_table`.
     """
     paper = published[published["table"] == 4]
     measured = systems[
@@ -236,34 +203,19 @@ def ablation_table(
         [(name, name, variant, metric) for name, variant in reasons for metric in METRICS],
         columns=_CELL,
     )
-    measured = measured.merge(planned, on=_CELL, how="outer")
-    table = _beside_published(measured, paper)
-    rows = zip(table["train_set"], table["variant"], table["measured"].isna(), strict=True)
-    table["reason"] = [
-        reasons.get((dataset, variant), "") if absent else "" for dataset, variant, absent in rows
-    ]
-    return table
+    return _beside_published(measured.merge(planned, on=_CELL, how="outer"), paper, reasons)
 
 
 def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """The paper's table 3 with what was measured: trained on one dataset, tested on another.
 
-    Two in-domain scores stand beside it. That of the same system on the same test images, trained
-    on that dataset's own training images, says what training elsewhere costs; an external test set
-    has none. That of the same model at home, on the test images of the dataset that it was trained
-    on, says what to expect of it there. Where one direction was run between two datasets with
-    models of their own, the other is listed too.
-
-    Args:
-        systems: what `summarize_systems` gives.
-        published: what `read_published` gives; in-domain numbers are those of its table 2.
-
-    Returns:
-        The columns of :func:`segmentation_table`, and after `published`: home, in_domain,
-        published_in_domain, drop and published_drop. A drop is how much is lost by training
-        elsewhere, in_domain against measured: positive is worse, both for shares (in percentage
-        points) and for distances. home and in_domain are NaN where they were not run at the same
-        image size.
+    Two in-domain scores stand beside it, as far as they were run at the same image size. That of
+    the same system on the same test images, trained on that dataset's own training images
+    (in_domain), says what training elsewhere costs; an external test set has none. That of the same
+    model on the test images of the dataset that it was trained on (home) says what to expect of it
+    there. A drop is in_domain against measured: positive is worse, for shares and for distances.
+    Where one direction was run between two datasets with models of their own, the other is listed
+    too. Otherwise as `segmentation_table`.
     """
     inside = systems[systems["train_set"] == systems["test_set"]]
     across = systems[systems["train_set"] != systems["test_set"]]
@@ -271,24 +223,18 @@ def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.D
     back = forth.rename(columns={"train_set": "test_set", "test_set": "train_set"})
     paper_across = published[published["table"] == 3]
     back = back[back["train_set"].isin([*systems["train_set"], *paper_across["train_set"]])]
-    expected = (
-        pd.concat([forth, back])
-        .drop_duplicates()
-        .merge(pd.DataFrame({"metric": METRICS}), how="cross")
-    )
-    across = expected.merge(across, on=_CELL, how="left")
-    table = _beside_published(across, paper_across)
-
-    home = _in_reported_units(inside).rename(columns={"mean": "home"})
-    home_keys = ["train_set", "variant", "metric", "image_size"]
-    table = table.merge(home[[*home_keys, "home"]], on=home_keys, how="left")
-    own = _in_reported_units(inside).rename(columns={"mean": "in_domain"})
-    own_keys = ["test_set", "variant", "metric", "image_size"]
-    table = table.merge(own[[*own_keys, "in_domain"]], on=own_keys, how="left")
-    paper = _as_our_metrics(published[published["table"] == 2])
-    paper = paper.assign(system=_titles(paper)).rename(columns={"value": "published_in_domain"})
-    paper_keys = ["test_set", "system", "metric"]
-    table = table.merge(paper[[*paper_keys, "published_in_domain"]], on=paper_keys, how="left")
+    expected = pd.concat([forth, back]).drop_duplicates()
+    expected = expected.merge(pd.DataFrame({"metric": METRICS}), how="cross")
+    table = _beside_published(expected.merge(across, on=_CELL, how="left"), paper_across)
+    inside = _in_reported_units(inside)
+    paper = _as_ours(published[published["table"] == 2])
+    for name, source, value, keys in (
+        ("home", inside, "mean", ["train_set", "variant", "metric", "image_size"]),
+        ("in_domain", inside, "mean", ["test_set", "variant", "metric", "image_size"]),
+        ("published_in_domain", paper, "published", ["test_set", "system", "metric"]),
+    ):
+        values = source[[*keys, value]].rename(columns={value: name})
+        table = table.merge(values, on=keys, how="left")
     sign = np.where(table["metric"].isin(_DISTANCES), -1, 1)
     table["drop"] = sign * (table["in_domain"] - table["measured"])
     table["published_drop"] = sign * (table["published_in_domain"] - table["published"])
@@ -298,21 +244,25 @@ def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.D
     return table[rest[:at] + added + rest[at:]]
 
 
+def of_this_run(table: pd.DataFrame) -> pd.Series:
+    """Which rows of a table are of systems that something here ran, or was to; others the paper's.
+
+    The second kind are those with a reason, and those that stand in no table of the paper.
+    """
+    systems = table.groupby(["train_set", "test_set", "system"])
+    was_to = systems["published"].transform("count").eq(0)
+    if "reason" in table:
+        was_to |= table["reason"] != ""
+    return systems["measured"].transform("count").gt(0) | was_to
+
+
 def beside_in_domain(
     scores: pd.DataFrame, card: ModelCard, test_set: str, folder: Path
 ) -> pd.DataFrame:
     """A model's scores on another source beside the in-domain ones, as far as these were run.
 
-    Args:
-        scores: of `score_split`, on the other source.
-        card: of the model.
-        test_set: name of the other source.
-        folder: where score files lie, see `read_scores`.
-
-    Returns:
-        One row each for the model across, the model at home, and the same variant with the same
-        seed trained on the other source: trained_on, tested_on, images, and the mean dsc, iou and
-        hd95.
+    A row each for the model across, the model at home, and the same variant with the same seed
+    trained on the other source.
     """
     rows = [(card.dataset, test_set, scores)]
     for name in (card.dataset, test_set):
@@ -333,15 +283,7 @@ def beside_in_domain(
 
 
 def mark_significant(table: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Adds to a table which systems differ from the reference.
-
-    Args:
-        table: one of the three tables above.
-        comparisons: what `comparison.compare_variants` gives for the same scores.
-
-    Returns:
-        The table with p_holm (NaN where nothing was compared) and significant ("*" or empty).
-    """
+    """Adds p_holm and significant ("*" or empty) to a table, from what `compare_variants` gives."""
     wanted = comparisons[[*_CELL, "p_holm", "significant"]]
     marked = table.merge(wanted, on=_CELL, how="left")
     marked["significant"] = np.where(marked["significant"].eq(True), "*", "")
@@ -350,26 +292,7 @@ def mark_significant(table: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataF
 
 def _read_run(path: Path, folder: Path) -> pd.DataFrame:
     remedy = "run that evaluation again"
-    run = _read_table(path, list(SCORE_COLUMNS), remedy)
-    try:
-        for column in ("seed", "image_size", "epochs"):
-            run[column] = run[column].astype(int)
-        for column in [*_SHARES, *_DISTANCES]:
-            run[column] = run[column].astype(float)
-    except (OverflowError, ValueError) as error:
-        raise InputError(f"{path} has a {column} that is no number: {remedy}.") from error
-    for column in _SHARES:
-        if not run[column].between(0, 1).all():
-            raise InputError(f"{path} has a {column} outside 0 to 1: {remedy}.")
-    for column in _DISTANCES:
-        if not run[column].between(0, np.inf, inclusive="left").all():
-            raise InputError(f"{path} has a {column} that is no distance: {remedy}.")
-    if not run["empty_prediction"].isin(["True", "False"]).all():
-        raise InputError(f"{path} has an empty_prediction other than True or False: {remedy}.")
-    run["empty_prediction"] = run["empty_prediction"] == "True"
-    twice = run["id"][run["id"].duplicated()]
-    if not twice.empty:
-        raise InputError(f"{path} lists {twice.iloc[0]} twice: {remedy}.")
+    run = read_table(path, ImageScore, remedy)
     for column in [*SYSTEM, "seed", "card", "data_hash"]:
         if run[column].nunique() > 1:
             raise InputError(f"{path} mixes several values of {column}: {remedy}.")
@@ -380,44 +303,36 @@ def _read_run(path: Path, folder: Path) -> pd.DataFrame:
             f"{path} holds the scores that belong in {place / first['test_set']}.csv: "
             "put it there or delete it."
         )
-    return run[list(SCORE_COLUMNS)]
+    return run
 
 
-def _read_table(path: Path, columns: list[str], remedy: str) -> pd.DataFrame:
-    try:
-        # An id such as 000001 or NA is a text.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({first_line(error)}): {remedy}.") from error
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise InputError(f"{path} lacks the column {missing[0]}: {remedy}.")
-    if table.empty:
-        raise InputError(f"{path} has no row: {remedy}.")
-    return table
-
-
-def _with_key(names: list[str], values: tuple, table: pd.DataFrame) -> pd.DataFrame:
+def _with_origin(
+    names: list[str], values: tuple, table: pd.DataFrame, scores: pd.DataFrame
+) -> pd.DataFrame:
+    table["empty_predictions"] = int(scores["empty_prediction"].sum())
     return table.assign(**dict(zip(names, values, strict=True)))[[*names, *table.columns]]
 
 
 def _in_reported_units(systems: pd.DataFrame) -> pd.DataFrame:
-    scale = np.where(systems["metric"].isin(_SHARES), 100.0, 1.0)
-    return systems.assign(**{column: systems[column] * scale for column in _MEASURED})
+    scale = np.where(systems["metric"].isin(_DISTANCES), 1.0, 100.0)
+    columns = ("mean", "sd_seeds", "ci_low", "ci_high")
+    return systems.assign(**{column: systems[column] * scale for column in columns})
 
 
-def _as_our_metrics(published: pd.DataFrame) -> pd.DataFrame:
-    return published.replace({"metric": {"hd95": PUBLISHED_HD95}})
-
-
-def _titles(published: pd.DataFrame) -> list[str]:
+def _as_ours(published: pd.DataFrame) -> pd.DataFrame:
+    """Numbers of the paper under our names of systems and metrics."""
     pairs = zip(published["variant"], published["system"], strict=True)
-    return [title_of(variant) if variant else system for variant, system in pairs]
+    titles = [title_of(variant) if variant else system for variant, system in pairs]
+    ours = published.assign(system=titles).replace({"metric": {"hd95": PUBLISHED_HD95}})
+    return ours.rename(columns={"value": "published"})
 
 
-def _beside_published(systems: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    paper = _as_our_metrics(published)
-    paper = paper.assign(system=_titles(paper)).rename(columns={"value": "published"})
+def _beside_published(
+    systems: pd.DataFrame,
+    published: pd.DataFrame,
+    reasons: Mapping[tuple[str, str], str] | None = None,
+) -> pd.DataFrame:
+    paper = _as_ours(published)
     measured = _in_reported_units(systems).rename(columns={"mean": "measured"})
     measured = measured.assign(system=[title_of(variant) for variant in measured["variant"]])
     table = paper[["system", *_CELL, "published"]].merge(
@@ -428,21 +343,31 @@ def _beside_published(systems: pd.DataFrame, published: pd.DataFrame) -> pd.Data
     table["difference"] = difference.mask(other_pixels)
     for column in ("seeds", "images", "empty_predictions", "image_size", "epochs"):
         table[column] = table[column].astype("Int64")  # whole numbers that may be missing
-    order = pd.DataFrame(
-        {
-            "test_set": _rank(table["test_set"], paper["test_set"]),
-            "train_set": _rank(table["train_set"], paper["train_set"]),
-            "system": _rank(table["system"], paper["system"]),
-            "metric": _rank(table["metric"], ["dsc", "iou", PUBLISHED_HD95, "hd95"]),
-        }
-    ).sort_values(["test_set", "train_set", "system", "metric"], kind="stable")
-    measured_columns = ["measured", *_MEASURED[1:], "published", "difference"]
-    table = table.loc[order.index, ["system", *_CELL, *measured_columns, *_SETTING]]
-    return table.reset_index(drop=True)
+    columns = ["system", *_CELL, "measured", "sd_seeds", "ci_low", "ci_high"]
+    columns += ["published", "difference"]
+    columns += ["seeds", "images", "empty_predictions", "image_size", "epochs", "selection"]
+    if reasons is not None:
+        rows = zip(table["train_set"], table["variant"], table["measured"].isna(), strict=True)
+        table["reason"] = [reasons.get(row[:2], "") if row[2] else "" for row in rows]
+        columns.append("reason")
+    table = _sorted(
+        table.assign(here=of_this_run(table), ran=table["measured"].notna()),
+        here=[True],
+        ran=[True],
+        test_set=paper["test_set"],
+        train_set=paper["train_set"],
+        system=paper["system"],
+        metric=["dsc", "iou", PUBLISHED_HD95, "hd95"],
+    )
+    return table[columns]
 
 
-def _rank(values: pd.Series, known: Iterable[str]) -> pd.Series:
-    """The place of each value: the known ones in their order, then the others by name."""
-    order = list(dict.fromkeys(known))
-    order += sorted(set(values) - set(order))
-    return values.map({value: place for place, value in enumerate(order)})
+def _sorted(table: pd.DataFrame, **orders: Iterable[str]) -> pd.DataFrame:
+    """By several columns, each by the values that are given in their order, then all others."""
+    places = {}
+    for column, known in orders.items():
+        order = list(dict.fromkeys(known))
+        order += sorted(set(table[column]) - set(order))
+        places[column] = table[column].map({value: place for place, value in enumerate(order)})
+    index = pd.DataFrame(places).sort_values(list(orders), kind="stable").index
+    return table.loc[index].reset_index(drop=True)

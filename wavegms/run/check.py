@@ -7,7 +7,7 @@ from wavegms.data.catalog import find_cases, root_of, spec_of
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
-from wavegms.phantom.scanner import SCANNERS
+from wavegms.phantom.settings import SCANNERS
 from wavegms.variants import VARIANTS, require_side
 
 
@@ -18,14 +18,6 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
     the same text each time: a pipeline stage that depends on it comes after this check, but does
     not run again because of it. Beside it, in `imported/`, come the hashes of the weights and split
     lists from elsewhere that are used, for the stages that use them to depend on.
-
-    Args:
-        params_file: params.yaml.
-        raw: the folder with one folder a dataset.
-        out: where to note that all is well.
-
-    Raises:
-        InputError: the first thing that is wrong.
     """
     params = load_params(params_file)
     for variant in params.variants:
@@ -49,7 +41,8 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             "(see data/README.md), or set autoencoder.source to hub or train"
         )
     for name in params.external:
-        find_cases(name, raw / name)
+        if name not in params.phantom.datasets:
+            find_cases(name, raw / name)
     for name in params.datasets:
         _check_epochs(name, "is trained", params.training.epochs_for(name), params)
         if name in params.ablation.datasets:
@@ -129,16 +122,7 @@ def _check_imported_weights(name: str, params: Params) -> None:
 def check_dataset(name: str, folder: Path, params: Params) -> int:
     """Checks that a dataset can be paired, split and trained on, by the names of its files.
 
-    Args:
-        name: the dataset.
-        folder: its raw files.
-        params: the parameters.
-
-    Returns:
-        The number of its test images.
-
-    Raises:
-        InputError: the first thing that is wrong.
+    Returns the number of its test images.
     """
     cases = find_cases(name, folder)
     split_file = spec_of(name).split_file

@@ -1,6 +1,5 @@
 """Running the notebooks: as pipeline stages by papermill, and anew for the copies in git."""
 
-import ast
 import os
 import re
 import signal
@@ -13,13 +12,11 @@ from typing import Any
 import nbformat
 import papermill
 import psutil
-import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from wavegms.config import load_params
 from wavegms.errors import InputError, Stopped
 from wavegms.files import write_text
 from wavegms.project import KEEP_MEMORY, is_first_process, run_record
@@ -32,39 +29,18 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def run_notebook(
-    notebook: Path, output: Path, arguments: Mapping[str, str], params_file: Path
-) -> None:
-    """Runs one notebook as a stage of the pipeline.
+def run_notebook(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:
+    """Runs one notebook as a stage of the pipeline, in its own folder.
 
-    Its parameters are the values of the parameter file, as far as the notebook declares them, and
-    `arguments` on top. What its kernel writes to stderr (the progress bars) appears here as it
-    comes. The executed notebook is written only when it ran to the end, and of several processes
-    that `accelerate launch` started by the first alone. Its metadata hold, as `wavegms`, which code
-    and libraries ran, see `run_record`.
+    What its kernel writes to stderr (the progress bars) appears here as it comes. The executed
+    notebook is written only when it ran to the end, and of several processes that `accelerate
+    launch` started by the first alone. Its metadata hold, as `wavegms`, which code and libraries
+    ran, see `run_record`.
 
-    The first Ctrl-C interrupts the cell that runs, which may save what it has; the second one ends
-    all at once.
-
-    Args:
-        notebook: the notebook, run in its own folder.
-        output: where the executed copy goes.
-        arguments: parameters of this stage alone, such as the dataset.
-        params_file: params.yaml.
-
-    Raises:
-        InputError: the notebook met one, an argument is unknown to it, its kernel was killed, or a
-            cell failed; the latter's traceback goes to stderr.
-        Stopped: after Ctrl-C, by a cell that says how to go on.
-        KeyboardInterrupt: after Ctrl-C, by any other.
+    The first Ctrl-C interrupts the cell that runs, which may save what it has and say in a
+    `Stopped` how to go on; the second one ends all at once. An `InputError` of a cell is raised
+    here, too; any other error's traceback goes to stderr.
     """
-    params = load_params(params_file).model_dump()
-    declared = read_parameters(notebook)
-    unknown = sorted(set(arguments) - set(declared))
-    if unknown:
-        raise InputError(f"{notebook} has no parameter {unknown[0]}: it has {', '.join(declared)}")
-    values = {name: value for name, value in params.items() if name in declared}
-    values |= {name: _as_declared(name, text, declared[name]) for name, text in arguments.items()}
     os.environ |= KEEP_MEMORY | os.environ
     record = run_record()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +51,7 @@ def run_notebook(
             executed = papermill.execute_notebook(
                 notebook,
                 partial,
-                parameters=values,
+                parameters=dict(values),
                 # of a new notebook, which does not say them itself yet
                 kernel_name="python3",
                 language="python",
@@ -90,12 +66,9 @@ def run_notebook(
         if is_first_process():
             write_text(output, nbformat.writes(executed) + "\n")
     except PapermillExecutionError as error:
-        if error.ename == InputError.__name__:
-            raise InputError(error.evalue) from None
-        if error.ename == Stopped.__name__:
-            raise Stopped(error.evalue) from None
-        if error.ename == KeyboardInterrupt.__name__:
-            raise KeyboardInterrupt from None
+        for kind in (InputError, Stopped, KeyboardInterrupt):
+            if error.ename == kind.__name__:
+                raise kind(error.evalue) from None
         print(_COLOURS.sub("", "\n".join(error.traceback)), file=sys.stderr)
         raise InputError(
             f"{notebook} failed with {error.ename} (traceback above): "
@@ -130,10 +103,8 @@ def _ctrl_c_interrupts_the_cell() -> Iterator[None]:
 def refresh_notebook(notebook: Path) -> None:
     """Runs a notebook with its own parameters and stores its outputs in place, for git.
 
-    Only what another run gives again is stored: no progress bars, no execution times.
-
-    Args:
-        notebook: the notebook; it stays as it is if a cell fails.
+    Only what another run gives again is stored: no progress bars, no execution times. The notebook
+    stays as it is if a cell fails.
     """
     os.environ |= KEEP_MEMORY | os.environ
     node = nbformat.read(notebook, as_version=4)
@@ -157,39 +128,6 @@ def refresh_notebook(notebook: Path) -> None:
 def _is_given_again(output: NotebookNode) -> bool:
     """Whether another run gives an output again: bars have times, and widgets a random id."""
     return output.get("name") != "stderr" and _WIDGET not in output.get("data", {})
-
-
-def read_parameters(notebook: Path) -> dict[str, Any]:
-    """The defaults in a notebook's cell tagged `parameters`.
-
-    Args:
-        notebook: the notebook; every statement of that cell assigns a literal to a name.
-
-    Raises:
-        InputError: the notebook is missing or has no such cell.
-    """
-    try:
-        node = nbformat.read(notebook, as_version=4)
-    except FileNotFoundError as error:
-        raise InputError(f"{notebook} does not exist") from error
-    for cell in node.cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            return {
-                statement.targets[0].id: ast.literal_eval(statement.value)
-                for statement in ast.parse(cell.source).body
-            }
-    raise InputError(f"{notebook} has no cell tagged parameters")
-
-
-def _as_declared(name: str, text: str, default: Any) -> Any:
-    """An argument of the command line, in the type of the notebook's default."""
-    try:
-        value = text if isinstance(default, str) else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # a date of no calendar, say
-        value = None
-    if type(value) is not type(default):
-        raise InputError(f"-p {name} {text}: expected a {type(default).__name__}, as {default!r}")
-    return value
 
 
 def _keep_last_state_of_progress_bars(cell: NotebookNode) -> None:

@@ -9,21 +9,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
-from dvc.rwlock import RWLockFileCorruptedError
 from submitit import AutoExecutor
 from submitit.core.utils import FailedJobError
 from submitit.helpers import as_completed
 from tqdm import tqdm
 
-from wavegms.errors import InputError
+from wavegms.errors import InputError, first_line
 
 
 def sweep_stage(
@@ -37,11 +34,10 @@ def sweep_stage(
         logs: the folder for submitit's files, among them a log of each job.
         options: KEY=VALUE for submitit, such as slurm_partition=gpu or timeout_min=600.
         at_once: how many jobs run at once; if None, one locally and submitit's default on Slurm.
-
-    Raises:
-        InputError: the stage cannot be run like this, or items failed: it names them.
     """
     executor = _make_executor(cluster, logs, options, at_once)
+    from wavegms.run.items import find_items  # DVC takes seconds to import: options are right now
+
     items = find_items(stage)
     if not items:
         print(f"All items of {stage} are done already.")
@@ -51,7 +47,7 @@ def sweep_stage(
     local = cluster == "local"
     room = (at_once or 1) if local else len(items)
     variables = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")} if local else {}
-    run = partial(_run_item, folder=Path.cwd(), variables=variables)
+    run = partial(run_item, folder=Path.cwd(), variables=variables)
     waiting, jobs = iter(items), []
     try:
         jobs += executor.map_array(run, islice(waiting, room))
@@ -59,7 +55,7 @@ def sweep_stage(
         for _ in tqdm(ended, desc=stage, total=len(items), unit="item"):
             jobs += [executor.submit(run, item) for item in islice(waiting, 1)]
     except FailedJobError as error:
-        raise InputError(f"{cluster} does not take the jobs: {_first_line(error)}") from error
+        raise InputError(f"{cluster} does not take the jobs: {first_line(error)}") from error
     except KeyboardInterrupt:
         for job in jobs:
             job.cancel(check=False)
@@ -72,46 +68,6 @@ def sweep_stage(
             f"the same command again, which runs only these: {', '.join(named)}"
         )
     print(f"All items of {stage} are done.")
-
-
-def find_items(stage: str) -> list[str]:
-    """The items of a stage that DVC would run, when all that they depend on is up to date.
-
-    Jobs do not bring it up to date themselves: several would make the same at the same time.
-
-    Args:
-        stage: a stage of the dvc.yaml in the working directory.
-
-    Returns:
-        Their names, such as train@busi-wave_gms-2333.
-
-    Raises:
-        InputError: the stage has no items, or something that they depend on is not up to date.
-    """
-    try:
-        with Repo() as repo:
-            every = [found.addressing for found in repo.index.stages]
-            items = [name for name in every if name.startswith(f"{stage}@")]
-            changes = repo.status(targets=[stage], with_deps=True) if items else {}
-    except RWLockFileCorruptedError as error:
-        raise InputError(
-            "a job that was killed left .dvc/tmp/rwlock broken: make sure that nothing of DVC runs "
-            "in this project, delete that file, and give the same command again"
-        ) from error
-    except DvcException as error:
-        raise InputError(f"DVC cannot tell what is to be done: {_first_line(error)}") from error
-    if not items:
-        raise InputError(
-            f"{stage} has no items in dvc.yaml, by what params.yaml lists: choose among "
-            f"{', '.join(_stages_of(name for name in every if '@' in name))}; `dvc repro` runs a "
-            "stage without a matrix"
-        )
-    # `check` is never up to date, but by its outputs, those after it may be
-    changed = {name for name, what in changes.items() if what != ["always changed"]}
-    stale = " ".join(_stages_of(name for name in every if name in changed - set(items)))
-    if stale:
-        raise InputError(f"{stage} needs what is not up to date: run `dvc repro {stale}` first")
-    return [name for name in items if name in changes]
 
 
 def _make_executor(
@@ -132,7 +88,7 @@ def _make_executor(
         values |= {"slurm_array_parallelism": at_once} | dict(map(_read_option, options))
         executor.update_parameters(**values)
     except (AssertionError, NameError, TypeError, ValueError) as error:
-        raise InputError(f"--option: {_first_line(error)}") from error
+        raise InputError(f"--option: {first_line(error)}") from error
     return executor
 
 
@@ -147,7 +103,7 @@ def _read_option(option: str) -> tuple[str, Any]:
         return key, value
 
 
-def _run_item(item: str, folder: Path, variables: dict[str, str | None]) -> None:
+def run_item(item: str, folder: Path, variables: dict[str, str | None]) -> None:
     """What a job does. What DVC and the stage print goes to the job's log."""
     # stages call `python`: it must be this one
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -170,11 +126,3 @@ def _run_item(item: str, folder: Path, variables: dict[str, str | None]) -> None
         raise
     if status:
         raise RuntimeError(f"dvc repro ended with status {status}, see above")
-
-
-def _stages_of(items: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(item.split("@")[0] for item in items))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -43,13 +43,10 @@ _LATENT_WEIGHT = 1e-3
 
 @dataclass(frozen=True)
 class ReconstructionQuality:
-    """How well an autoencoder gives back what it encoded, on one split.
+    """How well an autoencoder gives back what it encoded, on one split: means over its images.
 
-    Attributes:
-        image_psnr: mean peak signal-to-noise ratio of the images, in dB.
-        mask_dice: mean Dice in [0, 1] of the masks, thresholded at 0.5 after decoding. No
-            segmentation that goes through this autoencoder can be expected to exceed it.
-        images: how many were measured.
+    The PSNR of the images is in dB. The Dice of the masks, thresholded at 0.5 after decoding, is in
+    [0, 1]; no segmentation through this autoencoder can be expected to exceed it.
     """
 
     image_psnr: float
@@ -61,11 +58,8 @@ class ReconstructionQuality:
 class AutoencoderCard:
     """Where a frozen autoencoder came from, and how well it reconstructs.
 
-    Attributes:
-        source: "train", "hub", "path", or "sd_vae" for the large one of GMS.
-        origin: how it was trained, its hub id, or the folder it was loaded from.
-        train: quality on the training split; None where it was not measured.
-        test: quality on the test split; None where it was not measured.
+    `source` is "train", "hub", "path", or "sd_vae" for the large one of GMS, whose quality is not
+    measured; `origin` is how it was trained, its hub id, or the folder it was loaded from.
     """
 
     source: str
@@ -77,16 +71,7 @@ class AutoencoderCard:
 def obtain_autoencoder(
     settings: AutoencoderParams, train_set: PreparedDataset, *, seed: int
 ) -> AutoencoderTiny:
-    """The frozen Tiny-VAE that params.yaml asks for, trained or loaded.
-
-    Args:
-        settings: the section `autoencoder`.
-        train_set: the training split; used by source `train` only.
-        seed: see `train_autoencoder`.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
+    """The frozen Tiny-VAE that params.yaml asks for, trained (on the training split) or loaded."""
     if settings.source == "train":
         return train_autoencoder(train_set, settings.train, seed=seed)
     return load_autoencoder(settings.hub if settings.source == "hub" else Path(settings.path))
@@ -95,9 +80,8 @@ def obtain_autoencoder(
 def build_autoencoder(channels: int, blocks: int) -> AutoencoderTiny:
     """An untrained `AutoencoderTiny` with TAESD's layout.
 
-    Args:
-        channels: width of every layer; TAESD has 64.
-        blocks: residual blocks a resolution, but one at full resolution; TAESD has 3.
+    TAESD has 64 channels in every layer, and 3 residual blocks a resolution, but one at full
+    resolution.
     """
     return AutoencoderTiny(
         encoder_block_out_channels=(channels,) * 4,
@@ -110,18 +94,11 @@ def build_autoencoder(channels: int, blocks: int) -> AutoencoderTiny:
 def train_autoencoder(
     train_set: PreparedDataset, settings: AutoencoderTraining, *, seed: int
 ) -> AutoencoderTiny:
-    """Trains an autoencoder on images and masks alike.
+    """Trains an autoencoder on the images and masks of the training split, and freezes it.
 
     The loss is the squared error of both, plus soft Dice of the masks: they are what a decoder
-    must get right here, and their thin borders weigh little in a squared error.
-
-    Args:
-        train_set: the training split; no other split may be seen.
-        settings: size of the network, number of steps, batch size, peak learning rate.
-        seed: of the initial weights, the order and the augmentation.
-
-    Returns:
-        The trained autoencoder, frozen.
+    must get right here, and their thin borders weigh little in a squared error. The seed is that of
+    initial weights, order and augmentation.
     """
     accelerator = Accelerator()
     set_seed(seed)
@@ -171,17 +148,7 @@ def train_autoencoder(
 def reconstruction_quality(
     vae: AutoencoderTiny, dataset: PreparedDataset, batch_size: int = 16, most: int = 256
 ) -> ReconstructionQuality:
-    """Encodes and decodes a split, or evenly spaced images of a large one.
-
-    Args:
-        vae: the autoencoder.
-        dataset: the split.
-        batch_size: how many images go through at once.
-        most: number of images that is enough for a mean.
-
-    Returns:
-        PSNR of the images and Dice of the masks.
-    """
+    """Encodes and decodes a split, or as many evenly spaced images as are enough for a mean."""
     psnr, dice = [], []
     chosen = Subset(dataset, range(0, len(dataset), -(-len(dataset) // most)))
     for batch in DataLoader(chosen, batch_size=batch_size):
@@ -204,13 +171,7 @@ def reconstruction_quality(
 def describe_autoencoder(
     settings: AutoencoderParams, train: ReconstructionQuality, test: ReconstructionQuality
 ) -> AutoencoderCard:
-    """The card of an autoencoder that `obtain_autoencoder` gave.
-
-    Args:
-        settings: the section `autoencoder`.
-        train: quality on the training split.
-        test: quality on the test split.
-    """
+    """The card of an autoencoder that `obtain_autoencoder` gave."""
     origins = {"train": settings.train.model_dump(), "hub": settings.hub, "path": settings.path}
     return AutoencoderCard(settings.source, origins[settings.source], train, test)
 
@@ -221,11 +182,7 @@ def write_quality(folder: Path, card: AutoencoderCard) -> None:
 
 
 def read_quality(folder: Path) -> AutoencoderCard:
-    """Reads `quality.json` from an autoencoder's folder.
-
-    Raises:
-        InputError: the file is missing or is none of ours.
-    """
+    """Reads `quality.json` from an autoencoder's folder."""
     path = Path(folder) / QUALITY_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -254,15 +211,9 @@ def _read_side(values: dict[str, Any]) -> ReconstructionQuality:
 def frozen_autoencoder(
     variant: str, folder: Path, settings: AutoencoderParams
 ) -> tuple[Autoencoder | None, AutoencoderCard | None]:
-    """The autoencoder that a variant is trained with, and its card.
+    """The autoencoder that a variant is trained with, and its card; None for both if it has none.
 
-    Args:
-        variant: name in `VARIANTS`.
-        folder: of the dataset's Tiny-VAE, which the stage `autoencoder` wrote.
-        settings: the section `autoencoder`.
-
-    Returns:
-        The frozen autoencoder and its card; None for both where the variant has none.
+    `folder` holds the dataset's Tiny-VAE, which the stage `autoencoder` wrote.
 
     Raises:
         InputError: it is missing or broken, or gives masks back too badly to train on.
@@ -279,15 +230,7 @@ def frozen_autoencoder(
 
 
 def require_mask_quality(quality: ReconstructionQuality, bound: float) -> None:
-    """Stops before a segmenter is trained on an autoencoder that loses the masks.
-
-    Args:
-        quality: of the autoencoder on the training split.
-        bound: the least acceptable Dice of reconstructed masks.
-
-    Raises:
-        InputError: the quality is below the bound.
-    """
+    """Stops before a segmenter is trained on an autoencoder that loses the training masks."""
     if quality.mask_dice < bound:
         raise InputError(
             f"the autoencoder gives masks back with Dice {quality.mask_dice:.3f} only, below "

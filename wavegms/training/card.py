@@ -22,26 +22,12 @@ CARD_NAME = "card.json"
 class ModelCard:
     """What a model was made from.
 
-    Attributes:
-        variant: name in `wavegms.models.variants.VARIANTS`.
-        dataset: name of the training set.
-        train_images: number of images it learned from.
-        selection_images: number of images that chose the epoch.
-        data_hash: hash of the prepared folder, see `wavegms.data.prepare.data_hash`.
-        image_size: side in pixels.
-        seed: of everything random in training.
-        epochs: trained for.
-        best_epoch: whose weights were kept, from 1.
-        selection: "best_on_validation" or "best_on_test".
-        selection_dice: mean soft Dice in [0, 1] of the kept weights on the selecting images.
-        trainable_parameters: their number.
-        precision: what training computed with, see `wavegms.precision.choose_precision`; None if
-            nothing was trained.
-        weights: hash of the weights beside the card, see :func:`weights_hash`.
-        autoencoder: where the frozen autoencoder came from, and its reconstruction quality; None
-            where the network has none.
-        parameters: the sections of params.yaml that training used.
-        versions: of the libraries that computed it.
+    `data_hash` is of the prepared folder, `weights` of those beside the card, see
+    :func:`weights_hash`. `best_epoch`, from 1, is the one whose weights were kept, `selection_dice`
+    their mean soft Dice in [0, 1] on the selecting images. `precision` is what training computed
+    with, None if nothing was trained. `autoencoder` says where the frozen one came from, and how
+    well it reconstructs; None where the network has none. `parameters` are the sections of
+    params.yaml that training used.
     """
 
     variant: str
@@ -72,12 +58,6 @@ def weights_hash(folder: Path) -> str:
     """Identifies the weights in a model's folder; those in `last/` are not among them.
 
     A shell in that folder gives the same: `sha256sum */*.safetensors | sha256sum`.
-
-    Args:
-        folder: what `WaveGMSPipeline.from_pretrained` opens.
-
-    Returns:
-        64 hexadecimal digits.
     """
     paths = Path(folder).glob("*/*.safetensors")
     lines = sorted((f"{path.parent.name}/{path.name}", sha256_of(path)) for path in paths)
@@ -91,12 +71,7 @@ def card_hash(card: ModelCard) -> str:
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Writes `card.json`.
-
-    Args:
-        folder: the model's folder.
-        card: its content.
-    """
+    """Writes `card.json` into the model's folder."""
     write_text(Path(folder) / CARD_NAME, _as_text(card))
 
 
@@ -106,9 +81,6 @@ def _as_text(card: ModelCard) -> str:
 
 def read_card(folder: Path) -> ModelCard:
     """Reads `card.json` and makes sure that it belongs to the weights beside it.
-
-    Args:
-        folder: the model's folder.
 
     Raises:
         InputError: there is none, it is not one of ours, or the weights are others.

@@ -22,6 +22,7 @@ from wavegms.errors import InputError, Stopped
 from wavegms.files import replace_folder
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.training.loss import soft_dice
+from wavegms.training.run import Run
 from wavegms.training.safeguards import Forecast, StopRequest, say
 from wavegms.training.state import TrainingState, discard_state, save_state
 
@@ -34,23 +35,13 @@ _SAVE_SECONDS = 30.0
 class TrainingLoop:
     """The loop, and what it needs.
 
-    Attributes:
-        accelerator: of accelerate.
-        step: the forward half: from a batch to the loss and its terms, by name.
-        model: the network, without what accelerate puts around it.
-        pipeline: the same network as it predicts and is saved.
-        batches: to learn from.
-        selection_batches: to choose the epoch by.
-        optimizer: of the network's weights.
-        schedule: of the learning rate, stepped per epoch.
-        autocast: the context of a step.
-        scaler: of the loss.
-        epochs: their number.
-        seed: of what a step draws.
-        folder: of the checkpoints.
-        run: what the training is made from, see `describe_run`.
+    `described` is of `describe_run`; `step` the forward half, from a batch to the loss and its
+    terms by name; `model` the network without what accelerate puts around it, and `pipeline` the
+    same network as it predicts and is saved.
     """
 
+    run: Run
+    described: Mapping[str, str]
     accelerator: Accelerator
     step: Callable[[Batch], dict[str, torch.Tensor]]
     model: nn.Module
@@ -61,21 +52,9 @@ class TrainingLoop:
     schedule: LambdaLR
     autocast: torch.autocast
     scaler: torch.amp.GradScaler
-    epochs: int
-    seed: int
-    folder: Path
-    run: Mapping[str, str]
 
-    def go(self, saved: TrainingState | None, live_folder: Path, title: str) -> TrainingState:
-        """Trains to the end.
-
-        Args:
-            saved: where to go on; None for the beginning.
-            live_folder: for the metrics of each epoch.
-            title: of the progress bar.
-
-        Returns:
-            The last state, which has the history.
+    def go(self, saved: TrainingState | None) -> TrainingState:
+        """Trains to the end, from the beginning or from a saved state.
 
         Raises:
             InputError: the loss or the selection Dice is no longer finite.
@@ -87,7 +66,8 @@ class TrainingLoop:
         self.alone = self.accelerator.num_processes == 1
         state = self._restore(saved) if saved else TrainingState()
         done = (state.epoch - 1) * len(self.batches) + state.step
-        total = self.epochs * len(self.batches)
+        epochs = self.run.epochs
+        total = epochs * len(self.batches)
         forecast = Forecast(total - done, self.accelerator.device)
         stop = StopRequest()
         self.saved_at = time.monotonic()
@@ -95,18 +75,18 @@ class TrainingLoop:
             tqdm(
                 total=total,
                 initial=done,
-                desc=title,
+                desc=f"training {self.run.variant}",
                 unit="step",
                 mininterval=1,
                 disable=not self.main,
             ) as bar,
-            open_metrics(live_folder) if self.main else nullcontext() as live,
+            open_metrics(self.run.live) if self.main else nullcontext() as live,
             stop.awaited() if self.alone else nullcontext(),
         ):
             if self.main:
                 for row in state.rows:
                     log_row(live, row)
-            while state.epoch <= self.epochs:
+            while state.epoch <= epochs:
                 self.model.train()
                 for batch in self.batches.epoch(state.epoch, state.step):
                     self._take_step(state, batch)
@@ -122,7 +102,7 @@ class TrainingLoop:
 
     def _take_step(self, state: TrainingState, batch: Batch) -> None:
         # what a network draws does not depend on what came before, so no random state is saved
-        set_seed(mixed_seed(self.seed, state.epoch, state.step) % 2**32)
+        set_seed(mixed_seed(self.run.seed, state.epoch, state.step) % 2**32)
         with self.autocast:
             terms = self.step(batch)
         if not torch.isfinite(terms["loss"]):
@@ -164,32 +144,32 @@ class TrainingLoop:
             data=f"{self.batches.share:.1%}",
         )
         if self.main:
-            save_weights(self.pipeline, self.folder, names)
+            save_weights(self.pipeline, self.run.checkpoints, names)
             log_row(live, row)
 
     def _save_if_due(self, state: TrainingState, stop: StopRequest) -> None:
         due = time.monotonic() - self.saved_at >= _SAVE_SECONDS
-        over = state.epoch > self.epochs
+        over = state.epoch > self.run.epochs
         if self.main and (due or over or stop.made):
             state.model = self.model.state_dict()
             state.optimizer = self.optimizer.state_dict()
             state.schedule = self.schedule.state_dict()
             state.scaler = self.scaler.state_dict()
-            save_state(self.folder, state, self.run)
+            save_state(self.run.checkpoints, state, self.described)
             self.saved_at = time.monotonic()
         if stop.made and not over:
             raise Stopped(
-                f"stopped {self._place(state)}, which is saved in {self.folder}: the same command "
-                "goes on from there"
+                f"stopped {self._place(state)}, which is saved in {self.run.checkpoints}: the same "
+                "command goes on from there"
             )
 
     def _restore(self, state: TrainingState) -> TrainingState:
         if self.main:
-            say(f"going on {self._place(state)}, saved in {self.folder}")
+            say(f"going on {self._place(state)}, saved in {self.run.checkpoints}")
             if state.best:
                 # what lies there may be newer than the state
                 self.model.load_state_dict(state.best)
-                save_weights(self.pipeline, self.folder, ("best",))
+                save_weights(self.pipeline, self.run.checkpoints, ("best",))
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         self.schedule.load_state_dict(state.schedule)
@@ -200,37 +180,30 @@ class TrainingLoop:
 
     def _place(self, state: TrainingState) -> str:
         if not state.step:
-            return f"after epoch {state.epoch - 1} of {self.epochs}"
+            return f"after epoch {state.epoch - 1} of {self.run.epochs}"
         return (
-            f"in epoch {state.epoch} of {self.epochs} after step {state.step} of "
+            f"in epoch {state.epoch} of {self.run.epochs} after step {state.step} of "
             f"{len(self.batches)}"
         )
 
     def _diverged(self, what: str, value: float, state: TrainingState) -> InputError:
         # nothing but another recipe helps, and the saved state belongs to this one
         if self.main:
-            discard_state(self.folder)
+            discard_state(self.run.checkpoints)
         place = f"in epoch {state.epoch}"
         if state.step < len(self.batches):
             place += f", step {state.step + 1} of {len(self.batches)}"
-        kept = (
-            f"; the last good weights, after epoch {len(state.rows)}, are in {self.folder / 'last'}"
-            if state.rows
-            else ""
-        )
+        kept = ""
+        if state.rows:
+            last = self.run.checkpoints / "last"
+            kept = f"; the last good weights, after epoch {len(state.rows)}, are in {last}"
         return InputError(f"the {what} is {value} {place}: lower training.learning_rate{kept}")
 
 
 def mean_soft_dice(
     accelerator: Accelerator, pipeline: WaveGMSPipeline, batches: DataLoader
 ) -> float:
-    """Soft Dice in [0, 1], averaged over images, of what the pipeline predicts and will be saved.
-
-    Args:
-        accelerator: of accelerate, which prepared the batches.
-        pipeline: in evaluation mode.
-        batches: of a prepared split.
-    """
+    """Mean soft Dice in [0, 1] of what the pipeline predicts and will be saved."""
     scores = []
     for batch in batches:
         soft_masks = pipeline.predict(PreparedDataset.to_float(batch["image"]))
@@ -240,13 +213,7 @@ def mean_soft_dice(
 
 
 def save_weights(pipeline: WaveGMSPipeline, folder: Path, names: tuple[str, ...]) -> None:
-    """Saves a pipeline under several names, each whole or not at all.
-
-    Args:
-        pipeline: with the weights as they are now.
-        folder: where the names lie.
-        names: "best", "last" or both.
-    """
+    """Saves a pipeline as "best", "last" or both, each whole or not at all."""
     for name in names:
         with replace_folder(folder / name) as target:
             pipeline.save_pretrained(target)

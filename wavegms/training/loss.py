@@ -39,12 +39,7 @@ _CPU_PIXELS, _GPU_PIXELS = 128 * 128, 512 * 512
 def soft_dice(probabilities: Tensor, masks: Tensor) -> Tensor:
     """Soft Dice coefficient of each image, without squares, smoothed by 1e-5 above and below.
 
-    Args:
-        probabilities: (B, 1, H, W) in [0, 1].
-        masks: (B, 1, H, W), 0 or 1.
-
-    Returns:
-        (B,) in [0, 1], at least float32; 1 for a perfect match.
+    (B, 1, H, W) in [0, 1] against 0 or 1 -> (B,) in [0, 1], at least float32; 1 is a perfect match.
     """
     probabilities = at_least_float32(probabilities)
     overlap = (probabilities * masks).flatten(1).sum(1)
@@ -53,32 +48,16 @@ def soft_dice(probabilities: Tensor, masks: Tensor) -> Tensor:
 
 
 def mask_loss(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """The loss of a network without latents: soft Dice, averaged over the batch.
-
-    Args:
-        probabilities: (B, 1, H, W) in [0, 1].
-        masks: (B, 1, H, W), 0 or 1.
-
-    Returns:
-        Scalars `loss` and `seg`, which are the same here.
-    """
+    """The loss of a network without latents: soft Dice loss, averaged over the batch."""
     seg = (1 - soft_dice(probabilities, masks)).mean()
     return {"loss": seg, "seg": seg}
 
 
 def alignment_loss(latents: Tensor, targets: Tensor, distance: AlignmentDistance = "l1") -> Tensor:
-    """L_align between z_MR and z_I: 0.9 (1 - cos) + 0.1 distance.
+    """L_align between z_MR and z_I, both (B, 4, h, w): 0.9 (1 - cos) + 0.1 distance.
 
     The cosine is taken over the channels at each position and averaged. The distance is a mean
     too: the paper writes an l1 norm, the reference code uses smooth-l1.
-
-    Args:
-        latents: z_MR, (B, 4, h, w).
-        targets: z_I, (B, 4, h, w).
-        distance: "l1" (paper) or "smooth_l1" (reference).
-
-    Returns:
-        A scalar.
     """
     latents, targets = at_least_float32(latents), at_least_float32(targets)
     cosine = functional.cosine_similarity(latents, targets, dim=1).mean()
@@ -91,12 +70,8 @@ class WaveGMSLoss:
     """L_total = L_seg + L_lm + L_align, each with weight 1; L_align only where there is z_MR.
 
     L_seg (soft Dice loss of the decoded mask) and L_lm (mean squared error of the latent to z_M)
-    are summed over the supervised decoder levels of the latent mapping model.
-
-    Attributes:
-        supervision: "all_levels" (paper) or "last_three_levels" (reference, which leaves out the
-            level straight after the bottleneck).
-        alignment_distance: "l1" (paper) or "smooth_l1" (reference).
+    are summed over the supervised decoder levels of the latent mapping model: all (paper), or all
+    but the one straight after the bottleneck (reference).
     """
 
     supervision: Supervision = "all_levels"
@@ -112,15 +87,9 @@ class WaveGMSLoss:
     ) -> dict[str, Tensor]:
         """The loss of one batch, lean: no decoder graph outlives the decoding of its level.
 
-        Args:
-            latents: z_MR, (B, 4, H/8, W/8); None in a variant without alignment.
-            levels: the mapped latents, deepest first, each (B, 4, H/8, W/8).
-            vae: the frozen autoencoder; gradients pass through its decoder to the latents.
-            images: (B, 3, H, W) in [0, 1].
-            masks: (B, 1, H, W), 0 or 1.
-
-        Returns:
-            Scalars `loss` (the sum), `seg`, `lm` and, where there is alignment, `align`.
+        `latents` are z_MR, None in a variant without alignment; `levels` the mapped latents,
+        deepest first, each (B, 4, H/8, W/8). Gradients pass through the frozen autoencoder to
+        both. Gives the scalars `loss` (the sum), `seg`, `lm` and, where aligned, `align`.
         """
         supervised = self._supervised(levels)
         seg = sum(_DecodedDiceLoss.apply(level, vae, masks) for level in supervised)

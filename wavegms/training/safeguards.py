@@ -23,13 +23,8 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_precision(wanted: Precision, device: torch.device) -> Precision:
     """What `training.precision` means on a device.
 
-    Args:
-        wanted: "auto" takes bf16 on a GPU that has it, and fp32 otherwise. A CPU is left with fp32
-            even if it has bf16, as few do: the same run would give other numbers elsewhere.
-        device: where the training runs.
-
-    Returns:
-        "fp32", "tf32", "bf16" or "fp16".
+    "auto" takes bf16 on a GPU that has it, and fp32 otherwise. A CPU is left with fp32 even if it
+    has bf16, as few do: the same run would give other numbers elsewhere.
 
     Raises:
         InputError: the device cannot do what is wanted.
@@ -51,18 +46,11 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
 
 
 def computing_with(precision: Precision, device: torch.device) -> torch.autocast:
-    """Sets torch to a precision.
+    """Sets torch to a precision, and gives the context in which to compute network and loss.
 
-    Matrix products and convolutions may take tf32 from now on, or must not. torch's own default is
-    tf32 in convolutions alone.
-
-    Args:
-        precision: what `choose_precision` gave.
-        device: where the training runs.
-
-    Returns:
-        The context in which to compute network and loss, for use again and again; it does nothing
-        unless a half precision was chosen.
+    The context, for use again and again, does nothing unless a half precision was chosen. Matrix
+    products and convolutions may take tf32 from now on, or must not. torch's own default is tf32 in
+    convolutions alone.
     """
     # the newer switches, `fp32_precision`, make torch.export fail, which reads these
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
@@ -82,8 +70,7 @@ def say(text: str) -> None:
 class StopRequest:
     """Whether someone pressed Ctrl-C, or interrupted the notebook's kernel.
 
-    Attributes:
-        made: becomes True at the first; the second one interrupts at once, as usual.
+    `made` becomes True at the first; the second one interrupts at once, as usual.
     """
 
     def __init__(self):
@@ -113,12 +100,6 @@ class Forecast:
     """Says once, after a few steps, how long the whole training will take on a CPU."""
 
     def __init__(self, steps: int, device: torch.device):
-        """Prepare for a training.
-
-        Args:
-            steps: that are still to be done.
-            device: where they are done; of a GPU nothing is said.
-        """
         self._steps, self._done = steps, 0
         self._wanted = device.type == "cpu"
         self._started = 0.0
@@ -141,13 +122,7 @@ class Forecast:
 def explained(folder: Path, batch_size: int, processes: int) -> Iterator[None]:
     """Turns a full memory or a full disk into a sentence with a way out.
 
-    Args:
-        folder: of the checkpoints, which are whole in any case.
-        batch_size: of all processes together.
-        processes: their number, which divides it.
-
-    Raises:
-        InputError: instead of the error that torch or the system raised.
+    `batch_size` is that of all processes together, whose number divides it.
     """
     try:
         yield

@@ -15,13 +15,12 @@ import filelock
 import torch
 from torch import Tensor
 
-from wavegms.config import Precision, TrainingParams
-from wavegms.data.dataset import PreparedDataset
+from wavegms.config import Precision
 from wavegms.errors import InputError, first_line
-from wavegms.files import replace_file
-from wavegms.models.autoencoder import Autoencoder
+from wavegms.files import replace_file, sha256_of
 from wavegms.project import library_versions
-from wavegms.training.loss import WaveGMSLoss
+from wavegms.training.run import Run
+from wavegms.variants import variant_spec
 
 STATE_NAME = "resume.pt"
 
@@ -35,20 +34,9 @@ _CODE = ("data/batches.py", "data/dataset.py", "models", "training", "variants.p
 class TrainingState:
     """Where a training stands, by default at its beginning.
 
-    The random numbers of a step follow from seed, epoch and step.
-
-    Attributes:
-        epoch: of the next step, from 1; one more than there are once all is done.
-        step: the next one in that epoch, from 0.
-        sums: of the losses of this epoch's steps, by name.
-        rows: of the history, one an epoch that is over.
-        best_epoch: the best so far, 0 before there is one.
-        best_dice: its selection Dice.
-        best: its weights; empty before there is one.
-        model: the weights.
-        optimizer: its state.
-        schedule: of the learning rate.
-        scaler: of half precision.
+    No random state is among it: the random numbers of a step follow from seed, epoch and step.
+    `epoch` and `step` are those of the next step, from 1 and from 0; `sums` are the losses of this
+    epoch's steps, `rows` those of the history, and `best` the weights of the best epoch so far.
     """
 
     epoch: int = 1
@@ -69,12 +57,6 @@ def only_training(folder: Path) -> Iterator[None]:
     """Keeps a second training out of a folder, and clears what a killed one left half-written.
 
     The system frees the lock when the process ends, however it ends.
-
-    Args:
-        folder: of the checkpoints.
-
-    Raises:
-        InputError: another process is training there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / LOCK_NAME)
@@ -95,83 +77,46 @@ def only_training(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def describe_run(
-    variant: str,
-    vae: Autoencoder | None,
-    loss: WaveGMSLoss,
-    train_set: PreparedDataset,
-    selection_set: PreparedDataset,
-    settings: TrainingParams,
-    *,
-    epochs: int,
-    seed: int,
-    sample_at_inference: bool,
-    precision: Precision,
-) -> dict[str, str]:
+def describe_run(run: Run, precision: Precision) -> dict[str, str]:
     """All that the weights of a training follow from, by a name that a reader knows.
 
-    Args:
-        variant: see `wavegms.training.train`, as for all others.
-        vae: the frozen autoencoder; of its weights the hash is taken.
-        loss: its choices.
-        train_set: hash of the data, and which images.
-        selection_set: likewise.
-        settings: every key but the epochs and the precision, which are given as they apply.
-        epochs: their number, which the schedule depends on.
-        seed: of everything random.
-        sample_at_inference: a choice of the network.
-        precision: what is computed with.
+    Epochs and precision stand as they apply, whatever params.yaml calls them.
     """
-    values = settings.model_dump(exclude={"epochs", "epochs_by_dataset", "precision"})
+    values = run.training.model_dump(exclude={"epochs", "epochs_by_dataset", "precision"})
     augmentation = values.pop("augmentation")
     return {
-        "variant": variant,
-        "epochs": str(epochs),
-        "seed": str(seed),
+        "variant": run.variant,
+        "epochs": str(run.epochs),
+        "seed": str(run.seed),
         **{f"training.{key}": str(value) for key, value in values.items()},
         **{f"training.augmentation.{key}": str(value) for key, value in augmentation.items()},
-        "loss.supervision": loss.supervision,
-        "loss.alignment_distance": loss.alignment_distance,
-        "model.sample_at_inference": str(sample_at_inference),
+        "loss.supervision": run.loss.supervision,
+        "loss.alignment_distance": run.loss.alignment_distance,
+        "model.sample_at_inference": str(run.model.sample_at_inference),
         "precision": precision,
-        "the training images": _hash_of(train_set.data_hash, *train_set.ids),
-        "the selecting images": _hash_of(selection_set.data_hash, *selection_set.ids),
-        "the autoencoder": "none" if vae is None else _hash_of_weights(vae),
+        "the training images": _hash_of(run.train_set.data_hash, *run.train_set.ids),
+        "the selecting images": _hash_of(run.selection_set.data_hash, *run.selection_set.ids),
+        "the autoencoder": "none" if run.vae is None else _hash_of_weights(run.vae),
+        **_hash_of_imported(run),
         **{f"the version of {name}": version for name, version in library_versions().items()},
         **_hashes_of_code(),
     }
 
 
-def save_state(folder: Path, state: TrainingState, run: Mapping[str, str]) -> None:
-    """Writes a state whole or not at all, through to the disk.
-
-    Args:
-        folder: of the checkpoints.
-        state: where the training stands.
-        run: of `describe_run`.
-
-    Raises:
-        OSError: the disk is full or broken; the state that was there stays.
-    """
+def save_state(folder: Path, state: TrainingState, described: Mapping[str, str]) -> None:
+    """Writes a state whole or not at all, through to the disk, with what `describe_run` gave."""
     # in memory first: torch hides the system's reason when a file cannot be written
     content = io.BytesIO()
     values = {entry.name: getattr(state, entry.name) for entry in fields(state)}
-    torch.save({"run": dict(run), "state": values}, content)
+    torch.save({"run": dict(described), "state": values}, content)
     with replace_file(folder / STATE_NAME) as fresh, open(fresh, "wb") as file:
         file.write(content.getbuffer())
         file.flush()
         os.fsync(file.fileno())
 
 
-def load_state(folder: Path, run: Mapping[str, str]) -> TrainingState | None:
-    """The state in a folder, if it is of the same training.
-
-    Args:
-        folder: of the checkpoints.
-        run: of `describe_run`, for the training to be done now.
-
-    Returns:
-        The state, on the CPU; None if there is none.
+def load_state(folder: Path, described: Mapping[str, str]) -> TrainingState | None:
+    """The state in a folder, on the CPU, if it is of the training described; None if there is none.
 
     Raises:
         InputError: it is broken, or of a training with other parameters, data, code or versions.
@@ -182,7 +127,7 @@ def load_state(folder: Path, run: Mapping[str, str]) -> TrainingState | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         before, state = content["run"], content["state"]
-        changes = _changes(before, run)
+        changes = _changes(before, described)
         if not changes:
             return TrainingState(**state)
     except Exception as error:
@@ -196,11 +141,7 @@ def load_state(folder: Path, run: Mapping[str, str]) -> TrainingState | None:
 
 
 def discard_state(folder: Path) -> None:
-    """Forgets where a training stood, as its results are safe or it cannot go on.
-
-    Args:
-        folder: of the checkpoints.
-    """
+    """Forgets where a training stood, as its results are safe or it cannot go on."""
     (Path(folder) / STATE_NAME).unlink(missing_ok=True)
 
 
@@ -217,6 +158,12 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _hash_of(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _hash_of_imported(run: Run) -> dict[str, str]:
+    if variant_spec(run.variant).trained:
+        return {}
+    return {"the weights of GMS": sha256_of(run.model.gms_checkpoint_for(run.dataset))}
 
 
 def _hash_of_weights(network: torch.nn.Module) -> str:

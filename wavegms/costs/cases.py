@@ -1,0 +1,111 @@
+"""What is measured, without torch: workloads, and those of `make bench` with their comparisons."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from wavegms.config import Precision
+from wavegms.errors import InputError
+from wavegms.variants import require_side
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a process repeats and measures.
+
+    Attributes:
+        variant: a key of `VARIANTS`.
+        task: "train", a step of the training loop: forward, loss, backward and the fused AdamW
+            (reading and augmenting images is no part of it); or "predict", `pipeline.predict`.
+        form: "lean", as this package computes; "plain", as the paper writes it, with diffusers'
+            autoencoder called as it is; or "onnx", a prediction in ONNX Runtime on the CPU.
+        precision: "fp32", "tf32", "bf16" or "fp16".
+    """
+
+    variant: str
+    task: Literal["train", "predict"] = "train"
+    form: Literal["lean", "plain", "onnx"] = "lean"
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload with a name for a reader; for `keep_memory` see `apart`."""
+
+    name: str
+    workload: Workload
+    keep_memory: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `make bench` was asked for: predictions are measured at the last batch size alone."""
+
+    image_size: int
+    batch_sizes: Sequence[int]
+    rounds: int
+    steps: int
+
+    def __post_init__(self):
+        sizes = list(self.batch_sizes)
+        if sizes != sorted(set(sizes)) or min(sizes, default=0) < 1:
+            raise InputError(f"--batch-sizes must ascend from 1 or more, not {sizes}")
+        if min(self.rounds, self.steps) < 1:
+            raise InputError("--rounds and --steps must be at least 1")
+        for case in cases(gpu=True):
+            require_side(case.workload.variant, self.image_size, "--image-size")
+
+
+def cases(gpu: bool) -> list[Case]:
+    """All that is measured; on a GPU without what only concerns CPUs."""
+
+    def case(name: str, *workload: str, keep_memory: bool = True) -> Case:
+        return Case(name, Workload(*workload), keep_memory)
+
+    # without a GPU, how memory is taken from the system is a measure of its own
+    training = [
+        case("plain", "wave_gms", "train", "plain", "fp32", keep_memory=gpu),
+        *([] if gpu else [case("plain, memory kept", "wave_gms", "train", "plain", "fp32")]),
+        case("lean", "wave_gms", "train", "lean", "fp32"),
+        *([case("lean tf32", "wave_gms", "train", "lean", "tf32")] if gpu else []),
+        case("plain bf16", "wave_gms", "train", "plain", "bf16"),
+        case("lean bf16", "wave_gms", "train", "lean", "bf16"),
+        case("Tiny-VAE", "tinyvae", "train", "lean", "fp32"),
+        case("GMS", "gms", "train", "lean", "fp32"),
+        case("UNet", "unet", "train", "lean", "fp32"),
+    ]
+    prediction = [
+        case("plain", "wave_gms", "predict", "plain", "fp32"),
+        case("lean", "wave_gms", "predict", "lean", "fp32"),
+        case("lean bf16", "wave_gms", "predict", "lean", "bf16"),
+        case("ONNX Runtime, CPU", "wave_gms", "predict", "onnx", "fp32"),
+        case("Tiny-VAE", "tinyvae", "predict", "lean", "fp32"),
+        case("GMS", "gms", "predict", "lean", "fp32"),
+        case("UNet", "unet", "predict", "lean", "fp32"),
+    ]
+    return training + prediction
+
+
+# Which is divided by which, where both were measured.
+COMPARISONS = {
+    "train": [
+        ("lean", "plain"),
+        ("plain, memory kept", "plain"),
+        ("lean", "plain, memory kept"),
+        ("lean tf32", "plain"),
+        ("plain bf16", "plain"),
+        ("lean bf16", "lean"),
+        ("lean bf16", "plain"),
+        ("Tiny-VAE", "lean"),
+        ("GMS", "lean"),
+        ("UNet", "lean"),
+    ],
+    "predict": [
+        ("lean", "plain"),
+        ("lean bf16", "lean"),
+        ("ONNX Runtime, CPU", "lean"),
+        ("Tiny-VAE", "lean"),
+        ("GMS", "lean"),
+        ("UNet", "lean"),
+    ],
+}

@@ -1,0 +1,22 @@
+"""`python -m wavegms share`."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+NAME = "share"
+HELP = "make a folder of a trained model for others"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("model", type=Path, help="its folder in models/")
+    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
+
+
+def execute(options: Namespace) -> None:
+    """Runs it."""
+    from wavegms.report.share import share_model
+
+    share_model(options.model, options.out, hub_id=options.push)
+    print(f"written: {options.out}")

@@ -1,0 +1,30 @@
+"""`python -m wavegms sweep`."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+NAME = "sweep"
+HELP = "run the items of a stage as jobs of a cluster"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("stage", help="a stage of dvc.yaml with a matrix")
+    parser.add_argument("--executor", choices=["slurm", "local"], default="slurm")
+    parser.add_argument("--jobs", type=int, help="how many run at once; one locally if not given")
+    parser.add_argument("--logs", type=Path, default=Path("reports/sweep"))
+    parser.add_argument(
+        "--option",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for submitit, such as slurm_partition=gpu, gpus_per_node=1, timeout_min=600",
+    )
+
+
+def execute(options: Namespace) -> None:
+    """Runs it."""
+    from wavegms.run.sweep import sweep_stage
+
+    sweep_stage(options.stage, options.executor, options.logs, options.options, options.jobs)

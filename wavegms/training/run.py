@@ -1,0 +1,82 @@
+"""A training as one value: what learns from what, by which recipe, and where its results go."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from wavegms.config import AutoencoderParams, LossParams, ModelParams, TrainingParams
+from wavegms.data.dataset import PreparedDataset
+from wavegms.models.autoencoder import Autoencoder
+from wavegms.training.autoencoder import AutoencoderCard, frozen_autoencoder
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training; its weights follow from all of this but the folders.
+
+    The names are those of params.yaml. `vae` is the frozen autoencoder and `autoencoder` its card,
+    both None where the variant has none. `checkpoints` is for `best`, `last` and the state that an
+    interrupted training goes on from, `live` for the metrics of each epoch as dvclive writes them,
+    `published` for the model as `publish_model` writes it.
+    """
+
+    dataset: str
+    variant: str
+    seed: int
+    train_set: PreparedDataset
+    selection_set: PreparedDataset
+    vae: Autoencoder | None
+    autoencoder: AutoencoderCard | None
+    training: TrainingParams
+    loss: LossParams
+    model: ModelParams
+    checkpoints: Path
+    live: Path
+    published: Path
+
+    @classmethod
+    def of(
+        cls,
+        dataset: str,
+        variant: str,
+        seed: int,
+        *,
+        autoencoder: AutoencoderParams,
+        training: TrainingParams,
+        loss: LossParams,
+        model: ModelParams,
+        part: str = "",
+        project: Path = Path(),
+    ) -> Self:
+        """The training of these parameters in the project's folders, those of a `part` apart.
+
+        Raises:
+            InputError: the data are not prepared, or the autoencoder is missing, broken, or gives
+                masks back too badly to train on.
+        """
+        prepared = project / "data/prepared" / dataset
+        place = Path(dataset, variant, f"seed_{seed}")
+        # first: an autoencoder that loses the masks would waste the hours that follow
+        vae, card = frozen_autoencoder(
+            variant, project / "models/autoencoder" / dataset, autoencoder
+        )
+        return cls(
+            dataset=dataset,
+            variant=variant,
+            seed=seed,
+            train_set=PreparedDataset(prepared, training.train_splits),
+            selection_set=PreparedDataset(prepared, training.selection_split),
+            vae=vae,
+            autoencoder=card,
+            training=training,
+            loss=loss,
+            model=model,
+            checkpoints=project / "checkpoints" / part / place,
+            live=project / "reports" / (part or "training") / place,
+            published=project / "models" / part / place,
+        )
+
+    @property
+    def epochs(self) -> int:
+        """Their number, for this dataset."""
+        return self.training.epochs_for(self.dataset)
