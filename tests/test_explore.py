@@ -299,11 +299,10 @@ def test_tables_line_up_and_sort_by_every_metric():
 
 
 def play(project, models, scene, dataset="phantom_a"):
-    """Runs a scene with a started explorer whose table is full."""
+    """Runs a scene with an explorer whose table is full."""
 
     async def run():
-        explorer = Explorer(project / "data/prepared", models, seed=1, threshold=0.5)
-        explorer.start(dataset, "wave_gms")
+        explorer = Explorer(project / "data/prepared", models, dataset, "wave_gms", 1, 0.5)
         await explorer.filling
         await scene(explorer)
 
