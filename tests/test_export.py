@@ -130,10 +130,10 @@ def refused(pipe, path):
     ("name", "dtype"),
     [
         ("wave_gms", torch.float32),
-        ("tinyvae", torch.bfloat16),
-        ("tinyvae_multires_sft", torch.float32),
-        ("gms", torch.float32),
-        ("unet", torch.float32),
+        ("unet", torch.bfloat16),
+        pytest.param("tinyvae", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("tinyvae_multires_sft", torch.float32, marks=pytest.mark.slow),
+        pytest.param("gms", torch.float32, marks=pytest.mark.slow),
     ],
 )
 def test_the_file_gives_what_the_pipeline_gives(name, dtype, tmp_path, capfd):
@@ -185,6 +185,7 @@ def test_the_file_gives_what_the_pipeline_gives(name, dtype, tmp_path, capfd):
     assert export.__file__.encode() not in result.path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_fresh_process_says_nothing(tmp_path):
     """Loggers hold on to the stderr they found when they were made; `capfd` does not see it."""
     script = (
