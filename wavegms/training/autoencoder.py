@@ -106,7 +106,7 @@ def train_autoencoder(
     initial weights, order and augmentation.
 
     It ends before its last step once masks come back with `target_dice` and images hardly gain: in
-    the sample after 120 to 140 steps of 200.
+    the sample after 140 steps of 200.
     """
     accelerator = Accelerator()
     set_seed(seed)
