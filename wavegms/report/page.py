@@ -30,8 +30,7 @@ from wavegms.report.notebooks import (
     read_executed,
     run_title,
 )
-from wavegms.results.ablation import NOT_RUN
-from wavegms.results.tables import read_scores, summarize_systems, title_of
+from wavegms.results.tables import NOT_RUN, read_scores, summarize_systems, title_of
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
