@@ -279,6 +279,7 @@ def test_the_check_of_a_grouped_split_reads_no_pixels(tmp_path):
         check_inputs(params, tmp_path / "raw", tmp_path / "noted")
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_real_busi(real_data, tmp_path):
     """All pairs of BUSI were looked at, down to well below the threshold; see data/README.md."""

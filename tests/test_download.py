@@ -402,7 +402,7 @@ def test_a_download_that_was_killed_leaves_nothing_in_the_way(
     server.behaviour = "stall"
     code = (
         "from pathlib import Path; from wavegms.data.download import get_source; "
-        "from wavegms.data.sources import *; "
+        "from wavegms.data.catalog import *; "
         f"get_source({busi!r}, Path(), 60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)

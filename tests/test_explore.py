@@ -12,7 +12,7 @@ import torch
 from explorer_project import write_model, write_project
 from PIL import Image
 
-from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
+from wavegms import LatentMappingModel, WaveGMSPipeline
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.explore.app import Explorer, explore
@@ -45,7 +45,6 @@ from wavegms.explore.pictures import (
 from wavegms.models.mask_network import MaskNetwork
 from wavegms.results.metrics import mask_metrics
 from wavegms.results.scores import score_split
-from wavegms.training.autoencoder import build_autoencoder
 
 WHOLE = dict.fromkeys(BANDS, 1.0)
 
@@ -54,9 +53,7 @@ WHOLE = dict.fromkeys(BANDS, 1.0)
 def project(tmp_path_factory, prepared):
     """A project with a Wave-GMS and, in its ablation, a U-Net; both untrained."""
     root = tmp_path_factory.mktemp("project")
-    torch.manual_seed(0)
-    networks = MultiResolutionEncoder(), LatentMappingModel(), build_autoencoder(16, 1)
-    write_project(root, prepared, WaveGMSPipeline(*networks, image_size=32))
+    write_project(root, prepared)
     folder = root / "models/ablation/phantom_a/unet/seed_2333"
     unet = WaveGMSPipeline(network=MaskNetwork("unet"), image_size=32)
     write_model(folder, unet, prepared, variant="unet", selection="best_on_test")
@@ -302,11 +299,10 @@ def test_tables_line_up_and_sort_by_every_metric():
 
 
 def play(project, models, scene, dataset="phantom_a"):
-    """Runs a scene with a started explorer whose table is full."""
+    """Runs a scene with an explorer whose table is full."""
 
     async def run():
-        explorer = Explorer(project / "data/prepared", models, seed=1, threshold=0.5)
-        explorer.start(dataset, "wave_gms")
+        explorer = Explorer(project / "data/prepared", models, dataset, "wave_gms", 1, 0.5)
         await explorer.filling
         await scene(explorer)
 

@@ -2,15 +2,14 @@
 
 import io
 import os
-import resource
+import shutil
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import damaged, fuzz, outcome, scratch, sentence, snapshot
-from hypothesis import given
+from hostile import NO_FILES, Reader, damaged, drawn, outcome, rewritten, scratch, snapshot, suite
 from hypothesis import strategies as st
 from layouts import box_mask, mask_image, picture, save
 from PIL import EpsImagePlugin, Image, ImageOps
@@ -56,34 +55,304 @@ def animated(kind: str) -> bytes:
 
 CONTENTS = [encoded(in_mode(mode), kind, **options) for mode, kind, options in ENCODINGS]
 CONTENTS += [animated(kind) for kind in ("gif", "png", "webp", "tif")]
-NAMES = st.sampled_from(["a.png", "a.JPG", "a.tif", "a.webp", "a.gif", "a.bmp"])
 
 
-@fuzz(1000)
-@given(damaged(CONTENTS), NAMES)
-def test_damaged_bytes_give_an_image_or_a_sentence(survived, data, name):
-    with scratch() as folder:
-        path = folder / name
-        path.write_bytes(data)
-        rgb = outcome(folder, [path], lambda: read_image(path, as_rgb))
-        mask = outcome(folder, [path], lambda: read_image(path, as_mask))
-    if rgb is not None:
-        image, _ = rgb
-        assert image.mode == "RGB" and 1 <= image.width * image.height <= MAX_PIXELS
-        assert np.asarray(image).shape == (image.height, image.width, 3)
-        if mask is not None:
-            assert mask[0].dtype == bool and mask[0].shape == (image.height, image.width)
-    survived("inputs")
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-@fuzz(300)
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=80).map(str.encode)), NAMES)
-def test_what_is_no_image_is_refused(survived, data, name):
-    with scratch() as folder:
-        path = folder / name
-        path.write_bytes(data)
-        assert outcome(folder, [path], lambda: open_image(path)) is None
-    survived("inputs")
+def black_png(width: int, height: int) -> bytes:
+    """One bit a pixel, all zero: whole, and a thousandth of its pixels in bytes."""
+    packer, row = zlib.compressobj(9), bytes(1 + -(-width // 8))
+    rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def gif_of(screen: int, frame: int) -> bytes:
+    head = b"GIF89a" + struct.pack("<HH", screen, screen) + b"\x80\0\0\0\0\0\xff\xff\xff"
+    return head + b"," + struct.pack("<HHHH", 0, 0, frame, frame) + b"\0\x02\x02\x4c\x01\0;"
+
+
+def bmp_of(side: int) -> bytes:
+    sizes = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + sizes
+
+
+def webp_of(side: int) -> bytes:
+    payload = b"\x2f" + struct.pack("<I", (side - 1) | (side - 1) << 14) + bytes(21)
+    body = b"WEBPVP8L" + struct.pack("<I", len(payload)) + payload
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def tiff_of(side: int, *tags: tuple[int, int]) -> bytes:
+    tags = sorted([(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), *tags])
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    body = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + body + zlib.compress(bytes(1000))
+
+
+BOMBS = {
+    "all zeros": lambda: black_png(20_000, 20_000),
+    "all rows": lambda: black_png(1, 90_000_000 // 900),
+    "GIF": lambda: gif_of(60_000, 60_000),
+    "GIF, a frame beyond its screen": lambda: gif_of(1, 60_000),
+    "BMP": lambda: bmp_of(60_000),
+    "WebP": lambda: webp_of(16_383),
+    "TIFF": lambda: tiff_of(60_000, (273, 8), (278, 60_000), (279, 64)),
+    "TIFF, a tile": lambda: tiff_of(9, (322, 60_000), (323, 60_000), (324, 134), (325, 19)),
+    "TIFF, a strip": lambda: tiff_of(9, (273, 110), (278, 4_000_000_000), (279, 19)),
+}
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(hello) print\n%%EOF\n"
+
+
+def other_format(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    picture(1, (32, 32)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+BROKEN = {
+    **NO_FILES,
+    **{f"bomb: {name}": rewritten(lambda _, make=make: make()) for name, make in BOMBS.items()},
+    "a program": rewritten(EPS),
+    # Formats that nobody uses here are not even tried.
+    **{
+        kind: rewritten(other_format(kind))
+        for kind in ("PPM", "PCX", "TGA", "ICO", "JPEG2000", "PDF", "IM", "SGI")
+    },
+}
+
+
+def sound_image(image: Image.Image, _path: Path) -> None:
+    assert image.mode == "RGB" and 1 <= image.width * image.height <= MAX_PIXELS
+    assert np.asarray(image).shape == (image.height, image.width, 3)
+
+
+def sound_mask(mask: np.ndarray, path: Path) -> None:
+    assert mask.dtype == bool and sorted(mask.shape) == sorted(Image.open(path).size)
+
+
+def with_exif(draw, path: Path) -> None:
+    kind, block = draw(st.sampled_from(["png", "jpg", "webp"])), draw(st.binary(max_size=60))
+    exif = block if kind == "png" else b"Exif\0\0" + block
+    path.write_bytes(encoded(picture(1, (12, 9)), kind, exif=exif))
+
+
+def image_reader(convert, sound, random) -> Reader:
+    return Reader(
+        read=lambda path: read_image(path, convert)[0],
+        make=lambda path: picture(1, (12, 9)).save(path),
+        sound=sound,
+        file="a.png",
+        broken=BROKEN,
+        random={"damaged": (500, drawn(damaged(CONTENTS)))} | random,
+    )
+
+
+def prepare(raw: Path, out: Path, name: str = "mine"):
+    return prepare_dataset(
+        name,
+        raw,
+        out,
+        image_size=16,
+        split="random",
+        split_folder=raw,
+        test_fraction=0.3,
+        validation_fraction=0.3,
+        seed=1,
+    )
+
+
+def assert_whole(out: Path, report) -> None:
+    """By the contract alone: the files, the manifest, and pixels that fit it."""
+    manifest = load_manifest(out)
+    expected = {f"{part}/{id}.png" for part in ("images", "masks") for id in manifest["id"]}
+    assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
+        "manifest.csv",
+        *expected,
+    }
+    for id in manifest["id"]:
+        with Image.open(out / "images" / f"{id}.png") as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "RGB", (16, 16))
+        with Image.open(out / "masks" / f"{id}.png") as mask:
+            assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (16, 16))
+            assert {0, 255} >= set(np.unique(mask)) and 255 in np.asarray(mask)
+    for part, count in report.counts.items():
+        assert count == 0 or len(PreparedDataset(out, part)) == count
+
+
+def prepared_anew(raw: Path, name: str = "mine"):
+    """Manifest and cases, where an earlier folder lies, which stays if the input is refused."""
+    with scratch() as root:
+        out = root / "x"
+        out.mkdir()
+        (out / "manifest.csv").write_text("earlier")
+        before = snapshot(root)
+        try:
+            report = prepare(raw, out, name)
+        except InputError:
+            assert snapshot(root) == before
+            raise
+        assert_whole(out, report)
+        assert [path.name for path in root.iterdir()] == ["x"]
+        return load_manifest(out), find_cases(name, raw)
+
+
+def sound_folder(prepared, raw: Path) -> None:
+    """Whatever names, labels and groups there are must come back from the manifest."""
+    manifest, cases = prepared
+    assert manifest["label"].tolist() == [case.label for case in cases]
+    assert manifest["group"].tolist() == [case.group for case in cases]
+    assert {raw / source for source in manifest["source"]} == {case.image for case in cases}
+    if (raw / "images").is_dir():
+        assert {case.image for case in cases} == {
+            path for path in (raw / "images").iterdir() if not path.name.startswith(".")
+        }
+
+
+MASK = mask_image(box_mask((12, 9), (2, 2, 9, 7)))
+
+
+def write_pairs(raw: Path) -> None:
+    for i in range(5):
+        save(picture(i, (12, 9)), raw / f"images/{i}.png")
+        save(MASK, raw / f"masks/{i}.png")
+
+
+def masks_of(size: tuple[int, int]) -> st.SearchStrategy[Image.Image]:
+    """Grey levels, colours, label maps, inverted, empty, full, in any mode or size."""
+    box = box_mask(size, (2, 2, 9, 7))
+    levels = st.tuples(st.integers(0, 255), st.integers(0, 255))
+    grey = levels.map(lambda two: Image.fromarray(np.where(box, two[0], two[1]).astype(np.uint8)))
+    colour = st.tuples(*[st.integers(0, 255)] * 3).map(lambda rgb: Image.new("RGB", size, rgb))
+    modes = st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+    usual = modes.map(lambda mode: mask_image(box, mode))
+    edges = st.just(ImageOps.invert(mask_image(box)).resize((36, 27)).resize(size))
+    unusual = st.sampled_from(["F", "I", "CMYK", "HSV", "YCbCr", "LAB"]).map(
+        lambda mode: Image.new(mode, size)
+    )
+    resized = st.tuples(st.integers(1, 30), st.integers(1, 30)).map(
+        lambda other: mask_image(box).resize(other)
+    )
+    return st.one_of(grey, colour, usual, edges, unusual, resized)
+
+
+def any_masks(draw, raw: Path) -> list:
+    shutil.rmtree(raw / "masks")
+    (raw / "masks").mkdir()
+    for i in range(5):
+        mask = draw(masks_of((12, 9)))
+        # TIFF holds every mode.
+        mask.convert("RGB" if mask.mode == "HSV" else mask.mode).save(raw / f"masks/{i}.tif")
+    return [f"masks/{i}.tif" for i in range(5)]
+
+
+def damaged_files(draw, raw: Path) -> list:
+    hit = []
+    for content in draw(st.lists(damaged(CONTENTS), min_size=1, max_size=3)):
+        path = raw / draw(st.sampled_from(["images", "masks"])) / f"{draw(st.integers(0, 4))}.png"
+        path.write_bytes(content)
+        hit.append(path)
+    # An image that came out at another size is told by its mask.
+    return [*hit, *(raw / "masks" / path.name for path in hit)]
+
+
+ODD = ["\n", "\r", "\t", "\x1b[31m", '"', ",", "'", " ", "é", "e\u0301", "\u202e", "ß", "界", "%s"]
+stems = st.one_of(
+    st.lists(st.sampled_from([*ODD, "a", "1", "_", ".", "-", "(", ")"]), max_size=6).map("".join),
+    st.sampled_from(["con", "..", "-rf", "a" * 245, "界" * 80, "\u0958" * 40, "x" * 201, "\udcff"]),
+)
+
+
+def entry(kind: str, path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "folder":
+        path.mkdir(exist_ok=True)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind in ("broken", "loop"):
+        path.symlink_to("nowhere" if kind == "broken" else path.name)
+    elif kind == "link":
+        target = path.parent.parent / "elsewhere" / image.mode
+        path.symlink_to(save(image, target.with_suffix(".png")))
+    else:
+        image.save(path, "PNG")
+
+
+def odd_names(draw, raw: Path) -> list:
+    """Only the first pair is odd by its kind, or no other fault would ever be reached."""
+    shutil.rmtree(raw)
+    kinds = st.sampled_from(
+        ["file", "file", "file", "link", "folder", "broken", "loop", "fifo", "none"]
+    )
+    parts = ("images", draw(kinds)), ("masks", draw(kinds))
+    for number, stem in enumerate(draw(st.lists(stems, min_size=3, max_size=6, unique=True))):
+        for part, kind in parts:
+            image = picture(number, (12, 9)) if part == "images" else mask_image(box_mask((12, 9)))
+            name, kind = f"{stem}.png", kind if number == 0 else "file"
+            if len(os.fsencode(name)) > 255 or kind == "none":
+                name, kind = f"{number}.png", "file"
+            entry(kind, raw / part / name, image)
+    return ["/images", "/masks", "_fraction"]
+
+
+metadata = st.one_of(
+    st.binary(max_size=120),
+    st.lists(
+        st.sampled_from(
+            [*ODD, "ISIC_0", "ISIC_1", "HAM_1", ",", ",", "\n", '"', "nv", "\0", "\ud7ff", "\x85"]
+        ),
+        max_size=30,
+    ).map(lambda parts: ("lesion_id,image_id,dx\n" + "".join(parts)).encode()),
+)
+
+
+def write_ham10000(raw: Path) -> None:
+    masks = raw / "HAM10000_segmentations_lesion_tschandl"
+    for i in range(4):
+        save(picture(i, (12, 9)), raw / f"HAM10000_images_part_{1 + i % 2}/ISIC_{i}.jpg")
+        save(MASK, masks / f"ISIC_{i}_segmentation.png")
+
+
+def any_table(draw, raw: Path) -> None:
+    (raw / "HAM10000_metadata").write_bytes(draw(metadata))
+
+
+READERS = {
+    "image": image_reader(
+        as_rgb,
+        sound_image,
+        {
+            "noise": (200, drawn(st.binary(max_size=200))),
+            "text": (100, drawn(st.text(max_size=80).map(str.encode))),
+            "exif": (150, with_exif),
+        },
+    ),
+    "mask": image_reader(as_mask, sound_mask, {}),
+    "folder": Reader(
+        read=prepared_anew,
+        make=write_pairs,
+        sound=sound_folder,
+        random={
+            "masks of every kind": (60, any_masks),
+            "damaged files": (80, damaged_files),
+            "odd names, links and folders": (120, odd_names),
+        },
+    ),
+    "table of metadata": Reader(
+        read=lambda raw: prepared_anew(raw, "ham10000"),
+        make=write_ham10000,
+        sound=sound_folder,
+        names=lambda raw: ["HAM10000_metadata", "test_fraction", "validation_fraction"],
+        random={"anything": (50, any_table)},
+    ),
+}
+
+test_valid_images, test_broken_images, test_random_images = suite(READERS)
 
 
 @pytest.mark.parametrize(("mode", "kind", "options"), ENCODINGS)
@@ -146,94 +415,11 @@ def test_every_orientation_stands_upright(survived, tmp_path, kind, orientation)
     survived("inputs")
 
 
-@fuzz(150)
-@given(st.binary(max_size=60), st.sampled_from(["png", "jpg", "webp"]))
-def test_a_broken_exif_block(survived, block, kind):
-    with scratch() as folder:
-        path = folder / f"a.{kind}"
-        exif = block if kind == "png" else b"Exif\0\0" + block
-        path.write_bytes(encoded(picture(1, (12, 9)), kind, exif=exif))
-        result = outcome(folder, [path], lambda: read_image(path, as_rgb))
-        assert result is None or sorted(result[0].size) == [9, 12]
-    survived("inputs")
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def black_png(width: int, height: int) -> bytes:
-    """One bit a pixel, all zero: whole, and a thousandth of its pixels in bytes."""
-    packer, row = zlib.compressobj(9), bytes(1 + -(-width // 8))
-    rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def gif_of(screen: int, frame: int) -> bytes:
-    head = b"GIF89a" + struct.pack("<HH", screen, screen) + b"\x80\0\0\0\0\0\xff\xff\xff"
-    return head + b"," + struct.pack("<HHHH", 0, 0, frame, frame) + b"\0\x02\x02\x4c\x01\0;"
-
-
-def bmp_of(side: int) -> bytes:
-    sizes = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
-    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + sizes
-
-
-def webp_of(side: int) -> bytes:
-    payload = b"\x2f" + struct.pack("<I", (side - 1) | (side - 1) << 14) + bytes(21)
-    body = b"WEBPVP8L" + struct.pack("<I", len(payload)) + payload
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def tiff_of(side: int, *tags: tuple[int, int]) -> bytes:
-    tags = sorted([(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), *tags])
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    body = struct.pack("<H", len(tags)) + entries + bytes(4)
-    return b"II*\0" + struct.pack("<I", 8) + body + zlib.compress(bytes(1000))
-
-
-BOMBS = {
-    "all zeros": lambda: black_png(20_000, 20_000),
-    "all rows": lambda: black_png(1, 90_000_000 // 900),
-    "GIF": lambda: gif_of(60_000, 60_000),
-    "GIF, a frame beyond its screen": lambda: gif_of(1, 60_000),
-    "BMP": lambda: bmp_of(60_000),
-    "WebP": lambda: webp_of(16_383),
-    "TIFF": lambda: tiff_of(60_000, (273, 8), (278, 60_000), (279, 64)),
-    "TIFF, a tile": lambda: tiff_of(9, (322, 60_000), (323, 60_000), (324, 134), (325, 19)),
-    "TIFF, a strip": lambda: tiff_of(9, (273, 110), (278, 4_000_000_000), (279, 19)),
-}
-
-
-@pytest.mark.parametrize("name", list(BOMBS))
-def test_a_decompression_bomb_takes_no_memory(survived, tmp_path, name):
-    path = tmp_path / "bomb.png"
-    path.write_bytes(BOMBS[name]())
-    assert path.stat().st_size < 100_000
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(InputError) as error:
-        open_image(path)
-    sentence(error.value, path)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 100_000, "kB, and the smallest of them has 90 million pixels"
-    survived("inputs")
-
-
-def test_a_file_that_never_ends_is_not_waited_for(survived, tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "zero.png").symlink_to("/dev/zero")
-    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    (tmp_path / "folder.png").mkdir()
-    for path in [*tmp_path.iterdir(), tmp_path / ("x" * 300), tmp_path / "nul\0.png"]:
-        assert (
-            outcome(tmp_path, [repr(str(path))[1:-1]], lambda path=path: open_image(path)) is None
-        )
+def test_paths_that_are_none(survived, tmp_path):
+    for path in (tmp_path / ("x" * 300), tmp_path / "nul\0.png"):
+        shown = repr(str(path))[1:-1]
+        assert outcome(tmp_path, [shown], lambda path=path: open_image(path)) is None
         survived("inputs")
-
-
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(hello) print\n%%EOF\n"
 
 
 def test_no_program_hides_in_an_image(survived, tmp_path, monkeypatch):
@@ -249,135 +435,12 @@ def test_no_program_hides_in_an_image(survived, tmp_path, monkeypatch):
     path.write_bytes(EPS)
     with pytest.raises(InputError, match="no known image format") as error:
         open_image(path)
-    sentence(error.value, path)
+    assert all(name in str(error.value) for name in FORMATS)
     assert not canary.exists()
     with pytest.raises(Exception):  # noqa: B017  whatever comes of the script's status
         Image.open(path).load()
     assert canary.exists(), "the careless way runs nothing either, so this test shows nothing"
     survived("inputs")
-
-
-@pytest.mark.parametrize("kind", ["PPM", "PCX", "TGA", "ICO", "JPEG2000", "PDF", "IM", "SGI"])
-def test_formats_that_nobody_uses_here_are_not_even_tried(survived, tmp_path, kind):
-    path = tmp_path / "scan.png"
-    picture(1, (32, 32)).save(path, kind)
-    with pytest.raises(InputError) as error:
-        open_image(path)
-    assert all(name in sentence(error.value, path) for name in FORMATS)
-    survived("inputs")
-
-
-# From here on: whole folders.
-
-
-def prepare(raw: Path, out: Path, name: str = "mine") -> object:
-    return prepare_dataset(
-        name,
-        raw,
-        out,
-        image_size=16,
-        split="random",
-        split_folder=raw,
-        test_fraction=0.3,
-        validation_fraction=0.3,
-        seed=1,
-    )
-
-
-def assert_whole(out: Path, report) -> None:
-    """By the contract alone: the files, the manifest, and pixels that fit it."""
-    manifest = load_manifest(out)
-    expected = {f"{part}/{id}.png" for part in ("images", "masks") for id in manifest["id"]}
-    assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
-        "manifest.csv",
-        *expected,
-    }
-    for id in manifest["id"]:
-        with Image.open(out / "images" / f"{id}.png") as image:
-            assert (image.format, image.mode, image.size) == ("PNG", "RGB", (16, 16))
-        with Image.open(out / "masks" / f"{id}.png") as mask:
-            assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (16, 16))
-            assert {0, 255} >= set(np.unique(mask)) and 255 in np.asarray(mask)
-    for part, count in report.counts.items():
-        assert count == 0 or len(PreparedDataset(out, part)) == count
-
-
-def check_preparation(root: Path, raw: Path, names: list, dataset: str = "mine"):
-    """A whole folder, or a sentence and the earlier folder as it was."""
-    out = root / "prepared" / "x"
-    before, inputs = snapshot(out.parent), snapshot(raw)
-    try:
-        report = prepare(raw, out, dataset)
-    except InputError as error:
-        sentence(error, *names)
-        assert snapshot(out.parent) == before
-        report = None
-    else:
-        assert_whole(out, report)
-    assert snapshot(raw) == inputs
-    assert [path.name for path in out.parent.iterdir()] in ([], ["x"])
-    return report
-
-
-def masks_of(size: tuple[int, int]) -> st.SearchStrategy[Image.Image]:
-    """Grey levels, colours, label maps, inverted, empty, full, in any mode or size."""
-    box = box_mask(size, (2, 2, 9, 7))
-    levels = st.tuples(st.integers(0, 255), st.integers(0, 255))
-    grey = levels.map(lambda two: Image.fromarray(np.where(box, two[0], two[1]).astype(np.uint8)))
-    colour = st.tuples(*[st.integers(0, 255)] * 3).map(lambda rgb: Image.new("RGB", size, rgb))
-    modes = st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-    usual = modes.map(lambda mode: mask_image(box, mode))
-    edges = st.just(ImageOps.invert(mask_image(box)).resize((36, 27)).resize(size))
-    unusual = st.sampled_from(["F", "I", "CMYK", "HSV", "YCbCr", "LAB"]).map(
-        lambda mode: Image.new(mode, size)
-    )
-    resized = st.tuples(st.integers(1, 30), st.integers(1, 30)).map(
-        lambda other: mask_image(box).resize(other)
-    )
-    return st.one_of(grey, colour, usual, edges, unusual, resized)
-
-
-@fuzz(60)
-@given(st.lists(masks_of((12, 9)), min_size=5, max_size=5), st.booleans())
-def test_masks_of_every_kind(survived, masks, earlier):
-    with scratch() as root:
-        raw = root / "raw"
-        for i, mask in enumerate(masks):
-            save(picture(i, (12, 9)), raw / f"images/{i}.png")
-            (raw / "masks").mkdir(exist_ok=True)
-            # TIFF holds every mode.
-            mask.convert("RGB" if mask.mode == "HSV" else mask.mode).save(
-                raw / f"masks/{i}.tif", "TIFF"
-            )
-        (root / "prepared").mkdir()
-        if earlier:
-            good = root / "good"
-            for i in range(4):
-                save(picture(i, (12, 9)), good / f"images/{i}.png")
-                save(mask_image(box_mask((12, 9), (2, 2, 9, 7))), good / f"masks/{i}.png")
-            prepare(good, root / "prepared/x")
-        check_preparation(root, raw, [f"masks/{i}.tif" for i in range(5)])
-    survived("inputs", len(masks))
-
-
-@fuzz(80)
-@given(st.lists(damaged(CONTENTS), min_size=1, max_size=3), st.data())
-def test_a_folder_with_damaged_files(survived, contents, data):
-    with scratch() as root:
-        raw = root / "raw"
-        for i in range(5):
-            save(picture(i, (12, 9)), raw / f"images/{i}.png")
-            save(mask_image(box_mask((12, 9), (2, 2, 9, 7))), raw / f"masks/{i}.png")
-        (root / "prepared").mkdir()
-        hit = []
-        for content in contents:
-            part = data.draw(st.sampled_from(["images", "masks"]))
-            path = raw / part / f"{data.draw(st.integers(0, 4))}.png"
-            path.write_bytes(content)
-            hit.append(path)
-        # An image that came out at another size is told by its mask.
-        check_preparation(root, raw, [*hit, *(raw / "masks" / path.name for path in hit)])
-    survived("inputs", len(contents))
 
 
 def test_inverted_masks_are_told_in_the_report(survived, tmp_path):
@@ -396,91 +459,3 @@ def test_inverted_masks_are_told_in_the_report(survived, tmp_path):
         )
     assert prepare(tmp_path / "raw", tmp_path / "out").differences == []
     survived("inputs", 4)
-
-
-ODD = ["\n", "\r", "\t", "\x1b[31m", '"', ",", "'", " ", "é", "e\u0301", "\u202e", "ß", "界", "%s"]
-stems = st.one_of(
-    st.lists(st.sampled_from([*ODD, "a", "1", "_", ".", "-", "(", ")"]), max_size=6).map("".join),
-    st.sampled_from(["con", "..", "-rf", "a" * 245, "界" * 80, "\u0958" * 40, "x" * 201, "\udcff"]),
-)
-
-
-def entry(kind: str, path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "folder":
-        path.mkdir(exist_ok=True)
-    elif kind == "fifo":
-        os.mkfifo(path)
-    elif kind in ("broken", "loop"):
-        path.symlink_to("nowhere" if kind == "broken" else path.name)
-    elif kind == "link":
-        target = path.parent.parent / "elsewhere" / image.mode
-        path.symlink_to(save(image, target.with_suffix(".png")))
-    else:
-        image.save(path, "PNG")
-
-
-@fuzz(120)
-@given(
-    st.lists(stems, min_size=3, max_size=6, unique=True),
-    st.lists(
-        st.sampled_from(
-            ["file", "file", "file", "link", "folder", "broken", "loop", "fifo", "none"]
-        ),
-        min_size=2,
-        max_size=2,
-    ),
-)
-def test_odd_names_links_and_folders(survived, stems, kinds):
-    with scratch() as root:
-        raw = root / "raw"
-        (root / "prepared").mkdir()
-        for number, stem in enumerate(stems):
-            parts = ("images", picture(number, (12, 9))), ("masks", mask_image(box_mask((12, 9))))
-            for kind, (part, image) in zip(kinds, parts, strict=True):
-                name = f"{stem}.png"
-                if len(os.fsencode(name)) > 255 or (kind == "none" and number == 0):
-                    name, kind = f"{number}.png", "file"
-                path = raw / part / name
-                # Only the first pair is odd by its kind, or no other fault would ever be reached.
-                entry(kind if number == 0 else "file", path, image)
-        report = check_preparation(root, raw, ["raw/images", "raw/masks", "_fraction"])
-        if report is not None:
-            sources = load_manifest(root / "prepared/x")["source"]
-            assert {str(raw / source) for source in sources} == {
-                str(path) for path in (raw / "images").iterdir() if not path.name.startswith(".")
-            }
-    survived("inputs", len(stems))
-
-
-metadata = st.one_of(
-    st.binary(max_size=120),
-    st.lists(
-        st.sampled_from(
-            [*ODD, "ISIC_0", "ISIC_1", "HAM_1", ",", ",", "\n", '"', "nv", "\0", "\ud7ff", "\x85"]
-        ),
-        max_size=30,
-    ).map(lambda parts: ("lesion_id,image_id,dx\n" + "".join(parts)).encode()),
-)
-
-
-@fuzz(50)
-@given(metadata)
-def test_any_table_of_metadata(survived, content):
-    """Whatever labels and groups come out of it must come back from the manifest."""
-    with scratch() as root:
-        raw = root / "raw"
-        (root / "prepared").mkdir()
-        masks = raw / "HAM10000_segmentations_lesion_tschandl"
-        for i in range(4):
-            save(picture(i, (12, 9)), raw / f"HAM10000_images_part_{1 + i % 2}/ISIC_{i}.jpg")
-            save(mask_image(box_mask((12, 9))), masks / f"ISIC_{i}_segmentation.png")
-        (raw / "HAM10000_metadata").write_bytes(content)
-        names = ["HAM10000_metadata", "test_fraction", "validation_fraction"]
-        report = check_preparation(root, raw, names, "ham10000")
-        if report is not None:
-            manifest = load_manifest(root / "prepared/x")
-            cases = find_cases("ham10000", raw)
-            assert manifest["label"].tolist() == [case.label for case in cases]
-            assert manifest["group"].tolist() == [case.group for case in cases]
-    survived("inputs")

@@ -1,21 +1,23 @@
 """params.yaml of any kind, and the command line over a project whose input is broken."""
 
+import contextlib
 import copy
+import io
+import json
 import math
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
-from hostile import damaged, fuzz, outcome, scratch, sentence, snapshot
-from hypothesis import given
+from hostile import NO_FILES, Reader, damaged, drawn, files, rewritten, scratch, snapshot, suite
 from hypothesis import strategies as st
-from layouts import box_mask, mask_image, picture, save, write_plain
+from layouts import box_mask, mask_image, picture, save, tree, write_plain
 
 from wavegms import InputError
 from wavegms.__main__ import main
@@ -39,7 +41,7 @@ def leaves(values, prefix=()):
 LEAVES = dict(leaves(VALUES))
 
 
-def assert_sane(params) -> None:
+def sound(params, _path) -> None:
     """Every value is of the kind that the default has, finite, and no absurd amount."""
     given_back = dict(leaves(params.model_dump()))
     assert set(given_back) == set(LEAVES)
@@ -56,25 +58,6 @@ def assert_sane(params) -> None:
     for name in [*params.datasets, *params.variants, *params.external, *params.phantom.datasets]:
         assert NAME.fullmatch(name)
     assert params.image_size % 8 == 0 and 16 <= params.image_size <= 4096
-
-
-def judge(folder: Path, content: bytes):
-    path = folder / "params.yaml"
-    path.write_bytes(content)
-    start = time.process_time()
-    params = outcome(folder, [path.name], lambda: load_params(path))
-    assert time.process_time() - start < 10
-    if params is not None:
-        assert_sane(params)
-    return params
-
-
-@fuzz(80)
-@given(damaged([TEXT.encode(), yaml.safe_dump(VALUES).encode()]))
-def test_damaged_files(survived, content):
-    with scratch() as folder:
-        judge(folder, content)
-    survived("inputs")
 
 
 def nested(opening: str, closing: str, depth: int) -> str:
@@ -131,45 +114,6 @@ DOCUMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", list(DOCUMENTS))
-def test_documents_that_are_no_parameters(survived, tmp_path, name):
-    canary = tmp_path / "ran"
-    content = DOCUMENTS[name].replace("{canary}", str(canary))
-    assert judge(tmp_path, content.encode()) is None and not canary.exists()
-    # The same after all that is right, so that a value may come before its fault.
-    assert judge(tmp_path, (TEXT + "\nextra:\n  - 1\n" + content).encode()) is None
-    assert not canary.exists()
-    survived("inputs", 2)
-
-
-@pytest.mark.parametrize(
-    "content", [b"\xff", TEXT.encode("utf-16"), TEXT.encode("utf-32"), b"\x80a: 1"]
-)
-def test_what_is_not_utf_8_is_refused(survived, tmp_path, content):
-    assert judge(tmp_path, content) is None
-    survived("inputs")
-
-
-def test_the_mark_that_windows_puts_in_front_is_passed_over(survived, tmp_path):
-    assert judge(tmp_path, TEXT.encode("utf-8-sig")) == check_params(VALUES)
-    survived("inputs")
-
-
-def test_aliases_may_stand_for_a_value_or_two(survived, tmp_path):
-    text = yaml.safe_dump(VALUES | {"seeds": VALUES["efficiency"]["cards"]})
-    assert "*id001" in text and judge(tmp_path, text.encode()).seeds == [11, 12, 16, 24]
-    survived("inputs")
-
-
-def test_what_is_no_file_is_refused(survived, tmp_path):
-    os.mkfifo(tmp_path / "pipe.yaml")
-    (tmp_path / "folder.yaml").mkdir()
-    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
-    for path in [*tmp_path.iterdir(), tmp_path / "none.yaml"]:
-        assert outcome(tmp_path, [path], lambda path=path: load_params(path)) is None
-        survived("inputs")
-
-
 anything = st.recursive(
     st.one_of(
         st.none(),
@@ -193,89 +137,46 @@ anything = st.recursive(
 )
 
 
-@fuzz(1000)
-@given(st.sampled_from(sorted(LEAVES)), anything)
-def test_any_value_at_any_key(survived, path, value):
-    values = copy.deepcopy(VALUES)
-    part = values
-    for step in path[:-1]:
-        part = part[step]
-    part[path[-1]] = value
-    try:
-        params = check_params(values)
-    except InputError as error:
-        # Rules across keys name theirs.
-        sentence_of = str(error)
-        assert sentence_of.startswith("params.yaml: ") and sentence_of.isprintable()
-        assert path[0] in sentence_of or path[-1] in sentence_of, sentence_of
-        assert len(sentence_of) < 2500
-    else:
-        assert_sane(params)
-    survived("inputs")
+def document(text: str):
+    return lambda canary: text.replace("{canary}", str(canary)).encode()
 
 
-@fuzz(200)
-@given(st.sampled_from(["", *{path[0] for path in LEAVES if len(path) > 1}]), anything, anything)
-def test_unknown_keys(survived, section, key, value):
-    values = copy.deepcopy(VALUES)
-    part = values[section] if section else values
-    try:
-        known = key in part
-    except TypeError:  # a list
-        key, known = str(key), False
-    if known:
-        return
-    part[key] = value
-    with pytest.raises(InputError) as error:
-        check_params(values)
-    assert str(error.value).startswith("params.yaml: ") and str(error.value).isprintable()
-    survived("inputs")
+def with_value(values: dict, keys: tuple, value: object) -> dict:
+    changed = copy.deepcopy(values)
+    part = changed
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    return changed
 
 
-@pytest.mark.parametrize(
-    "path", sorted(path for path, value in LEAVES.items() if type(value) is not bool)
-)
-@pytest.mark.parametrize("value", [True, False])
-def test_truth_is_no_number_and_no_word(survived, path, value):
+def in_json(draw, path: Path) -> list:
+    """Any value at any key; rules across keys name theirs."""
+    keys = draw(st.sampled_from(sorted(LEAVES)))
+    path.write_text(json.dumps(with_value(VALUES, keys, draw(anything))))
+    return [keys[0], keys[-1]]
+
+
+def unknown_key(draw, path: Path) -> None:
+    section = draw(st.sampled_from([(), *{keys[:1] for keys in LEAVES if len(keys) > 1}]))
+    # In JSON a key is a word.
+    path.write_text(json.dumps(with_value(VALUES, (*section, draw(st.text())), draw(anything))))
+
+
+def sound_values(params, path: Path) -> None:
+    sound(params, path)
+    assert {keys[0] for keys in LEAVES} == set(json.loads(path.read_text())), "an unknown key"
+
+
+def truth(keys: tuple, value: bool):
     """YAML reads yes and on as true, which pydantic would take for 1."""
-    values = copy.deepcopy(VALUES)
-    part = values
-    for step in path[:-1]:
-        part = part[step]
-    part[path[-1]] = [value, 5] if isinstance(part[path[-1]], list) else value
-    with pytest.raises(InputError, match=path[-1]):
-        check_params(values)
-    survived("inputs")
 
+    def change(path: Path) -> list:
+        is_list = isinstance(LEAVES[keys], list)
+        path.write_text(json.dumps(with_value(VALUES, keys, [value, 5] if is_list else value)))
+        return [keys[-1]]
 
-# The command line, in this process: status 1, one line, nothing written.
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp("project")
-    write_plain(root / "data/raw/mine", 12)
-    values = copy.deepcopy(VALUES) | {
-        "datasets": ["mine"],
-        "generalization": [],
-        "image_size": 16,
-    }
-    values["phantom"]["datasets"] = values["ablation"]["datasets"] = []
-    values["split"]["validation_fraction"] = 0.2
-    (root / "params.yaml").write_text(yaml.safe_dump(values))
-    shutil.copytree(ROOT / "notebooks", root / "notebooks")
-    return root
-
-
-@pytest.fixture
-def copied(project, tmp_path, monkeypatch):
-    folder = shutil.copytree(project, tmp_path / "project")
-    monkeypatch.chdir(folder)
-    return folder
-
-
-CHECK = ("check", "--out", "reports/check.txt")
-RUN = ("run", "notebooks/01_prepare.ipynb", "reports/x.ipynb", "-p", "dataset", "mine")
+    return change
 
 
 def change(**values) -> None:
@@ -287,7 +188,7 @@ def section(name: str, **values) -> None:
     change(**{name: yaml.safe_load(Path("params.yaml").read_text())[name] | values})
 
 
-def in_folder(name: str):
+def in_folder(name: str) -> Path:
     return Path("data/raw/mine") / name
 
 
@@ -341,48 +242,144 @@ BROKEN_DATA = {
 }
 
 
-def refused(capfd, folder: Path, *arguments: str) -> str:
-    before = snapshot(folder)
-    assert main(list(arguments)) == 1
-    said = capfd.readouterr()
-    assert snapshot(folder) == before
-    (line,) = said.err.splitlines()
-    assert line.startswith("error: ") and "Traceback" not in said.err + said.out
-    return line
+@cache
+def project() -> dict[str, bytes]:
+    with scratch() as root:
+        write_plain(root / "data/raw/mine", 12)
+        values = copy.deepcopy(VALUES) | {
+            "datasets": ["mine"],
+            "generalization": [],
+            "image_size": 16,
+        }
+        values["phantom"]["datasets"] = values["ablation"]["datasets"] = []
+        values["split"]["validation_fraction"] = 0.2
+        (root / "params.yaml").write_text(yaml.safe_dump(values))
+        (root / "notebooks").mkdir()
+        shutil.copy2(ROOT / "notebooks/01_prepare.ipynb", root / "notebooks")
+        return tree(root)
+
+
+def say(*arguments: str) -> str:
+    """What the command line says; its refusal, which has to be one line, as an error."""
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        status = main(list(arguments))
+    lines = error.getvalue().splitlines()
+    if status:
+        (line,) = [line for line in lines if line.startswith("error: ")]
+        assert status == 1 and "Traceback" not in error.getvalue()
+        raise InputError(line)
+    assert lines == []
+    return "well"
+
+
+def check(folder: Path) -> str:
+    with contextlib.chdir(folder), scratch() as out:
+        return say("check", "--out", str(out / "check.txt"))
+
+
+def inside(change, *names: str):
+    """A way to break what lies in a project."""
+
+    def changed(folder: Path) -> list:
+        with contextlib.chdir(folder):
+            change()
+        return list(names)
+
+    return changed
+
+
+READERS = {
+    "params.yaml": Reader(
+        read=load_params,
+        make=lambda path: path.write_text(TEXT),
+        sound=sound,
+        file="params.yaml",
+        names=lambda path: [path.name],
+        whole={
+            "the mark that Windows puts in front": rewritten(TEXT.encode("utf-8-sig")),
+            "an alias or two": rewritten(
+                yaml.safe_dump(VALUES | {"seeds": VALUES["efficiency"]["cards"]}).encode()
+            ),
+        },
+        broken={
+            **NO_FILES,
+            **{name: rewritten(document(text)) for name, text in DOCUMENTS.items()},
+            # The same after all that is right, so that a value may come before its fault.
+            **{
+                f"at last {name}": rewritten(document(f"{TEXT}\nextra:\n  - 1\n{text}"))
+                for name, text in DOCUMENTS.items()
+            },
+            "UTF-16": rewritten(TEXT.encode("utf-16")),
+            "UTF-32": rewritten(TEXT.encode("utf-32")),
+            "bytes": rewritten(b"\xff"),
+            "a byte before": rewritten(b"\x80a: 1"),
+        },
+        random={"damaged": (80, drawn(damaged([TEXT.encode(), yaml.safe_dump(VALUES).encode()])))},
+    ),
+    "values": Reader(
+        read=lambda path: check_params(json.loads(path.read_text())),
+        make=lambda path: path.write_text(json.dumps(VALUES)),
+        sound=sound_values,
+        file="values.json",
+        names=lambda path: ["params.yaml: "],
+        broken={
+            f"{'.'.join(keys)}: {value}": truth(keys, value)
+            for keys, default in LEAVES.items()
+            if type(default) is not bool
+            for value in (True, False)
+        },
+        random={"any value at any key": (1000, in_json), "unknown keys": (200, unknown_key)},
+    ),
+    "check": Reader(
+        read=check,
+        make=lambda folder: files(project())(folder),
+        sound=lambda said, folder: None,
+        broken={
+            **{name: inside(change, "params.yaml") for name, change in BROKEN.items()},
+            **{name: inside(change, "mine") for name, change in BROKEN_DATA.items()},
+        },
+    ),
+}
+
+test_valid_params, test_broken_params, test_random_params = suite(READERS)
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    folder = tmp_path / "project"
+    files(project())(folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+STAGE = ("run", "notebooks/01_prepare.ipynb", "reports/x.ipynb", "-p", "dataset", "mine")
 
 
 @pytest.mark.parametrize("name", list(BROKEN))
-def test_broken_parameters_end_every_command(survived, copied, capfd, name):
+def test_broken_parameters_end_a_stage_before_it_begins(survived, copied, name):
     BROKEN[name]()
-    for command in (CHECK, RUN):
-        line = refused(capfd, copied, *command)
-        assert "params.yaml" in line and not Path("ran").exists()
-        survived("inputs")
-
-
-@pytest.mark.parametrize("name", list(BROKEN_DATA))
-def test_broken_data_is_found_by_the_check(survived, copied, capfd, name):
-    BROKEN_DATA[name]()
-    line = refused(capfd, copied, *CHECK)
-    assert re.search(r"data/raw/mine|mine", line) and line.isprintable()
+    before = snapshot(copied)
+    with pytest.raises(InputError, match=r"params\.yaml"):
+        say(*STAGE)
+    assert snapshot(copied) == before
     survived("inputs")
 
 
 @pytest.mark.parametrize("out", [".", "params.yaml/x", "data"])
-def test_a_place_that_cannot_be_written(survived, copied, capfd, out):
-    assert out.split("/")[0] in refused(capfd, copied, "check", "--out", out) or out == "."
+def test_a_place_that_cannot_be_written(survived, copied, out):
+    before = snapshot(copied)
+    with pytest.raises(InputError, match=re.escape(out.split("/")[0])):
+        say("check", "--out", out)
+    assert snapshot(copied) == before
     survived("inputs")
-
-
-def test_the_folder_is_sound_before_it_is_broken(copied, capfd):
-    assert main(list(CHECK)) == 0 and capfd.readouterr().err == ""
 
 
 def test_a_process_of_its_own_says_one_line(survived, copied):
     """Through the real streams, with a name that they cannot show."""
     change(datasets=["mine"], external=["\ud800"])
     result = subprocess.run(
-        [sys.executable, "-m", "wavegms", *CHECK],
+        [sys.executable, "-m", "wavegms", "check", "--out", "reports/check.txt"],
         capture_output=True,
         encoding="utf-8",
         env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
@@ -394,17 +391,15 @@ def test_a_process_of_its_own_says_one_line(survived, copied):
     survived("inputs")
 
 
-def test_a_stage_over_hostile_files_says_one_line(survived, copied, capfd):
+@pytest.mark.slow
+def test_a_stage_over_hostile_files_says_one_line(survived, copied):
     """Through a notebook's kernel: its sentence, nothing prepared, no report."""
     in_folder("images/scan 3.tif").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     before = snapshot(copied)
-    assert main(list(RUN)) == 1
-    said = capfd.readouterr()
-    lines = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "scan 3.tif" in lines[0]
-    sentence(InputError(lines[0]), "scan 3.tif")
-    assert "Traceback" not in said.err + said.out
-    after = snapshot(copied)
-    new = {os.fsdecode(path).removeprefix(f"{copied}/") for path in set(after) - set(before)}
+    with pytest.raises(InputError, match=r"scan 3\.tif.*replace"):
+        say(*STAGE)
+    new = {
+        os.fsdecode(path).removeprefix(f"{copied}/") for path in set(snapshot(copied)) - set(before)
+    }
     assert {path for path in new if "." in path} == set(), "but for empty folders"
     survived("inputs")

@@ -4,12 +4,10 @@ import copyreg
 import os
 import pickle
 import pickletools
-import time
 from pathlib import Path
 
 import pytest
-from hostile import damaged, fuzz, outcome, scratch
-from hypothesis import given
+from hostile import NO_FILES, Reader, damaged, drawn, rewritten, suite
 from hypothesis import strategies as st
 from layouts import write_split
 from payloads import BOMBS, PAYLOADS, text
@@ -18,66 +16,30 @@ from wavegms.data.cases import Case
 from wavegms.data.splits import assign_splits, read_official_split, read_published_split
 
 
-def judge(folder: Path, path: Path):
-    """Lists of names or a sentence; quickly, and with no trace of anything that ran."""
-    start = time.process_time()
-    lists = outcome(folder, [path], lambda: read_published_split(path))
-    assert time.process_time() - start < 10
-    if lists is not None:
-        assert list(lists) == ["train", "test"]
-        names = lists["train"] + lists["test"]
-        assert names and all(type(name) is str for name in names) and len(set(names)) == len(names)
-    return lists
+def sound_lists(lists, path) -> None:
+    assert list(lists) == ["train", "test"]
+    names = lists["train"] + lists["test"]
+    assert names and all(type(name) is str and name for name in names)
+    assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", list(PAYLOADS))
-@pytest.mark.parametrize("place", ["alone", "in a list of names", "as a key", "beside", "framed"])
-def test_no_payload_runs(survived, tmp_path, name, place):
-    canary, path = tmp_path / "ran", tmp_path / "split.pkl"
-    payload = PAYLOADS[name](str(canary))
-    names = b"\x80\x04}(" + text("train") + b"}" + text("name_list") + b"](" + text("a")
-    end = b"ess" + b"u."
-    data = {
-        "alone": b"\x80\x04" + payload + b".",
-        "in a list of names": names + payload + end,
-        "as a key": b"\x80\x04}" + payload + b"Ns.",
-        "beside": b"\x80\x04]" + payload + b"a" + b".",
-        "framed": b"\x80\x04\x95" + (len(payload) + 1).to_bytes(8, "little") + payload + b".",
-    }[place]
-    path.write_bytes(data)
-    assert judge(tmp_path, path) is None and not canary.exists()
-    survived("inputs")
-
-
-@pytest.mark.parametrize("name", list(PAYLOADS))
-def test_every_payload_does_run_when_opened_carelessly(tmp_path, name):
-    """Or the test above would prove nothing."""
-
-    class Careless(pickle.Unpickler):
-        def persistent_load(self, pid):
-            Path(pid if isinstance(pid, str) else pid[0]).touch()
-
-    canary, path = tmp_path / "ran", tmp_path / "split.pkl"
-    path.write_bytes(b"\x80\x04" + PAYLOADS[name](str(canary)) + b".")
-    copyreg.add_extension(os.system.__module__, "system", 0x71)
-    try:
-        with open(path, "rb") as file:
-            Careless(file).load()
-    except Exception as error:  # after the deed, some are no proper objects
-        assert not isinstance(error, pickle.UnpicklingError), error
-    finally:
-        copyreg.remove_extension(os.system.__module__, "system", 0x71)
-        copyreg.clear_extension_cache()
-    assert canary.exists()
-
-
-@pytest.mark.parametrize("name", list(BOMBS))
-def test_bombs_end_quickly(survived, tmp_path, name):
-    path = tmp_path / "split.pkl"
-    path.write_bytes(BOMBS[name]())
-    assert judge(tmp_path, path) is None
-    survived("inputs")
-
+NAMES = b"\x80\x04}(" + text("train") + b"}" + text("name_list") + b"](" + text("a")
+PLACES = {
+    "alone": lambda payload: b"\x80\x04" + payload + b".",
+    "in a list of names": lambda payload: NAMES + payload + b"essu.",
+    "as a key": lambda payload: b"\x80\x04}" + payload + b"Ns.",
+    "beside": lambda payload: b"\x80\x04]" + payload + b"a.",
+    "framed": lambda payload: (
+        b"\x80\x04\x95" + (len(payload) + 1).to_bytes(8, "little") + payload + b"."
+    ),
+}
+CODE = {
+    f"{name}, {place}": rewritten(
+        lambda canary, payload=payload, wrap=wrap: wrap(payload(str(canary)))
+    )
+    for name, payload in PAYLOADS.items()
+    for place, wrap in PLACES.items()
+}
 
 # Every instruction there is, with an argument of its kind; many would call or import something.
 ARGUMENTS = {
@@ -113,31 +75,9 @@ def instructions(draw) -> bytes:
     return b"".join(parts) + draw(st.sampled_from([b".", b"", b"e.", b"u."]))
 
 
-@fuzz(1000)
-@given(instructions())
-def test_any_instructions(survived, data):
-    with scratch() as folder:
-        path = folder / "split.pkl"
-        path.write_bytes(data)
-        assert judge(folder, path) is None
-    survived("inputs")
-
-
-GOOD = [
-    pickle.dumps({"train": {"name_list": ["a", "b", "é"]}, "test": {"name_list": ["c"]}}, protocol)
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
-]
-
-
-@fuzz(600)
-@given(damaged(GOOD))
-def test_a_damaged_list(survived, data):
-    with scratch() as folder:
-        path = folder / "split.pkl"
-        path.write_bytes(data)
-        judge(folder, path)
-    survived("inputs")
-
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+LISTS = {"train": {"name_list": ["a", "b", "é"]}, "test": {"name_list": ["c"]}}
+GOOD = [pickle.dumps(LISTS, protocol) for protocol in PROTOCOLS]
 
 anything = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary()),
@@ -148,16 +88,6 @@ anything = st.recursive(
     ),
     max_leaves=8,
 )
-
-
-@fuzz(300)
-@given(anything, st.integers(0, pickle.HIGHEST_PROTOCOL))
-def test_a_pickle_of_anything(survived, content, protocol):
-    with scratch() as folder:
-        path = folder / "split.pkl"
-        path.write_bytes(pickle.dumps(content, protocol))
-        judge(folder, path)
-    survived("inputs")
 
 
 # What lists name, against what there is.
@@ -172,55 +102,105 @@ names = st.one_of(
 )
 
 
-@fuzz(400)
-@given(st.lists(names, max_size=7), st.lists(names, max_size=4), st.booleans())
-def test_names_that_fit_or_not(survived, train, test, official):
-    """In both lists, twice, of no image, empty: either the split as listed or a sentence."""
-    with scratch() as folder:
-        path = write_split(folder / "split.pkl", train, test)
-        if official:
-            for part, listed in (("train", train), ("test", test)):
-                content = "\n".join(listed).encode("utf-8", "surrogatepass")
-                (folder / f"{part}.txt").write_bytes(content)
-        splits = outcome(
-            folder,
-            [folder],
-            lambda: assign_splits(
-                CASES,
-                "official" if official else "published",
-                folder=folder,
-                split_file=path,
-                test_fraction=0.2,
-                validation_fraction=0.0,
-                seed=1,
-            ),
-        )
-        if splits is not None:
-            for id, part in splits.items():
-                here, there = (train, test) if part == "train" else (test, train)
-                assert any(id in name for name in here)
-                assert not {id, f"{id}.png"} & set(there)
-    survived("inputs")
-
-
-@fuzz(200)
-@given(st.binary(max_size=60), st.sampled_from(["train", "test"]))
-def test_lists_of_any_bytes(survived, content, part):
-    with scratch() as folder:
-        for name in ("train", "test"):
-            (folder / f"{name}.txt").write_bytes(name.encode())
+def write_lists(folder: Path, train=("c0", "c1.png"), test=("c2",)) -> None:
+    write_split(folder / "split.pkl", list(train), list(test))
+    for part, listed in (("train", train), ("test", test)):
+        content = "\n".join(listed).encode("utf-8", "surrogatepass")
         (folder / f"{part}.txt").write_bytes(content)
-        lists = outcome(folder, [folder], lambda: read_official_split(folder))
-        if lists is not None:
-            assert all(name == name.strip() != "" for name in [*lists["train"], *lists["test"]])
-    survived("inputs")
 
 
-def test_a_list_that_never_ends_is_not_waited_for(survived, tmp_path):
-    (tmp_path / "test.txt").symlink_to("/dev/zero")
-    os.mkfifo(tmp_path / "train.txt")
-    assert outcome(tmp_path, [tmp_path], lambda: read_official_split(tmp_path)) is None
-    (tmp_path / "train.txt").unlink()
-    (tmp_path / "train.txt").write_text("a")
-    assert outcome(tmp_path, [tmp_path], lambda: read_official_split(tmp_path)) is None
-    survived("inputs", 2)
+def applied(method: str) -> Reader:
+    """In both lists, twice, of no image, empty: either the split as listed or a sentence."""
+
+    def read(folder):
+        return assign_splits(
+            CASES,
+            method,
+            folder=folder,
+            split_file=folder / "split.pkl",
+            test_fraction=0.2,
+            validation_fraction=0.0,
+            seed=1,
+        )
+
+    def sound(splits, folder):
+        lists = pickle.loads((folder / "split.pkl").read_bytes())
+        for id, part in splits.items():
+            other = "test" if part == "train" else "train"
+            assert any(id in name for name in lists[part]["name_list"])
+            assert not {id, f"{id}.png"} & set(lists[other]["name_list"])
+
+    def change(draw, folder):
+        write_lists(folder, draw(st.lists(names, max_size=7)), draw(st.lists(names, max_size=4)))
+
+    return Reader(
+        read=read,
+        make=lambda folder: folder.mkdir() or write_lists(folder),
+        sound=sound,
+        random={"names that fit or not": (200, change)},
+    )
+
+
+def any_bytes(draw, folder: Path) -> None:
+    part = draw(st.sampled_from(["train", "test"]))
+    (folder / f"{part}.txt").write_bytes(draw(st.binary(max_size=60)))
+
+
+READERS = {
+    "published": Reader(
+        read=read_published_split,
+        make=rewritten(GOOD[-1]),
+        sound=sound_lists,
+        whole={f"protocol {n}": rewritten(GOOD[n]) for n in PROTOCOLS},
+        broken=CODE
+        | {name: rewritten(lambda _, make=make: make()) for name, make in BOMBS.items()}
+        | NO_FILES,
+        random={
+            "any instructions": (1000, drawn(instructions())),
+            "damaged": (600, drawn(st.sampled_from(GOOD).flatmap(lambda good: damaged([good])))),
+            "a pickle of anything": (
+                300,
+                drawn(st.builds(pickle.dumps, anything, st.sampled_from(PROTOCOLS))),
+            ),
+        },
+    ),
+    "official": Reader(
+        read=read_official_split,
+        make=lambda folder: folder.mkdir() or write_lists(folder),
+        sound=sound_lists,
+        broken={
+            f"{part}.txt: {name}": lambda folder, part=part, change=change: change(
+                folder / f"{part}.txt"
+            )
+            for part in ("train", "test")
+            for name, change in NO_FILES.items()
+        },
+        random={"any bytes": (200, any_bytes)},
+    ),
+    "published, applied": applied("published"),
+    "official, applied": applied("official"),
+}
+
+test_valid_lists, test_broken_lists, test_random_lists = suite(READERS)
+
+
+@pytest.mark.parametrize("name", list(PAYLOADS))
+def test_every_payload_does_run_when_opened_carelessly(tmp_path, name):
+    """Or the tests above would prove nothing."""
+
+    class Careless(pickle.Unpickler):
+        def persistent_load(self, pid):
+            Path(pid if isinstance(pid, str) else pid[0]).touch()
+
+    canary, path = tmp_path / "ran", tmp_path / "split.pkl"
+    path.write_bytes(b"\x80\x04" + PAYLOADS[name](str(canary)) + b".")
+    copyreg.add_extension(os.system.__module__, "system", 0x71)
+    try:
+        with open(path, "rb") as file:
+            Careless(file).load()
+    except Exception as error:  # after the deed, some are no proper objects
+        assert not isinstance(error, pickle.UnpicklingError), error
+    finally:
+        copyreg.remove_extension(os.system.__module__, "system", 0x71)
+        copyreg.clear_extension_cache()
+    assert canary.exists()

@@ -1,10 +1,10 @@
 """Prediction on files: every image gets its results or its reason, and nothing is half-written."""
 
-import dataclasses
 import errno
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,19 +16,18 @@ import SimpleITK as sitk
 import torch
 from dicoms import make, random_voxels, write_series
 from diffusers import ConfigMixin, ModelMixin
+from explorer_project import write_model
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageColor, ImageFilter, ImageOps
 
 from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
 from wavegms.__main__ import main
-from wavegms.data.dataset import PreparedDataset
-from wavegms.models.autoencoder import freeze
 from wavegms.predict.inputs import find_sources
 from wavegms.predict.overlays import draw_contour, draw_slices
 from wavegms.predict.run import COLUMNS, SLICE_COLUMNS, measure, predict_files
 from wavegms.training.autoencoder import build_autoencoder
-from wavegms.training.card import ModelCard, weights_hash, write_card
+from wavegms.training.card import weights_hash
 
 
 class Brightness(ModelMixin, ConfigMixin):
@@ -452,16 +451,10 @@ def model(tmp_path_factory, prepared):
     """An untrained model with the card of one that was trained on the eight images."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "wave_gms"
-    parts = MultiResolutionEncoder(), LatentMappingModel(), freeze(build_autoencoder(16, 1))
-    WaveGMSPipeline(*parts, image_size=32).save_pretrained(folder / "seed_1")
-    values = dict.fromkeys(field.name for field in dataclasses.fields(ModelCard))
-    values |= {
-        "weights": weights_hash(folder / "seed_1"),
-        "dataset": "mine",
-        "data_hash": PreparedDataset(prepared, "val").data_hash,
-        "parameters": {"training": {"augmentation": {"horizontal_flip": 0.5}}},
-    }
-    write_card(folder / "seed_1", ModelCard(**values))
+    networks = MultiResolutionEncoder(), LatentMappingModel(), build_autoencoder(16, 1)
+    parameters = {"training": {"augmentation": {"horizontal_flip": 0.5}}}
+    pipeline = WaveGMSPipeline(*networks, image_size=32)
+    write_model(folder / "seed_1", pipeline, prepared, dataset="mine", parameters=parameters)
     return folder
 
 
@@ -499,9 +492,7 @@ def test_all_well_is_status_0(model, scans, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--model", "no/such/model"], "no/such/model"),
         (["--device", "abacus"], "device is abacus"),
-        (["--threshold", "2"], "threshold"),
         (["--plane", "axial", "--batch-size", "0"], "batch_size"),
     ],
 )
@@ -513,17 +504,40 @@ def test_bad_options_end_in_one_sentence(model, scans, tmp_path, capfd, change, 
     assert not out.exists()
 
 
-def test_a_process_predicts_offline(model, scans, tmp_path):
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "wavegms", "predict", "rgb.png", "grey.png"),
-            *("--model", str(model), "--out", str(tmp_path / "out"), "--device", "cpu"),
-        ],
-        cwd=scans,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+ALONE = """
+import argparse, sys
+from wavegms.predict import command
+parser = argparse.ArgumentParser()
+command.configure(parser)
+try:
+    command.execute(parser.parse_args())
+except ValueError as error:
+    print(error, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing.png", "--model", "."], "nothing.png does not exist"),
+        (["rgb.png", "--model", "no/such/model"], "the folder no/such/model does not exist"),
+        (["rgb.png", "--model", ".", "--threshold", "2"], "threshold must be above 0"),
+    ],
+)
+def test_a_wrong_argument_is_answered_before_torch_is_imported(scans, arguments, said):
+    command = [sys.executable, "-c", ALONE, *arguments, "--out", "out"]
+    answer = subprocess.run(command, cwd=scans, check=True, capture_output=True, text=True).stdout
+    assert answer.startswith(said) and answer.endswith("False\n")
+
+
+def test_nothing_is_asked_of_the_network(model, scans, tmp_path, capfd, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.chdir(scans)
+    arguments = ["rgb.png", "grey.png", "--model", model, "--device", "cpu"]
+    assert run(capfd, *arguments, "--out", tmp_path / "out")[0] == 0
     table = pd.read_csv(tmp_path / "out/predictions.csv")
     assert table["file"].tolist() == ["rgb.png", "grey.png"]
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import compose_and_dump
 
+import wavegms
 from wavegms.config import load_params
 from wavegms.run.parameters import read_parameters
 
@@ -312,3 +313,8 @@ def test_pictures_in_the_repository_are_few_and_known():
     suffixes = {".png", ".jpg", ".jpeg", ".gif", ".tif", ".tiff", ".bmp", ".webp", ".pkl", ".pth"}
     found = [path.relative_to(ROOT) for path in tracked_files() if path.suffix in suffixes]
     assert {path.parts[0] for path in found} <= {"docs", "results"}
+
+
+@pytest.mark.parametrize("name", wavegms.__all__)
+def test_every_public_name_is_where_the_package_looks_for_it(name):
+    assert getattr(wavegms, name).__name__ == name

@@ -10,6 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from chain import check_chain
 from copies import ROOT, ask, left_out_of_the_report, origin, run, started
 from no_network.guard import attempts, processes
 
@@ -97,6 +98,10 @@ def test_a_number_is_followed_to_what_made_it(small_project, extra, monkeypatch,
     card = small_project / models / RUN / "card.json"
     assert hashlib.sha256(card.read_bytes()).hexdigest() in said
     assert json.loads(card.read_text())["data_hash"] in said
+
+
+def test_every_number_follows_from_what_it_names(small_project):
+    assert check_chain(small_project) >= 12
 
 
 def test_tables_figures_and_report_are_there(small_project):

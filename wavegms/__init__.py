@@ -14,8 +14,8 @@ _PUBLIC = {
     "LatentMappingModel": "wavegms.models.mapping",
     "MultiResolutionEncoder": "wavegms.models.encoder",
     "WaveGMSPipeline": "wavegms.models.pipeline",
-    "load_autoencoder": "wavegms.models.autoencoder",
-    "load_sd_vae": "wavegms.models.autoencoder",
+    "load_autoencoder": "wavegms.models.weights",
+    "load_sd_vae": "wavegms.models.weights",
     # diffusers looks up the base class of a pipeline's components in the package that defines them
     "ModelMixin": "diffusers",
 }

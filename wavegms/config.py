@@ -69,7 +69,7 @@ def _check_no_truth(value: object) -> object:
 def _check_place(place: str) -> str:
     # A disk takes 255 bytes for each part of a path; whatever is longer is no path but a mistake.
     if not place.isprintable() or any(len(part.encode()) > 200 for part in place.split("/")):
-        raise ValueError("neither a path nor a hub id looks like this")
+        raise ValueError("neither a path nor a hub id looks like this, give one of them")
     if len(place) > 1000:
         raise ValueError("a path may have 1000 letters")
     return place
@@ -141,6 +141,7 @@ class AutoencoderTraining(Section):
     steps: PositiveInt
     batch_size: PositiveInt
     learning_rate: Annotated[Number, Field(gt=0, allow_inf_nan=False)]
+    target_dice: Probability = 1.0
 
 
 class AutoencoderParams(Section):
@@ -265,38 +266,22 @@ class Params(Section):
     efficiency: EfficiencyParams
 
     @model_validator(mode="after")
-    def _pairs_are_of_datasets(self) -> "Params":
+    def _parts_fit(self) -> "Params":
+        listed = [("generalization", pair.train) for pair in self.generalization]
+        listed += [("generalization", pair.test) for pair in self.generalization]
+        listed += [("ablation.datasets", name) for name in self.ablation.datasets]
+        for key, name in listed:
+            if name not in self.datasets:
+                raise ValueError(f"{key} names {name}, which is not among datasets: add it there")
         for pair in self.generalization:
-            for name in (pair.train, pair.test):
-                if name not in self.datasets:
-                    raise ValueError(
-                        f"generalization names {name}, which is not among datasets: add it there"
-                    )
             if pair.train == pair.test:
                 raise ValueError(f"generalization has {pair.train} on both sides: name another")
-        return self
-
-    @model_validator(mode="after")
-    def _external_is_not_trained_on(self) -> "Params":
         for name in self.external:
             if name in self.datasets:
                 raise ValueError(
                     f"external names {name}, which is among datasets and so trained on: remove it "
                     "on one side"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _ablation_is_of_datasets(self) -> "Params":
-        for name in self.ablation.datasets:
-            if name not in self.datasets:
-                raise ValueError(
-                    f"ablation.datasets names {name}, which is not among datasets: add it there"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _selection_has_images(self) -> "Params":
         if self.training.selection == "best_on_validation" and not self.split.validation_fraction:
             raise ValueError(
                 "split.validation_fraction is 0, but training.selection best_on_validation needs "
@@ -368,6 +353,8 @@ def _first_problem(error: ValidationError) -> str:
         return f"{key} is missing: add it, or compose the file anew from a profile in conf/"
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if problem["type"] == "value_error" else f" (it is {_shown(problem['input'])})"
+    if shown and "should" not in message:  # pydantic's own do not all say a way out
+        shown += ", correct it"
     if problem["loc"]:
         return f"{key}: {message}{shown}"
     return message if not shown else f"{message}: correct the file, or restore it with git"

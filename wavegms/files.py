@@ -115,6 +115,8 @@ def read_table(
     import pandas as pd
     from pydantic import TypeAdapter, ValidationError
 
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist or is no file: {remedy}.")
     try:
         # An id such as 000001 or NA is a text.
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")

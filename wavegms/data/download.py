@@ -3,6 +3,7 @@
 DVC downloads (`dvc import-url`), so that a small `.dvc` file records address, size and checksum of
 each file, and DVC's cache keeps it. What DVC does not say, such as a server's reason to refuse, is
 asked for beforehand. A file that was put into data/downloads by hand is treated like a download.
+DVC takes seconds to import, and names are checked first.
 """
 
 import hashlib
@@ -13,9 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import yaml
-from dvc.exceptions import DvcException, NotDvcRepoError
-from dvc.lock import LockError
-from dvc.repo import Repo, lock_repo
 
 from wavegms.data.archives import unpack
 from wavegms.data.catalog import CATALOG, SOURCES, Download, Source, find_cases, spec_of
@@ -49,7 +47,10 @@ _BUS = f"cannot be downloaded: {CATALOG['bus'].licence}; data/README.md says who
 
 
 def get_sources(names: list[str], root: Path, timeout: int = TIMEOUT) -> None:
-    """Gets sources by name, one after the other; what is there already is left alone."""
+    """Gets sources by name, one after the other; what is there already is left alone.
+
+    A server that sends no byte for `timeout` seconds is given up. An unknown name ends all at once.
+    """
     for name in names:
         if name == "bus":
             raise InputError(f"bus {_BUS}")
@@ -183,7 +184,7 @@ def _lift(folder: Path) -> None:
 
 
 def _fetch(download: Download, source: Source, path: Path, root: Path, timeout: int) -> bool:
-    """Makes sure that the file lies in data/downloads, verified."""
+    """Makes sure that the file lies in data/downloads, verified; whether it is the first time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     by_hand = f"download it by hand from {source.page} to {path} and run the same command again"
     known = _recorded_md5(path)
@@ -211,6 +212,10 @@ def _fetch(download: Download, source: Source, path: Path, root: Path, timeout: 
 
 def _import(download: Download, path: Path, root: Path, timeout: int) -> str:
     """Downloads by DVC; returns what went wrong, in words that follow the address."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.lock import LockError
+    from dvc.repo import Repo, lock_repo
+
     if reason := _refusal(download, timeout):
         return reason
     # The timeouts are DVC's options for http, kept in the .dvc file for `dvc update`.
@@ -271,7 +276,8 @@ def _wrong_with(path: Path, download: Download, known_md5: str | None) -> str:
     expected = download.checksum or (known_md5 and f"md5:{known_md5}")
     if expected:
         method, _, digest = expected.partition(":")
-        found = _digest(path, method)
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, method).hexdigest()
         if found != digest:
             whose = (
                 download.vouched_by
@@ -280,11 +286,6 @@ def _wrong_with(path: Path, download: Download, known_md5: str | None) -> str:
             )
             return f"has changed: its {method} is {found}, not {digest} ({whose})"
     return ""
-
-
-def _digest(path: Path, method: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, method).hexdigest()
 
 
 def _record_of(path: Path) -> Path:
@@ -307,6 +308,9 @@ def _recorded_md5(path: Path) -> str | None:
 
 def _record(path: Path, root: Path) -> None:
     """Records a file that came by hand, as `dvc add` does."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
     try:
         with Repo(str(root)) as repo:
             repo.add([str(path)])
@@ -319,6 +323,9 @@ def _record(path: Path, root: Path) -> None:
 
 def _discard(path: Path, root: Path, previous: str | None) -> None:
     """Takes back a download that failed: the file, its copy in DVC's cache and its record."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
     with suppress(InputError, DvcException):
         failed = _recorded_md5(path)
         if failed and failed not in (previous or ""):

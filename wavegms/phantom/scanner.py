@@ -8,20 +8,18 @@ circular Gaussian field follows Wagner et al., "Statistics of speckle in ultraso
 (IEEE Trans. Sonics Ultrason. 1983); tissue attenuations are rounded textbook values; what lesions
 look like follows the ACR BI-RADS ultrasound descriptors (shape, margin, posterior features).
 
-The anatomy is in `wavegms.data.phantom_tissue`, the burnt-in marks in `wavegms.data.phantom_marks`.
+The anatomy is in `wavegms.phantom.tissue`, the burnt-in marks in `wavegms.phantom.marks`.
 """
 
 import json
 import math
 import os
-import shutil
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
@@ -30,10 +28,10 @@ from scipy.ndimage import gaussian_filter1d, map_coordinates
 from tqdm import tqdm
 
 from wavegms.errors import InputError
+from wavegms.files import replace_folder
 from wavegms.phantom.marks import draw_marks
+from wavegms.phantom.settings import SCANNERS, Scanner
 from wavegms.phantom.tissue import Beams, Tissue, add_lesions, draw_lesions, draw_tissue
-
-SOUND_SPEED = 1.54  # mm/us, soft tissue
 
 FWHM_PER_SIGMA = 2.355
 
@@ -41,125 +39,19 @@ MARKER = "phantom.json"  # says that a folder was written here and may be replac
 
 
 @dataclass(frozen=True)
-class Scanner:
-    """Settings of a simulated scanner; pairs are the range from which each image draws.
-
-    Attributes:
-        name: Name of the dataset the scanner makes.
-        frequency_mhz: Centre frequency in MHz.
-        pulse_cycles: Length of the pulse in wavelengths.
-        f_number: Focal length over aperture; lateral resolution at the focus is this times the
-            wavelength.
-        focus_mm: Depth of the transmit focus in mm.
-        focal_zone_mm: Distance from the focus at which the beam is wider by the root of two, in mm.
-        looks: Compounded envelopes; 1 is plain B-mode, more looks mean weaker speckle.
-        tgc_db: Attenuation that time-gain compensation assumes, in dB/cm/MHz.
-        noise_db: Electronic noise in dB relative to the echo of fat at the skin.
-        dynamic_range_db: Range between black and white in dB.
-        white_db: Level shown as white, in dB relative to the uncompensated echo of fat.
-        gamma: Exponent of the grey map; above 1 is darker.
-        trapezoid_deg: Tilt of the outermost beam in degrees; 0 is a rectangular field.
-        margin_px: Black margin at the sides and below, in pixels.
-        height_px: Height of the image in pixels.
-        width_px: Width of the image in pixels.
-        depth_mm: Imaged depth in mm.
-        malignant_fraction: Share of malignant cases among those with a lesion, in [0, 1].
-        normal_every: Every n-th image shows no lesion; 0 means none does.
-    """
-
-    name: str
-    frequency_mhz: float
-    pulse_cycles: float
-    f_number: float
-    focus_mm: float
-    focal_zone_mm: float
-    looks: int
-    tgc_db: tuple[float, float]
-    noise_db: float
-    dynamic_range_db: float
-    white_db: float
-    gamma: float
-    trapezoid_deg: tuple[float, float]
-    margin_px: tuple[int, int]
-    height_px: tuple[int, int]
-    width_px: tuple[int, int]
-    depth_mm: tuple[float, float]
-    malignant_fraction: float
-    normal_every: int
-
-    def axial_fwhm_mm(self) -> float:
-        """Axial resolution: half the pulse length, in mm."""
-        return self.pulse_cycles * SOUND_SPEED / self.frequency_mhz / 2
-
-    def lateral_fwhm_mm(self, depth_mm: np.ndarray) -> np.ndarray:
-        """Lateral resolution in mm at each depth in mm (same shape)."""
-        defocus = (depth_mm - self.focus_mm) / self.focal_zone_mm
-        return self.f_number * SOUND_SPEED / self.frequency_mhz * np.sqrt(1 + defocus**2)
-
-
-SCANNERS: dict[str, Scanner] = {
-    "phantom_a": Scanner(
-        name="phantom_a",
-        frequency_mhz=10.0,
-        pulse_cycles=3.5,
-        f_number=3.0,
-        focus_mm=16.0,
-        focal_zone_mm=14.0,
-        looks=3,
-        tgc_db=(0.57, 0.68),
-        noise_db=-72.0,
-        dynamic_range_db=58.0,
-        white_db=30.0,
-        gamma=1.5,
-        trapezoid_deg=(0.0, 0.0),
-        margin_px=(0, 0),
-        height_px=(176, 176),
-        width_px=(208, 208),
-        depth_mm=(30.0, 38.0),
-        malignant_fraction=0.35,
-        normal_every=0,
-    ),
-    "phantom_b": Scanner(
-        name="phantom_b",
-        frequency_mhz=7.0,
-        pulse_cycles=4.5,
-        f_number=3.6,
-        focus_mm=20.0,
-        focal_zone_mm=11.0,
-        looks=2,
-        tgc_db=(0.55, 0.72),
-        noise_db=-58.0,
-        dynamic_range_db=70.0,
-        white_db=30.0,
-        gamma=1.55,
-        trapezoid_deg=(0.0, 10.0),
-        margin_px=(0, 12),
-        height_px=(164, 212),
-        width_px=(172, 220),
-        depth_mm=(32.0, 44.0),
-        malignant_fraction=0.35,
-        normal_every=12,
-    ),
-}
-
-
-@dataclass(frozen=True)
 class Phantom:
-    """One simulated case.
+    """One simulated case."""
 
-    Attributes:
-        image: B-mode image, uint8, shape (H, W).
-        masks: One boolean mask of shape (H, W) per lesion; disjoint; empty for a normal case.
-        label: "benign", "malignant" or "normal".
-    """
-
-    image: np.ndarray
-    masks: tuple[np.ndarray, ...]
-    label: str
+    image: np.ndarray  # B-mode, uint8 (H, W)
+    masks: tuple[np.ndarray, ...]  # boolean (H, W), one a lesion; disjoint; none for a normal case
+    label: str  # "benign", "malignant" or "normal"
 
 
 def point_spread(scatterers: np.ndarray, scanner: Scanner, beams: Beams) -> np.ndarray:
-    """Blur scatterers by the pulse and by the beam, whose width depends on depth."""
+    """Blur complex scatterers (samples, beams) by the pulse and by the beam, wider with depth.
+
+    White noise keeps its variance.
+    """
     axial_px = scanner.axial_fwhm_mm() / FWHM_PER_SIGMA / beams.step_mm
     field = gaussian_filter1d(scatterers, axial_px, axis=0)
     # Both kernels get unit energy: a sampled Gaussian of width s has 1 / (2 sqrt(pi) s).
@@ -183,7 +75,11 @@ def complex_noise(rng: Generator, shape: tuple[int, int]) -> np.ndarray:
 
 
 def round_trip_loss_db(tissue: Tissue, scanner: Scanner, beams: Beams) -> np.ndarray:
-    """Attenuation between the probe and each sample and back."""
+    """Attenuation between the probe and each sample and back, dB, (samples, beams).
+
+    It falls nowhere along a beam, but for the shadows of the tissue map, which are blurred over the
+    width of the aperture.
+    """
     path_cm = 2 * beams.step_mm / 10
     loss = np.cumsum(tissue.attenuation, axis=0, dtype=np.float32) * path_cm
     loss = loss * scanner.frequency_mhz + tissue.shadow_db
@@ -191,7 +87,10 @@ def round_trip_loss_db(tissue: Tissue, scanner: Scanner, beams: Beams) -> np.nda
 
 
 def envelope(rng: Generator, tissue: Tissue, scanner: Scanner, beams: Beams) -> np.ndarray:
-    """Simulate the received echo envelope after time-gain compensation."""
+    """Simulate the received echo envelope after time-gain compensation, (samples, beams), above 0.
+
+    1 is the mean echo of fat without loss.
+    """
     shape = tissue.echo_db.shape
     amplitude = 10 ** (tissue.echo_db / 20)
     loss_db = round_trip_loss_db(tissue, scanner, beams)
@@ -212,14 +111,14 @@ def envelope(rng: Generator, tissue: Tissue, scanner: Scanner, beams: Beams) -> 
 
 
 def log_compress(amplitude: np.ndarray, scanner: Scanner, gain_db: float) -> np.ndarray:
-    """Map an envelope to grey levels."""
+    """Map an envelope of any shape to grey levels in [0, 255], as float."""
     level_db = 20 * np.log10(np.maximum(amplitude, 1e-6)) + gain_db
     level = 1 + (level_db - scanner.white_db) / scanner.dynamic_range_db
     return 255 * np.clip(level, 0, 1) ** scanner.gamma
 
 
 def scan_convert(values: np.ndarray, beams: Beams, field: tuple[int, int]) -> np.ndarray:
-    """Resample from beams to square pixels; 0 outside the insonified field."""
+    """Resample (samples, beams) to `field`, square pixels; 0 outside the insonified field."""
     row, column = np.indices(field, dtype=np.float32)
     z = (row + 0.5) * beams.step_mm
     x = (column + 0.5 - field[1] / 2) * beams.step_mm
@@ -231,7 +130,10 @@ def scan_convert(values: np.ndarray, beams: Beams, field: tuple[int, int]) -> np
 
 
 def simulate(scanner: Scanner, seed: int, index: int) -> Phantom:
-    """Simulate one case."""
+    """Simulate one case; each mask covers about 3 to 25 % of the image.
+
+    It depends on scanner, seed and index alone, so image k is the same however many are made.
+    """
     stream = SeedSequence(seed, spawn_key=(zlib.crc32(scanner.name.encode()), index))
     rng = Generator(PCG64(stream))
     height = int(rng.integers(*scanner.height_px, endpoint=True))
@@ -275,10 +177,7 @@ def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not (folder / MARKER).is_file():
         raise InputError(f"folder {folder} holds other data; choose a folder that does not exist.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        root = Path(temporary) / folder.name
-        root.mkdir()
+    with replace_folder(folder) as root:
         write = {"phantom_a": _write_bus, "phantom_b": _write_busi}[name]
         # an image depends on its own index and nothing else; most of the work is scipy's filters,
         # which run side by side
@@ -286,9 +185,6 @@ def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
             cases = pool.map(partial(simulate, SCANNERS[name], seed), range(count))
             write(root, tqdm(cases, total=count, desc=f"simulating {name}", unit="image"))
         (root / MARKER).write_text(json.dumps({"name": name, "count": count, "seed": seed}) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        root.rename(folder)
 
 
 def _write_bus(root: Path, cases: Iterable[Phantom]) -> None:

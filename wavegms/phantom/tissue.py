@@ -15,27 +15,21 @@ ANGLES = np.linspace(-np.pi, np.pi, 361)
 
 @dataclass(frozen=True)
 class Beams:
-    """Sampling grid along the beams of a linear probe with parallel or diverging beams.
+    """Sampling grid along the beams of a linear probe with parallel or diverging beams."""
 
-    Attributes:
-        step_mm: Distance of samples along a beam, and of image pixels, in mm.
-        face_mm: Width of the probe face in mm.
-        divergence: Tangent of a beam's tilt per mm of its origin, in 1/mm; 0 is parallel.
-        range_mm: Distance from the face along the beam in mm, shape (samples, beams).
-        x: Lateral position in mm, 0 in the middle, shape (samples, beams).
-        z: Depth in mm, shape (samples, beams).
-    """
-
-    step_mm: float
-    face_mm: float
-    divergence: float
-    range_mm: np.ndarray
-    x: np.ndarray
-    z: np.ndarray
+    step_mm: float  # distance of samples along a beam, and of image pixels
+    face_mm: float  # width of the probe's face
+    divergence: float  # tangent of a beam's tilt per mm of its origin, in 1/mm; 0 is parallel
+    range_mm: np.ndarray  # distance from the face along the beam, (samples, beams)
+    x: np.ndarray  # lateral position in mm, 0 in the middle, (samples, beams)
+    z: np.ndarray  # depth in mm, (samples, beams)
 
     @classmethod
     def cover(cls, field: tuple[int, int], depth_mm: float, trapezoid_deg: float) -> "Beams":
-        """Lay one beam per column over a field."""
+        """Lay one beam per column over a field (height, width) of pixels.
+
+        Diverging beams reach the full width at the bottom; the outermost has the tilt.
+        """
         step = depth_mm / field[0]
         tilt = math.tan(math.radians(trapezoid_deg))
         face = step * field[1] - 2 * depth_mm * tilt
@@ -63,36 +57,22 @@ class Beams:
 
 @dataclass(frozen=True)
 class Tissue:
-    """Acoustic properties on the grid of the beams; all of shape (samples, beams).
+    """Acoustic properties on the grid of the beams; all of shape (samples, beams)."""
 
-    Attributes:
-        echo_db: Power of the diffuse scatterers in dB relative to fat.
-        attenuation: Attenuation in dB/cm/MHz.
-        reflector: Complex amplitude of specular reflectors, relative to fat.
-        shadow_db: Round-trip loss from poor contact and from fibrous tissue out of plane, in dB.
-    """
-
-    echo_db: np.ndarray
-    attenuation: np.ndarray
-    reflector: np.ndarray
-    shadow_db: np.ndarray
+    echo_db: np.ndarray  # power of the diffuse scatterers relative to fat
+    attenuation: np.ndarray  # in dB/cm/MHz
+    reflector: np.ndarray  # complex amplitude of specular reflectors, relative to fat
+    shadow_db: np.ndarray  # round-trip loss from poor contact and from fibres out of plane
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion as a closed curve.
+    """A lesion as a closed curve."""
 
-    Attributes:
-        kind: "cyst", "solid" (benign) or "malignant".
-        x: Lateral position of the centre in mm.
-        z: Depth of the centre in mm.
-        radius_mm: Distance of the contour from the centre at `ANGLES`, in mm.
-    """
-
-    kind: str
-    x: float
-    z: float
-    radius_mm: np.ndarray
+    kind: str  # "cyst", "solid" (benign) or "malignant"
+    x: float  # lateral position of the centre in mm
+    z: float  # depth of the centre in mm
+    radius_mm: np.ndarray  # distance of the contour from the centre at `ANGLES`
 
     def distance_mm(self, beams: Beams) -> np.ndarray:
         """Radial distance from the contour in mm, negative inside, shape (samples, beams)."""
@@ -104,7 +84,10 @@ class Lesion:
 def draw_lesions(
     rng: Generator, beams: Beams, field: tuple[int, int], label: str
 ) -> tuple[Lesion, ...]:
-    """Draw the contours of zero, one or two lesions that lie inside the field and apart."""
+    """Draw the contours of lesions that lie inside the field (height, width) and apart.
+
+    None for the label "normal", otherwise one, and perhaps a second where there is room.
+    """
     if label == "normal":
         return ()
     depth = field[0] * beams.step_mm
@@ -218,7 +201,7 @@ def draw_tissue(rng: Generator, beams: Beams) -> Tissue:
 def add_lesions(
     rng: Generator, tissue: Tissue, lesions: tuple[Lesion, ...], beams: Beams
 ) -> Tissue:
-    """Put lesions into a tissue map."""
+    """Put lesions into a tissue map, each darker than the tissue next to it."""
     for lesion in lesions:
         tissue = _add_lesion(rng, tissue, lesion, beams)
     return tissue

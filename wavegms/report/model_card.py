@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub as hub
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, StrictUndefined
 
 from wavegms.config import EvaluationParams
 from wavegms.data.catalog import CATALOG, SOURCES, DatasetSpec, spec_of
@@ -30,12 +29,8 @@ _PARTS = {"all": "all", "clean": "without a twin", "leaking": "with one"}
 class ScoredModel:
     """A trained model with what it scored.
 
-    Attributes:
-        folder: of the model.
-        card: what made it.
-        scores: by the name of the test set the metrics of each image, the one it was trained on
-            first.
-        leaks: pairs of alike images, see `wavegms.data.audit.read_audit`.
+    `scores` has the metrics of each image by test set, the one it was trained on first; `leaks` are
+    the pairs of alike images of the audit.
     """
 
     folder: Path
@@ -46,10 +41,6 @@ class ScoredModel:
 
 def read_scored_model(folder: Path, project: Path = Path(".")) -> ScoredModel:
     """Finds what a model scored, and makes sure that it was this model that did.
-
-    Args:
-        folder: the model's folder.
-        project: the project's folder, whose results and audit are read.
 
     Raises:
         InputError: the folder holds no trained model, the weights are not those of its card, no
@@ -76,16 +67,10 @@ def read_scored_model(folder: Path, project: Path = Path(".")) -> ScoredModel:
 def render_model_card(
     model: ScoredModel, evaluation: EvaluationParams, *, shared: bool = False
 ) -> str:
-    """Describes a model.
+    """Describes a model in Markdown with a head of YAML, as the Hugging Face hub reads it.
 
-    Args:
-        model: of :func:`read_scored_model`.
-        evaluation: the section of params.yaml, for the resampling of intervals.
-        shared: whether an ONNX file lies beside it.
-
-    Returns:
-        Markdown with a head of YAML, as the Hugging Face hub reads it. It names no licence: that is
-        for the one who publishes to choose.
+    It names no licence: that is for the one who publishes to choose. A shared model has an ONNX
+    file.
     """
     card, data = model.card, spec_of(model.card.dataset)
     parts = {
@@ -93,12 +78,9 @@ def render_model_card(
         for name, scores in model.scores.items()
     }
     own = parts[data.name]
-    datasets = [spec_of(name) for name in model.scores]
-    template = Environment(undefined=StrictUndefined).from_string(
-        _TEMPLATE.read_text(encoding="utf-8")
-    )
-    text = template.render(
-        front_matter=_front_matter(card, {name: part["all"] for name, part in parts.items()}),
+    text = hub.ModelCard.from_template(
+        _head(card, {name: part["all"] for name, part in parts.items()}),
+        template_str=_TEMPLATE.read_text(encoding="utf-8"),
         title=variant_spec(card.variant).title,
         card=card,
         data=data,
@@ -114,11 +96,11 @@ def render_model_card(
         leaking=own["leaking"].images.iloc[0] if "leaking" in own else 0,
         audited=[_row(_PARTS[name], own[name]) for name in _PARTS if name in own],
         training=list(_training(card)),
-        datasets=[_described(spec) for spec in datasets],
+        sources=[_described(spec_of(name)) for name in model.scores],
         private=" and ".join(not_to_be_passed_on(model.scores)),
         autoencoder=_autoencoder(card),
     )
-    return text + "\n"
+    return f"{text}\n"
 
 
 def not_to_be_passed_on(datasets: Iterable[str]) -> list[str]:
@@ -145,24 +127,16 @@ def _row(name: str, summary: pd.DataFrame) -> dict[str, Any]:
 
 
 def shown_interval(summary: Mapping[str, float], percent: bool) -> str:
-    """A mean and its interval for a reader.
-
-    Args:
-        summary: mean, ci_low and ci_high.
-        percent: whether they are shares in [0, 1], to be shown in percent.
-
-    Returns:
-        Such as "89.7 (85.3 – 92.6)".
-    """
+    """A mean and its interval, such as "89.7 (85.3 – 92.6)", of mean, ci_low and ci_high."""
     scale = 100 if percent else 1
     mean, low, high = (scale * summary[name] for name in ("mean", "ci_low", "ci_high"))
     return f"{mean:.1f} ({low:.1f} – {high:.1f})"
 
 
-def _front_matter(card: ModelCard, summaries: Mapping[str, pd.DataFrame]) -> str:
+def _head(card: ModelCard, summaries: Mapping[str, pd.DataFrame]) -> hub.ModelCardData:
     names = {"dsc": ("dice", "DSC"), "iou": ("mean_iou", "IoU"), "hd95": ("hd95", "HD95, pixels")}
     results = [
-        EvalResult(
+        hub.EvalResult(
             task_type="image-segmentation",
             dataset_type=name,
             dataset_name=spec_of(name).title,
@@ -175,7 +149,7 @@ def _front_matter(card: ModelCard, summaries: Mapping[str, pd.DataFrame]) -> str
         for metric in _METRICS
     ]
     data = spec_of(card.dataset)
-    head = ModelCardData(
+    return hub.ModelCardData(
         library_name="diffusers",
         pipeline_tag="image-segmentation",
         tags=["wave-gms", "medical", "segmentation", *filter(None, [_modality(data)])],
@@ -184,7 +158,6 @@ def _front_matter(card: ModelCard, summaries: Mapping[str, pd.DataFrame]) -> str
         model_name=f"{variant_spec(card.variant).title}, {data.title}",
         eval_results=results,
     )
-    return head.to_yaml().strip()
 
 
 def _modality(data: DatasetSpec) -> str:

@@ -8,12 +8,15 @@ import base64
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from html import escape, unescape
+from html import escape
 from io import BytesIO
+from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import nbformat
+import pandas as pd
+from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 from PIL import Image
 
@@ -35,34 +38,22 @@ SECTIONS = {
 
 _TAG = "report-"
 
-# pandas writes a style for the whole page beside each table.
-_STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
-
-_ROW = re.compile(r"<tr>.*?</tr>", re.DOTALL)
-
-_CELL = re.compile(r"<t[dh]>(.*?)</t[dh]>", re.DOTALL)
-
-# Columns of `wavegms.tables` that name one.
-_OF_DATASETS = ("Dataset", "Trained on", "Tested on")
+# Columns of `wavegms.results.readable` that name one.
+_OF_DATASETS = ["Dataset", "Trained on", "Tested on"]
 
 # Pixels from which a figure would be too small on a phone.
 _BROAD = 800
 
 _HEADING = re.compile(r"^#+ ", re.MULTILINE)
 
-# A dataset, or that with another one to be tested on.
-_Place = TypeVar("_Place")
-
 
 @dataclass(frozen=True)
 class Expected:
     """An executed notebook that a complete run leaves in the folder of reports.
 
-    Attributes:
-        name: of the file, without its ending.
-        title: what was run in it, for a reader; empty where there is only one.
-        settings: parameters that it must have been run with, by their name in the notebook; a dot
-            leads into a section.
+    `name` is that of the file, without its ending; `title` says what was run in it, for a reader,
+    and is empty where there is only one; `settings` are parameters that it must have been run with,
+    by their name in the notebook; a dot leads into a section.
     """
 
     name: str
@@ -72,14 +63,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Executed:
-    """One that is there.
-
-    Attributes:
-        expected: what it is.
-        record: which code and libraries ran, see `wavegms.provenance.run_record`; None if it does
-            not say.
-        cells: to be shown, by the name of the section; none where they gave no output.
-    """
+    """One that is there: which code ran, if it says so, and its cells to be shown, by section."""
 
     expected: Expected
     record: Mapping[str, Any] | None
@@ -94,9 +78,6 @@ def expected_notebooks(params: Params) -> Iterator[Expected]:
     """The executed notebooks of a run, in the order in which a report shows them.
 
     Left out are those of which it shows nothing: the tour and the simulated scanners.
-
-    Args:
-        params: of the run.
     """
     values = params.model_dump(mode="json")
     scored = {"evaluation": values["evaluation"]}
@@ -111,7 +92,7 @@ def expected_notebooks(params: Params) -> Iterator[Expected]:
         title = f"Autoencoder of {spec_of(dataset).title}"
         asked = {"dataset": dataset, "autoencoder.source": params.autoencoder.source}
         yield Expected(f"01b_autoencoder_{dataset}", title, asked)
-    for dataset, variant, seed in _runs(params.datasets, params.variants, params.seeds):
+    for dataset, variant, seed in product(params.datasets, params.variants, params.seeds):
         run, title = f"{dataset}_{variant}_{seed}", run_title(dataset, variant, seed)
         asked = {"dataset": dataset, "variant": variant, "seed": seed}
         yield Expected(f"02_train_{run}", title, asked | trained)
@@ -122,29 +103,20 @@ def expected_notebooks(params: Params) -> Iterator[Expected]:
         yield Expected(f"06_visualize_{dataset}", spec_of(dataset).title, asked)
     pairs = [(pair.train, pair.test) for pair in params.generalization]
     pairs += [(dataset, other) for dataset in params.datasets for other in params.external]
-    for (dataset, other), variant, seed in _runs(pairs, params.variants, params.seeds):
+    for (dataset, other), variant, seed in product(pairs, params.variants, params.seeds):
         asked = {"dataset": dataset, "test_set": other, "variant": variant, "seed": seed}
         name = f"05_domain_generalization_{dataset}_{other}_{variant}_{seed}"
         title = f"{run_title(dataset, variant, seed)}, on {spec_of(other).title}"
         yield Expected(name, title, asked | scored)
-    for dataset, variant, seed in _runs(
-        params.ablation.datasets, params.ablation.variants, params.seeds
-    ):
-        asked = {"dataset": dataset, "variant": variant, "seed": seed}
-        asked |= {"ablation.epochs": params.ablation.epochs}
-        name = f"04_ablation_{dataset}_{variant}_{seed}"
-        yield Expected(name, run_title(dataset, variant, seed), asked | trained | scored)
+    for dataset in params.ablation.datasets:
+        asked = {"dataset": dataset, "seeds": params.seeds}
+        asked |= {f"ablation.{name}": values["ablation"][name] for name in ("epochs", "variants")}
+        yield Expected(f"04_ablation_{dataset}", spec_of(dataset).title, asked | trained | scored)
     yield Expected("07_efficiency", "", {"efficiency": values["efficiency"]})
 
 
 def read_executed(expected: Expected, folder: Path, datasets: Collection[str]) -> Executed:
-    """Reads an executed notebook.
-
-    Args:
-        expected: which.
-        folder: the folder of reports.
-        datasets: of the run. Rows of a table that are of others, which only the paper has, are left
-            out.
+    """Reads an executed notebook; rows of its tables that are of other datasets are left out.
 
     Raises:
         Unusable: it is missing, broken, of another run, or of a time before cells were tagged.
@@ -165,12 +137,6 @@ def read_executed(expected: Expected, folder: Path, datasets: Collection[str]) -
     if not cells:
         raise Unusable("was run by an earlier version, which marked nothing for a report")
     return Executed(expected, notebook.metadata.get("wavegms"), cells)
-
-
-def _runs(
-    places: list[_Place], variants: list[str], seeds: list[int]
-) -> list[tuple[_Place, str, int]]:
-    return [(place, variant, seed) for place in places for variant in variants for seed in seeds]
 
 
 def run_title(dataset: str, variant: str, seed: int) -> str:
@@ -234,21 +200,19 @@ def _readable(html: str, datasets: Collection[str]) -> str:
 
     That is a column that counts the rows, rows of other datasets, and empty columns.
     """
-    html = _STYLE.sub("", html).replace("&lt;NA&gt;", "–").replace("<td>NaN</td>", "<td>–</td>")
-    start, _, end = html.partition("<tbody>")
-    rows = [_CELL.findall(row) for row in _ROW.findall(end)]
-    names = _CELL.findall(start)
+    page = BeautifulSoup(html, "html.parser")
+    heads = page.select("thead tr")
+    rows = [[cell.text for cell in row(["th", "td"])] for row in page.select("tbody tr")]
+    names = [cell.text for cell in heads[0]("th")] if len(heads) == 1 else []
     # only a plain table; pandas puts dots in place of what it leaves out of a long one
-    if not end or any(len(row) != len(names) or "..." in row for row in rows):
+    if not names or any(len(row) != len(names) or "..." in row for row in rows):
         return html
-    places = [place for place, name in enumerate(names) if name in _OF_DATASETS]
-    kept = [row for row in rows if all(unescape(row[place]) in datasets for place in places)]
-    if not kept:
+    table = pd.DataFrame(rows, columns=names, dtype=str).replace(["NaN", "<NA>"], "–")
+    places = [name for name in _OF_DATASETS if name in names]
+    kept = table[table[places].isin(datasets).all(axis=1)]
+    if kept.empty:
         return "<p>None in this run.</p>"
-    shown = [place for place in range(len(names)) if {row[place] for row in kept} - {"–", ""}]
-    if [row[0] for row in rows] == [str(number) for number in range(len(rows))]:
-        shown = [place for place in shown if place]
-    head = "".join(f"<th>{names[place]}</th>" for place in shown)
-    body = ["".join(f"<td>{row[place]}</td>" for place in shown) for row in kept]
-    lines = "".join(f"<tr>{cells}</tr>" for cells in body)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+    says = ~kept.isin(["–", ""]).all().to_numpy()
+    says[0] &= table.iloc[:, 0].tolist() != [str(number) for number in range(len(table))]
+    with pd.option_context("display.max_colwidth", None):
+        return kept.loc[:, says].to_html(index=False, border=0)

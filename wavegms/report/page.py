@@ -40,26 +40,8 @@ _CHOSEN = {
 }
 
 
-class Part(NamedTuple):
-    """A piece of the report.
-
-    Attributes:
-        title: its heading; empty for none.
-        html: what stands below.
-    """
-
-    title: str
-    html: str
-
-
 class Card(NamedTuple):
-    """A model card.
-
-    Attributes:
-        name: of its file, without the ending.
-        title: for a reader; with the epochs, which tell models of the ablation apart.
-        text: its content.
-    """
+    """A model card; its title has the epochs, which tell models of the ablation apart."""
 
     name: str
     title: str
@@ -71,13 +53,7 @@ class Card(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What :func:`write_report` wrote.
-
-    Attributes:
-        path: the HTML file.
-        cards: the model cards.
-        missing: what the run has not left, one sentence each; the report says so too.
-    """
+    """What :func:`write_report` wrote; `missing` is what the run has not left, a sentence each."""
 
     path: Path
     cards: list[Path]
@@ -87,11 +63,8 @@ class Report(NamedTuple):
 def write_report(out: Path, project: Path = Path(".")) -> Report:
     """Writes the report of the run that params.yaml describes, and a card for each of its models.
 
-    What is missing of the run, or is left from another one, is named in the report and not shown.
-
-    Args:
-        out: the HTML file; the cards go into `model_cards/` beside it.
-        project: the project's folder.
+    The cards go into `model_cards/` beside it. What is missing of the run, or is left from another
+    one, is named in the report and not shown.
 
     Raises:
         InputError: nothing is there of this run, or a file cannot be written.
@@ -110,7 +83,7 @@ def write_report(out: Path, project: Path = Path(".")) -> Report:
     exporter = _make_exporter()
     sections = {
         section: [
-            Part(part.expected.title, _as_html(exporter, cells))
+            {"title": part.expected.title, "html": _as_html(exporter, cells)}
             for part in executed
             if (cells := part.cells.get(section))
         ]

@@ -22,14 +22,9 @@ def share_model(
     """Makes a folder that holds all that others need of a model, and uploads it if asked to.
 
     It is what `WaveGMSPipeline.from_pretrained` opens, with the weights of the best epoch, and
-    beside them a README.md as the hub shows it, card.json, and an ONNX file. Nothing goes over the
-    network without a hub id.
-
-    Args:
-        folder: of the model, in `models/`; or one that holds a single `seed_<n>`.
-        out: the folder to make, whole or not at all. It may be an earlier one of the same kind.
-        project: the project's folder, whose results say what the model scored.
-        hub_id: "owner/name" on the Hugging Face hub, where a new place is private.
+    beside them a README.md as the hub shows it, card.json, and an ONNX file. `folder` may be one
+    that holds a single `seed_<n>`; `out` is made whole or not at all, and may be an earlier one of
+    the same kind. Nothing goes over the network without a hub id, where a new place is private.
 
     Raises:
         InputError: the model or its scores are not there or do not belong together, `out` holds

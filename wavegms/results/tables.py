@@ -10,9 +10,10 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 
-from wavegms.errors import InputError, first_line
+from wavegms.errors import InputError
+from wavegms.files import read_table
 from wavegms.results.statistics import METRICS, SYSTEM, mean_over_seeds, summarize
 from wavegms.training.card import ModelCard
 from wavegms.variants import VARIANTS
@@ -47,12 +48,23 @@ class ImageScore(BaseModel):
 
 SCORE_COLUMNS = list(ImageScore.model_fields)
 
-_ROWS = TypeAdapter(list[ImageScore])
 
-PUBLISHED_COLUMNS = [
-    *("table", "system", "type", "variant", "train_set", "test_set", "metric", "value"),
-    *("trainable_parameters_millions", "note"),
-]
+class PublishedNumber(BaseModel):
+    """A number that the paper prints."""
+
+    table: int
+    system: str  # as printed
+    type: str  # CNN, transformer or generative, in table 2
+    variant: str  # ours; empty where we have none
+    train_set: str
+    test_set: str
+    metric: str  # dsc and iou in percent, hd95 in pixels
+    value: float
+    trainable_parameters_millions: str  # a number, empty where not printed
+    note: str
+
+
+PUBLISHED_COLUMNS = list(PublishedNumber.model_fields)
 
 # The paper's HD95 follows the reference code, so this is the column it is compared with.
 PUBLISHED_HD95 = "hd95_zero_if_empty"
@@ -119,23 +131,16 @@ def read_not_run(folder: Path) -> Mapping[tuple[str, str], str]:
 
 
 def read_published(folder: Path) -> pd.DataFrame:
-    """Reads the paper's tables 2 to 4 (`table2.csv` and so on), one row a printed number.
-
-    Columns are `PUBLISHED_COLUMNS`: variant is empty where we have none, metric is dsc, iou or
-    hd95, value is in percent or pixels.
-
-    Raises:
-        InputError: a file is missing, cannot be read or lacks a column.
-    """
-    tables = []
-    for number in (2, 3, 4):
-        path = Path(folder) / f"table{number}.csv"
-        tables.append(_read_table(path, PUBLISHED_COLUMNS, "restore it with git"))
-    published = pd.concat(tables, ignore_index=True)
-    published["table"] = published["table"].astype(int)
-    for column in ("value", "trainable_parameters_millions"):
-        published[column] = pd.to_numeric(published[column])
-    return published
+    """Reads the paper's tables 2 to 4 (`table2.csv` and so on), one `PublishedNumber` a row."""
+    published = pd.concat(
+        [
+            read_table(Path(folder) / f"table{number}.csv", PublishedNumber, "restore it with git")
+            for number in (2, 3, 4)
+        ],
+        ignore_index=True,
+    )
+    millions = pd.to_numeric(published["trainable_parameters_millions"])
+    return published.assign(trainable_parameters_millions=millions)
 
 
 def summarize_runs(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
@@ -287,19 +292,7 @@ def mark_significant(table: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataF
 
 def _read_run(path: Path, folder: Path) -> pd.DataFrame:
     remedy = "run that evaluation again"
-    table = _read_table(path, SCORE_COLUMNS, remedy)
-    try:
-        rows = _ROWS.validate_python(table.to_dict("records"))
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        line, column = wrong["loc"]
-        raise InputError(
-            f"{path} has {column} {wrong['input']!r} in line {line + 2} ({wrong['msg']}): {remedy}."
-        ) from error
-    run = pd.DataFrame(map(dict, rows), columns=SCORE_COLUMNS)
-    twice = run["id"][run["id"].duplicated()]
-    if not twice.empty:
-        raise InputError(f"{path} lists {twice.iloc[0]} twice: {remedy}.")
+    run = read_table(path, ImageScore, remedy)
     for column in [*SYSTEM, "seed", "card", "data_hash"]:
         if run[column].nunique() > 1:
             raise InputError(f"{path} mixes several values of {column}: {remedy}.")
@@ -311,20 +304,6 @@ def _read_run(path: Path, folder: Path) -> pd.DataFrame:
             "put it there or delete it."
         )
     return run
-
-
-def _read_table(path: Path, columns: list[str], remedy: str) -> pd.DataFrame:
-    try:
-        # An id such as 000001 or NA is a text.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({first_line(error)}): {remedy}.") from error
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise InputError(f"{path} lacks the column {missing[0]}: {remedy}.")
-    if table.empty:
-        raise InputError(f"{path} has no row: {remedy}.")
-    return table
 
 
 def _with_origin(

@@ -151,7 +151,7 @@ def _follow_run(cell: Cell, apart: bool, rows: pd.DataFrame, project: Path) -> R
         )
     run = f"{cell.train_set}_{cell.variant}_{first['seed']}"
     if apart:
-        names = [f"04_ablation_{run}"]
+        names = [f"04_ablation_{cell.train_set}"]
     elif cell.train_set == cell.test_set:
         names = [f"02_train_{run}", f"03_evaluate_{run}"]
     else:

@@ -12,19 +12,15 @@ from typing import Any
 
 import numpy as np
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
 
 from wavegms.config import check_params, load_params
 from wavegms.data.cases import UNLABELLED, Case, image_files, match_folders, place
 from wavegms.data.catalog import CATALOG, find_cases
 from wavegms.data.pairs import for_each_case, inverted_masks, read_pair, resize_pair, surrounds
 from wavegms.errors import InputError, first_line
-from wavegms.figures.cases import show_pairs
 from wavegms.files import replace_file, write_text
-from wavegms.images import open_image
+from wavegms.images import as_mask
 from wavegms.run.check import check_dataset
 
 _RAW = Path("data/raw")
@@ -52,24 +48,15 @@ datasets: [{name}]
 
 @dataclass(frozen=True)
 class Added:
-    """What `add_dataset` found and did.
+    """What `add_dataset` found and did."""
 
-    Attributes:
-        folder: where the images lie.
-        cases: number of images with a mask; 0 if only empty folders were made.
-        unlabelled: number of images without a mask.
-        found: sentences on the files.
-        notes: sentences on what may be wrong.
-        preview: a picture of some images with the outlines of their masks, or None.
-        changed: what params.yaml says now where it said something else, by its dotted name.
-    """
-
-    folder: Path
-    cases: int = 0
-    unlabelled: int = 0
-    found: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    preview: Path | None = None
+    folder: Path  # where the images lie
+    cases: int = 0  # images with a mask; 0 if only empty folders were made
+    unlabelled: int = 0  # images without a mask
+    found: list[str] = field(default_factory=list)  # sentences on the files
+    notes: list[str] = field(default_factory=list)  # and on what may be wrong
+    preview: Path | None = None  # a picture of some images with the outlines of their masks
+    # What params.yaml says now where it said something else, by its dotted name.
     changed: dict[str, Any] = field(default_factory=dict)
 
 
@@ -133,7 +120,7 @@ def add_dataset(name: str, images: Path | None = None, masks: Path | None = None
 
 
 def report(added: Added) -> str:
-    """Says what `add_dataset` did and what comes next."""
+    """Says in lines of text what `add_dataset` did and what comes next."""
     folder, name = added.folder, added.folder.name
     if not added.cases:
         return (
@@ -197,16 +184,22 @@ def _examine(cases: Sequence[Case], image_size: int) -> tuple[list[str], list[st
 
 
 def _examine_case(case: Case, image_size: int) -> _Seen:
-    pair = read_pair(case)
+    values = 0
+
+    def to_mask(image: Image.Image) -> np.ndarray:
+        nonlocal values
+        values = len(image.convert("L").getcolors())
+        return as_mask(image)
+
+    pair = read_pair(case, to_mask=to_mask)
     _, small = resize_pair(case, pair, image_size)
-    values = open_image(case.masks[0]).convert("L").getcolors()
     return _Seen(
         size=pair.image.size,
         image_mode=pair.image_mode,
         mask_mode=pair.mask_modes[0],
         area=float(small.mean()),
         surrounds=surrounds(small),
-        several=len(values) > 2,
+        several=values > 2,
     )
 
 
@@ -215,6 +208,8 @@ def _count(modes: Iterable[str]) -> str:
 
 
 def _write_preview(name: str, cases: Sequence[Case]) -> Path:
+    from wavegms.figures.cases import show_pairs  # takes seconds, and comes last
+
     chosen = np.linspace(0, len(cases) - 1, min(_SHOWN, len(cases))).round().astype(int)
     pairs = [(textwrap.fill(cases[i].id, 30), read_pair(cases[i])) for i in chosen]
     figure = show_pairs([(title, np.asarray(pair.image), pair.mask) for title, pair in pairs])
@@ -226,6 +221,11 @@ def _write_preview(name: str, cases: Sequence[Case]) -> Path:
 
 def _compose(profile: str) -> dict[str, Any]:
     """params.yaml as `dvc exp run -S profile=...` composes it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         with initialize_config_dir(str(_CONF.resolve()), version_base=None):
             composed = compose("config", overrides=[f"profile={profile}"])

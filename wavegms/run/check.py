@@ -7,7 +7,7 @@ from wavegms.data.catalog import find_cases, root_of, spec_of
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
-from wavegms.phantom.scanner import SCANNERS
+from wavegms.phantom.settings import SCANNERS
 from wavegms.variants import VARIANTS, require_side
 
 

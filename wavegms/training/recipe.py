@@ -82,6 +82,14 @@ def loss_terms(
     return loss(latents if spec.aligned else None, levels, vae, images, masks)
 
 
+def precision_of(run: Run, device: torch.device) -> Precision:
+    """What a training computes with on a device."""
+    wanted = run.training.precision
+    if wanted == "auto" and variant_spec(run.variant).full_precision:
+        wanted = "fp32"
+    return choose_precision(wanted, device)
+
+
 def train(run: Run) -> TrainingResult:
     """Trains a network and keeps its best and its last weights.
 
@@ -116,10 +124,7 @@ def train(run: Run) -> TrainingResult:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
     device, processes = accelerator.device, accelerator.num_processes
-    wanted = settings.precision
-    if wanted == "auto" and spec.full_precision:
-        wanted = "fp32"
-    precision = choose_precision(wanted, device)
+    precision = precision_of(run, device)
     set_seed(run.seed)
     model = build_variant(run.variant, sample_at_inference=run.model.sample_at_inference)
     if vae is not None:

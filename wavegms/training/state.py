@@ -17,9 +17,10 @@ from torch import Tensor
 
 from wavegms.config import Precision
 from wavegms.errors import InputError, first_line
-from wavegms.files import replace_file
+from wavegms.files import replace_file, sha256_of
 from wavegms.project import library_versions
 from wavegms.training.run import Run
+from wavegms.variants import variant_spec
 
 STATE_NAME = "resume.pt"
 
@@ -96,6 +97,7 @@ def describe_run(run: Run, precision: Precision) -> dict[str, str]:
         "the training images": _hash_of(run.train_set.data_hash, *run.train_set.ids),
         "the selecting images": _hash_of(run.selection_set.data_hash, *run.selection_set.ids),
         "the autoencoder": "none" if run.vae is None else _hash_of_weights(run.vae),
+        **_hash_of_imported(run),
         **{f"the version of {name}": version for name, version in library_versions().items()},
         **_hashes_of_code(),
     }
@@ -156,6 +158,12 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _hash_of(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _hash_of_imported(run: Run) -> dict[str, str]:
+    if variant_spec(run.variant).trained:
+        return {}
+    return {"the weights of GMS": sha256_of(run.model.gms_checkpoint_for(run.dataset))}
 
 
 def _hash_of_weights(network: torch.nn.Module) -> str:
