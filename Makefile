@@ -17,7 +17,7 @@ repro: $(VENV)/installed
 	$(call side_by_side,phantom)
 	$(call side_by_side,prepare prepare_external)
 	$(call side_by_side,autoencoder)
-	$(call side_by_side,train ablation)
+	$(call side_by_side,train ablation efficiency)
 	$(call side_by_side,evaluate)
 	$(call side_by_side,generalize generalize_external tour visualize)
 	$(BIN)/dvc repro
