@@ -134,16 +134,29 @@ def test_the_paper_profile_has_the_papers_setting(tmp_path):
     assert (params.split.method, params.training.learning_rate) == ("published", 2e-3)
 
 
-def test_only_make_audit_asks_for_known_weaknesses():
-    def says(*targets):
-        command = ["make", "--dry-run", "--always-make", *targets]
-        return subprocess.run(
-            command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
-        ).stdout
+def makes(*targets):
+    """What make would do."""
+    command = ["make", "--dry-run", "--always-make", *targets]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
 
+
+def test_make_repro_starts_every_item_once_and_then_what_compares_them():
+    said = makes("repro")
+    items = re.findall(r" item/(\S+)", said)
+    assert len(set(items)) == len(items) > 10
+    stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    others = stages - {item.split("@")[0] for item in items}
+    nothing_to_do = {"prepare_external", "generalize_external"}  # in the sample
+    assert others == {"check", "results", "report"} | nothing_to_do
+    assert said.splitlines()[-1].endswith("dvc repro")
+
+
+def test_only_make_audit_asks_for_known_weaknesses():
     # strict: a pin that cannot be looked up is no pin without weaknesses
-    assert "pip-audit --strict --requirement constraints.txt" in says("audit")
-    assert "pip-audit" not in says("repro", "test", "bench", "lab", "lint", "notebooks")
+    assert "pip-audit --strict --requirement constraints.txt" in makes("audit")
+    assert "pip-audit" not in makes("repro", "test", "bench", "lab", "lint", "notebooks")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

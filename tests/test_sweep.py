@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -67,19 +68,30 @@ exec "$@" > "$log" 2>&1
 """
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
     """A project of seconds, with what the items depend on up to date."""
-    root = tmp_path / "project"
+    root = tmp_path_factory.mktemp("sweep") / "project"
     root.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("DVC_SITE_CACHE_DIR", str(root.parent / "site"))
+        subprocess.run(["git", "init", "-q"], check=True)
+        Repo.init().close()
+        Path("dvc.yaml").write_text(PIPELINE)
+        change(seed=1, seconds=1, numbers=[1, 2, 3, 4], nothing=[])
+        run(root, "dvc", "repro", "source")
+    return root
+
+
+@pytest.fixture
+def project(original, tmp_path, monkeypatch):
+    """A copy of it."""
+    root = tmp_path / "project"
+    shutil.copytree(original, root)
     monkeypatch.chdir(root)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the jobs
-    subprocess.run(["git", "init", "-q"], check=True)
-    Repo.init().close()
-    Path("dvc.yaml").write_text(PIPELINE)
-    change(seed=1, seconds=1, numbers=[1, 2, 3, 4], nothing=[])
-    run(root, "dvc", "repro", "source")
     return root
 
 
