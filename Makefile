@@ -5,9 +5,32 @@ BIN := $(VENV)/bin
 # DVC calls `python`: it must be the one with the pins, and kernels must find themselves.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test test-full bench lab lint audit notebooks
+.PHONY: repro nothing_else test test-full bench lab lint audit notebooks
+# What does not need each other runs side by side, as many at once as JOBS says, each with its share
+# of the cores: at the sample's size a second core adds little to one training step. A GPU takes one
+# training at a time. `dvc repro`, here for whatever is left, does all, one after the other.
+JOBS ?= $(if $(shell command -v nvidia-smi),1,2)
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+THREADS := $(shell echo $$(($(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1)))
 repro: $(VENV)/installed
+	$(BIN)/dvc repro check
+	$(call side_by_side,phantom)
+	$(call side_by_side,prepare prepare_external)
+	$(call side_by_side,autoencoder)
+	$(call side_by_side,train ablation efficiency)
+	$(call side_by_side,evaluate)
+	$(call side_by_side,generalize generalize_external tour visualize)
 	$(BIN)/dvc repro
+
+# All items of some stages, by the names that DVC has for them; DVC's lock keeps them apart where they
+# write the same file. After one that fails no further one starts.
+side_by_side = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} $(MAKE) --jobs=$(JOBS) \
+  --no-print-directory $(addprefix item/,$(filter $(1) $(1:%=%@%),$(ITEMS))) nothing_else
+ITEMS = $(eval ITEMS := $$(shell $(BIN)/dvc stage list --name-only 2>/dev/null))$(ITEMS)
+item/%:
+	@$(BIN)/dvc --wait-for-lock repro --single-item $*
+nothing_else:
+	@:
 
 # Side by side, each process with one thread: file by file, so that what a file's tests share is made
 # once, the long files first (tests/conftest.py).

@@ -203,9 +203,9 @@ def validation_set(prepared):
 
 @pytest.fixture(scope="session")
 def trained_vae(train_set, made_once):
-    """A small autoencoder that gives the four training masks back; about 20 s."""
+    """A small autoencoder that gives the four training masks back; a few seconds."""
     settings = AutoencoderTraining(
-        channels=16, blocks=1, steps=500, batch_size=4, learning_rate=5e-3
+        channels=16, blocks=1, steps=240, batch_size=4, learning_rate=5e-3
     )
 
     def fill(folder):

@@ -15,14 +15,19 @@ from wavegms.results import ablation
 from wavegms.results.ablation import (
     drop_other_rows,
     note_not_run,
-    read_not_run,
     run_row,
     same_training,
     why_not_run,
 )
 from wavegms.results.readable import readable
 from wavegms.results.scores import predict_split, score_split
-from wavegms.results.tables import ablation_table, read_published, read_scores, summarize_systems
+from wavegms.results.tables import (
+    ablation_table,
+    read_not_run,
+    read_published,
+    read_scores,
+    summarize_systems,
+)
 from wavegms.training.card import read_card
 
 PUBLISHED = Path(__file__).parents[1] / "results/published"

@@ -157,6 +157,8 @@ def test_the_pairs_are_written_whole_or_not_at_all(audited, tmp_path, monkeypatc
     target = tmp_path / "results" / "audit.csv"
     write_audit(pairs, target)
     again = pd.read_csv(target, keep_default_na=False)
+    written = pd.read_csv(target, dtype=str)["similarity"]
+    assert written.str.fullmatch(r"-?[01]\.[0-9]{4}").all()
     pd.testing.assert_frame_equal(
         again, pairs, check_dtype=False, check_exact=False, atol=1e-4, rtol=0
     )

@@ -10,6 +10,7 @@ from wavegms import InputError
 from wavegms.config import AutoencoderParams, AutoencoderTraining
 from wavegms.data.manifest import load_manifest
 from wavegms.models.autoencoder import freeze
+from wavegms.training import autoencoder as training
 from wavegms.training.autoencoder import (
     ReconstructionQuality,
     build_autoencoder,
@@ -22,6 +23,7 @@ from wavegms.training.autoencoder import (
     train_autoencoder,
     write_quality,
 )
+from wavegms.training.loss import soft_dice
 
 
 def tiny(**changes):
@@ -90,6 +92,30 @@ def test_the_settings_are_obeyed(train_set):
     assert len(seen) == 15 and set(seen) <= set(range(4))
     assert vae.config.num_encoder_blocks == (1, 2, 2, 2)
     assert vae.config.encoder_block_out_channels == (8,) * 4
+
+
+@pytest.mark.parametrize(
+    ("dice", "psnr", "steps"),
+    [
+        ((0.5, 0.97, 0.98), (10, 20, 20.4), 60),  # good masks, and images that hardly gain
+        ((0.97, 0.5, 0.98), (20, 20, 20), 60),
+        ((0.5, 0.5, 0.5), (20, 20, 20), 70),
+        ((0.98, 0.98, 0.98), (10, 10.6, 11.2), 70),
+    ],
+)
+def test_it_ends_once_masks_are_good_and_images_hardly_gain(
+    train_set, monkeypatch, dice, psnr, steps
+):
+    measured, seen = iter(zip(psnr, dice, strict=True)), []
+    monkeypatch.setattr(
+        training,
+        "reconstruction_quality",
+        lambda *_, **__: ReconstructionQuality(*next(measured), images=4),
+    )
+    monkeypatch.setattr(training, "soft_dice", lambda *pair: seen.append(0) or soft_dice(*pair))
+    settings = tiny(steps=70, batch_size=1, channels=8, target_dice=0.96)
+    train_autoencoder(train_set, settings, seed=0)
+    assert len(seen) == steps
 
 
 def test_more_steps_leave_a_smaller_error(train_set):

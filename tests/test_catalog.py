@@ -1,6 +1,4 @@
-import os
 import unicodedata
-from pathlib import Path
 
 import pytest
 from layouts import (
@@ -31,14 +29,6 @@ WRITERS = {
     "mine": write_plain,
 }
 IN_FOLDERS = [name for name in WRITERS if name != "stu"]
-
-
-@pytest.fixture
-def real_data():
-    folder = os.environ.get("WAVEGMS_REAL_DATA")
-    if not folder:
-        pytest.skip("WAVEGMS_REAL_DATA is not set")
-    return Path(folder) / "data"
 
 
 def test_counts_are_those_of_the_paper():
@@ -265,7 +255,7 @@ def test_ids_are_safe_file_names(stem, id):
 
 @pytest.mark.realdata
 def test_real_busi(real_data):
-    cases = find_cases("busi", real_data / "raw" / "busi")
+    cases = find_cases("busi", real_data / "data" / "raw" / "busi")
     labels = [case.label for case in cases]
     assert (len(cases), labels.count("benign"), labels.count("malignant")) == (647, 437, 210)
     assert sum(len(case.masks) > 1 for case in cases) == 17
@@ -274,18 +264,18 @@ def test_real_busi(real_data):
 
 @pytest.mark.realdata
 def test_real_ham10000_sample(real_data):
-    cases = find_cases("ham10000", real_data / "raw" / "ham10000_sample")
+    cases = find_cases("ham10000", real_data / "data" / "raw" / "ham10000_sample")
     assert len(cases) == 36
 
 
 @pytest.mark.realdata
 def test_real_stu(real_data):
-    assert len(find_cases("stu", real_data / "raw" / "stu")) == 42
+    assert len(find_cases("stu", real_data / "data" / "raw" / "stu")) == 42
 
 
 @pytest.mark.realdata
 def test_real_plain_folder(real_data):
-    assert len(find_cases("busbra", real_data / "raw" / "busbra_sample")) == 36
+    assert len(find_cases("busbra", real_data / "data" / "raw" / "busbra_sample")) == 36
 
 
 @pytest.mark.parametrize(

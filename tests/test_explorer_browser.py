@@ -91,9 +91,9 @@ class Watcher:
             sleep(0.01)
 
 
-def test_a_person_sees_what_they_ask_for(tmp_path, prepared):
+def test_a_person_sees_what_they_ask_for(tmp_path, prepared, pipeline):
     project, home = tmp_path / "project", tmp_path / "home"
-    write_project(project, prepared)
+    write_project(project, prepared, pipeline)
     for source in (NOTEBOOK, ROOT / "params.yaml"):
         (project / source.relative_to(ROOT)).parent.mkdir(exist_ok=True)
         shutil.copy(source, project / source.relative_to(ROOT))

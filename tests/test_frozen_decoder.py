@@ -26,7 +26,7 @@ def test_a_decoded_mask_is_the_clamped_mean_of_what_diffusers_decodes(kind):
         results.append((masks.detach(), inputs.grad))
     (masks, gradient), (wanted, wanted_gradient) = results
     assert masks.shape == (2, 1, 24, 40) and 0 < wanted.mean() < 1 and wanted_gradient.norm() > 0
-    tolerance = 1e-5 if kind == torch.float32 else 1e-12
+    tolerance = 1e-4 if kind == torch.float32 else 1e-11
     torch.testing.assert_close(masks, wanted, rtol=tolerance, atol=tolerance)
     assert (gradient - wanted_gradient).norm() <= tolerance * wanted_gradient.norm()
 

@@ -73,7 +73,7 @@ def test_alignment_is_its_formula(distance, pair):
 @pytest.mark.parametrize("distance", ["l1", "smooth_l1"])
 def test_alignment_of_identical_opposite_and_scaled_latents(distance):
     z = torch.randn(1, 4, 3, 3)
-    assert alignment_loss(z, z, distance).item() == pytest.approx(0, abs=1e-6)
+    assert alignment_loss(z, z, distance).item() == pytest.approx(0, abs=1e-5)
     unit = torch.zeros(1, 4, 3, 3)
     unit[:, 0] = 1
     # the cosine is -1; of four channels one is off by 2
@@ -116,9 +116,10 @@ def test_the_total_is_the_sum_of_the_papers_terms(small_vae, batch, supervision,
     dice = DiceLoss(smooth_nr=1e-5, smooth_dr=1e-5)
     decoded = [(small_vae.decode(level).sample.mean(1, True) + 1) / 2 for level in levels[first:]]
     seg = sum(dice(soft.clamp(0, 1), masks) for soft in decoded)
-    torch.testing.assert_close(terms["lm"], lm)
-    torch.testing.assert_close(terms["seg"], seg)
-    torch.testing.assert_close(terms["align"], alignment_loss(latents, z_i, distance))
+    torch.testing.assert_close(terms["lm"], lm, rtol=1e-4, atol=0)
+    torch.testing.assert_close(terms["seg"], seg, rtol=1e-4, atol=0)
+    align = alignment_loss(latents, z_i, distance)
+    torch.testing.assert_close(terms["align"], align, rtol=1e-4, atol=0)
     torch.testing.assert_close(terms["loss"], terms["seg"] + terms["lm"] + terms["align"])
 
 
@@ -139,9 +140,9 @@ def test_a_perfect_prediction_costs_what_the_autoencoder_loses(trained_vae, trai
     z_i, z_m = encode_images(trained_vae, images), encode_masks(trained_vae, masks)
     terms = WaveGMSLoss()(z_i, [z_m] * 4, trained_vae, images, masks)
     assert terms["lm"].item() == 0
-    assert terms["align"].item() == pytest.approx(0, abs=1e-6)
+    assert terms["align"].item() == pytest.approx(0, abs=1e-5)
     lost = 1 - soft_dice(decode_masks(trained_vae, z_m), masks).mean()
-    assert terms["seg"].item() == pytest.approx(4 * lost.item(), abs=1e-5)
+    assert terms["seg"].item() == pytest.approx(4 * lost.item(), rel=1e-3)
     assert 0 < lost < 0.1
 
 

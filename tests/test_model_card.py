@@ -190,7 +190,7 @@ def test_each_model_finds_its_own_scores(original):
             "are not those that its card.json describes",
         ),
         ("reports/audit/phantom_a.csv", lambda p: p.unlink(), "phantom_a.csv does not exist"),
-        ("reports/audit/phantom_a.csv", lambda p: p.write_text("a\n1\n"), "is not the list of"),
+        ("reports/audit/phantom_a.csv", lambda p: p.write_text("a\n1\n"), "lacks the column id_a"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(project, path, broken, said, survived):

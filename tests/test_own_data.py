@@ -1,10 +1,8 @@
 """`python -m wavegms add`: images of one's own are set up, checked, and named in params.yaml."""
 
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -28,6 +26,7 @@ def project(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "conf", root / "conf")
     shutil.copy2(ROOT / "params.yaml", root)
     monkeypatch.chdir(root)
+    monkeypatch.setattr(own_data, "_SHOWN", 1)  # drawing takes longer than all else
     return root
 
 
@@ -47,7 +46,8 @@ def comments(text):
     return [line.strip() for line in text.splitlines() if line.strip().startswith("#")]
 
 
-def test_files_are_copied_checked_shown_and_named(project, tmp_path, capsys):
+def test_files_are_copied_checked_shown_and_named(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(own_data, "_SHOWN", 12)
     write_skin(tmp_path / "scans", tmp_path / "outlines", count=30, without_mask=3)
     (project / "notebooks").mkdir()
     folders = ["--images", str(tmp_path / "scans"), "--masks", str(tmp_path / "outlines")]
@@ -232,11 +232,8 @@ def test_params_that_cannot_be_edited_are_left_alone(project, tmp_path):
 
 
 @pytest.mark.realdata
-def test_real_dermoscopy_is_taken_as_it_was_published(project, tmp_path):
-    real_data = os.environ.get("WAVEGMS_REAL_DATA")
-    if not real_data:
-        pytest.skip("WAVEGMS_REAL_DATA is not set")
-    raw = Path(real_data) / "data/raw/ham10000_sample"
+def test_real_dermoscopy_is_taken_as_it_was_published(project, real_data, tmp_path):
+    raw = real_data / "data/raw/ham10000_sample"
     scans = tmp_path / "scans"
     scans.mkdir()
     for path in raw.glob("HAM10000_images_part_*/*.jpg"):

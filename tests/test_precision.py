@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import make_run
+from runs import grey_vae, make_run
 from test_export import build_vae, shorten
 
 from wavegms import InputError
@@ -57,6 +57,11 @@ def test_only_tf32_and_the_halves_allow_tf32():
         assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == allowed
 
 
+@pytest.fixture
+def vae():
+    return grey_vae()
+
+
 def terms_and_gradients(name, vae, batch, precision):
     torch.manual_seed(1)
     model = build_variant(name).train()
@@ -68,11 +73,21 @@ def terms_and_gradients(name, vae, batch, precision):
     return terms, torch.cat([one.flatten() for one in gradients if one is not None])
 
 
-@pytest.mark.parametrize("name", ["wave_gms", "tinyvae", "tinyvae_multires_sft", "unet"])
-def test_bf16_gives_the_terms_and_gradients_to_its_digits(name, trained_vae, train_set):
+# Without bf16 of its own a processor takes a minute for these.
+LARGER = ("tinyvae_multires_sft", "unet")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wave_gms",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("tinyvae_multires_sft", "unet")),
+    ],
+)
+def test_bf16_gives_the_terms_and_gradients_to_its_digits(name, vae, train_set):
     batch = train_set.images.float() / 255, train_set.masks.float()
-    wanted, gradients = terms_and_gradients(name, trained_vae, batch, "fp32")
-    terms, rounded = terms_and_gradients(name, trained_vae, batch, "bf16")
+    wanted, gradients = terms_and_gradients(name, vae, batch, "fp32")
+    terms, rounded = terms_and_gradients(name, vae, batch, "bf16")
     for key, value in terms.items():
         assert value.dtype == torch.float32  # sums are never of 8 bits
         assert value.item() == pytest.approx(wanted[key].item(), rel=0.05)
@@ -83,7 +98,7 @@ def test_bf16_gives_the_terms_and_gradients_to_its_digits(name, trained_vae, tra
     assert cosine > 0.95 and 0.8 < rounded.norm() / gradients.norm() < 1.25
 
 
-def test_half_precision_does_not_lose_the_small_gradients(trained_vae, train_set):
+def test_half_precision_does_not_lose_the_small_gradients(vae, train_set):
     """In float16 the Dice of a pixel would be 0 without a scale of its own."""
     batch = train_set.images.float() / 255, train_set.masks.float()
     level = torch.randn(4, 4, 4, 4)
@@ -91,7 +106,7 @@ def test_half_precision_does_not_lose_the_small_gradients(trained_vae, train_set
     for half in (None, torch.float16):
         one = level.clone().requires_grad_()
         with torch.autocast("cpu", dtype=half, enabled=half is not None):
-            WaveGMSLoss()(None, [one], trained_vae, *batch)["seg"].backward()
+            WaveGMSLoss()(None, [one], vae, *batch)["seg"].backward()
         gradients.append(one.grad)
     wanted, half = gradients
     assert half.dtype == torch.float32
@@ -117,16 +132,18 @@ def quick_compiler(monkeypatch):
     return compiled
 
 
-@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"compile": True}])
+@pytest.mark.parametrize(
+    "change", [pytest.param({"precision": "bf16"}, marks=pytest.mark.slow), {"compile": True}]
+)
 def test_a_training_takes_it_and_learns_the_same(
-    change, trained_vae, train_set, training_params, tmp_path, quick_compiler, monkeypatch
+    change, vae, train_set, training_params, tmp_path, quick_compiler, monkeypatch
 ):
     if "compile" in change:  # a compiler reads every operation: half a minute of the whole network
         monkeypatch.setattr(training, "build_variant", shortened)
 
     def run(name, **changes):
         settings = training_params(epochs=2, **changes)
-        return train(make_run(tmp_path / name, train_set, train_set, settings, vae=trained_vae))
+        return train(make_run(tmp_path / name, train_set, train_set, settings, vae=vae))
 
     plain = run("plain")
     assert not quick_compiler and plain.precision == "fp32"
@@ -142,7 +159,7 @@ def test_a_training_takes_it_and_learns_the_same(
 
 
 def test_a_variant_that_bf16_would_change_is_left_in_fp32_unless_asked(
-    trained_vae, train_set, training_params, tmp_path, monkeypatch
+    vae, train_set, training_params, tmp_path, monkeypatch
 ):
     asked = []
     monkeypatch.setattr(
@@ -154,7 +171,7 @@ def test_a_variant_that_bf16_would_change_is_left_in_fp32_unless_asked(
         ("tinyvae", "auto"),
     ):
         folder, settings = tmp_path / variant / precision, training_params(precision=precision)
-        train(make_run(folder, train_set, train_set, settings, variant=variant, vae=trained_vae))
+        train(make_run(folder, train_set, train_set, settings, variant=variant, vae=vae))
     assert asked == ["fp32", "bf16", "auto"]
 
 

@@ -1,5 +1,4 @@
 import hashlib
-import os
 import shutil
 import struct
 import warnings
@@ -409,12 +408,6 @@ def test_ids_that_look_like_numbers_or_gaps_stay_texts(raw, tmp_path):
     assert set(load_manifest(tmp_path / "out")["id"]) == {"007", "NA", "1e5", "None"}
 
 
-def test_an_animation_gives_its_first_frame(tmp_path):
-    frames = [Image.new("L", (4, 4), level) for level in (10, 200)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert open_image(tmp_path / "a.gif").convert("L").getpixel((0, 0)) == 10
-
-
 def test_a_missing_file_is_named(tmp_path):
     for function in (open_image, sha256_of):
         with pytest.raises(InputError, match=r"a\.png"):
@@ -476,11 +469,8 @@ def test_replace_folder_refuses_a_file_in_its_place(tmp_path):
 
 
 @pytest.mark.realdata
-def test_real_busi(tmp_path):
-    folder = os.environ.get("WAVEGMS_REAL_DATA")
-    if not folder:
-        pytest.skip("WAVEGMS_REAL_DATA is not set")
-    real = Path(folder) / "data"
+def test_real_busi(real_data, tmp_path):
+    real = real_data / "data"
     report = prepare_dataset(
         "busi",
         real / "raw" / "busi",

@@ -52,7 +52,7 @@ def run(out, *arguments):
 @pytest.mark.parametrize(
     ("launcher", "supervision", "interrupted"),
     [
-        ("accelerate launch", "all_levels", True),
+        pytest.param("accelerate launch", "all_levels", True, marks=pytest.mark.slow),
         ("notebook_launcher", "last_three_levels", False),
     ],
 )

@@ -167,7 +167,7 @@ def test_every_number_of_the_readme_is_in_the_tables(published):
 
 
 def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"table2\.csv cannot be read"):
+    with pytest.raises(InputError, match=r"table2\.csv does not exist"):
         read_published(tmp_path)
 
 

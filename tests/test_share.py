@@ -68,6 +68,7 @@ def files_in(folder):
     return {p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_shared_model_goes_to_a_hub_and_comes_back(original, tmp_path):
     """In another process, where the hub is this machine and no other one can be asked."""
     code = (
@@ -121,6 +122,10 @@ def test_a_shared_model_goes_to_a_hub_and_comes_back(original, tmp_path):
 def test_nothing_is_uploaded_unasked(project, capsys):
     assert main(["share", "models/phantom_a/wave_gms", "out"]) == 0
     assert files_in("out") == FILES
+    images = torch.rand(1, 3, 32, 32)
+    shared, own = (WaveGMSPipeline.from_pretrained(folder) for folder in ("out", MODEL))
+    assert torch.equal(shared.predict(images), own.predict(images))
+    assert read_card(Path("out")) == read_card(Path(MODEL))
     assert "written: out" in capsys.readouterr().out
     # whoever finds it may read it, and an earlier one is replaced
     assert all(p.stat().st_mode & 0o044 for p in Path("out").rglob("*"))

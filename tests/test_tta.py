@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
+from wavegms import InputError, WaveGMSPipeline
 from wavegms.models.mask_network import MaskNetwork
 from wavegms.predict.tta import (
     AugmentedPipeline,
@@ -82,7 +82,7 @@ def test_the_average_is_the_mean_of_what_numpy_turns_back():
     batch = images(1)
     averaged = average_views(lopsided, batch, views_of({"horizontal_flip": 0.5}))
     mirrored = lopsided(torch.from_numpy(batch.numpy()[..., ::-1].copy())).numpy()[..., ::-1]
-    np.testing.assert_allclose(averaged, (lopsided(batch).numpy() + mirrored) / 2, rtol=1e-6)
+    np.testing.assert_allclose(averaged, (lopsided(batch).numpy() + mirrored) / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,10 @@ def unet():
     return WaveGMSPipeline(network=MaskNetwork("unet"), image_size=32)
 
 
-def test_every_pipeline_takes_views(small_vae, unet):
+def test_every_pipeline_takes_views(pipeline, unet):
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    mapping = LatentMappingModel()
-    latent = WaveGMSPipeline(MultiResolutionEncoder(), mapping, small_vae, image_size=32)
-    for plain in (latent, WaveGMSPipeline(None, mapping, small_vae, image_size=32), unet):
+    single = WaveGMSPipeline(None, pipeline.mapping, pipeline.vae, image_size=32)
+    for plain in (pipeline, single, unet):
         augmented = AugmentedPipeline.of(plain, [View(False, 0), View(True, 0)])
         assert augmented.device == plain.device and augmented.config.image_size == 32
         assert augmented.components == plain.components
@@ -120,12 +119,10 @@ def test_every_pipeline_takes_views(small_vae, unet):
             + plain(picture[:, ::-1].copy()).probabilities[0][:, ::-1]
         ) / 2
         np.testing.assert_allclose(soft, expected, atol=1e-4)
-        # latents of untrained networks decode to black
-        if plain.network is not None:
-            assert np.abs(soft - plain(picture).probabilities[0]).max() > 0.01
+        assert np.abs(soft - plain(picture).probabilities[0]).max() > 0.01
         same = AugmentedPipeline.of(plain, [View(False, 0)])
         np.testing.assert_allclose(
-            same(picture).probabilities[0], plain(picture).probabilities[0], atol=1e-6
+            same(picture).probabilities[0], plain(picture).probabilities[0], atol=1e-5
         )
 
 

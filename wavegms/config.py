@@ -141,6 +141,7 @@ class AutoencoderTraining(Section):
     steps: PositiveInt
     batch_size: PositiveInt
     learning_rate: Annotated[Number, Field(gt=0, allow_inf_nan=False)]
+    target_dice: Probability = 1.0
 
 
 class AutoencoderParams(Section):

@@ -18,6 +18,8 @@ from wavegms.errors import InputError, first_line
 from wavegms.project import KEEP_MEMORY
 
 MEASURES = "wavegms.costs.measure"
+# The UNet is MONAI's, which takes as long to import as torch.
+_WARM = [MEASURES, "monai"]
 POINT = f"{MEASURES}:measure_point"
 
 
@@ -32,7 +34,7 @@ def apart(function: str, *arguments: Any, keep_memory: bool = True) -> Any:
     forked = keep_memory and "forkserver" in get_all_start_methods()  # not on Windows
     context = get_context("forkserver" if forked else "spawn")
     if forked:
-        context.set_forkserver_preload([MEASURES])
+        context.set_forkserver_preload(_WARM)
     others = set(active_children())
     with _environment(keep_memory), ProcessPoolExecutor(1, context) as pool:
         try:

@@ -2,7 +2,7 @@
 
 A test image whose twin was trained on measures memory, not segmentation. The audit changes nothing;
 the split method `grouped` draws a split without such twins, and `summarize_audited` in
-`wavegms.evaluation` says what they are worth in the metrics.
+`wavegms.results.statistics` says what they are worth in the metrics.
 """
 
 from __future__ import annotations

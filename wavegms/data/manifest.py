@@ -92,7 +92,8 @@ def read_audit(path: Path) -> pd.DataFrame:
     """Read the pairs that `write_audit` wrote, one `PairRow` each."""
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist: run the prepare stage first")
-    return read_table(path, PairRow, "run the prepare stage again", may_be_empty=True)
+    remedy = "this is not the list of pairs of an audit, run the prepare stage again"
+    return read_table(path, PairRow, remedy, may_be_empty=True)
 
 
 def load_manifest(folder: Path) -> pd.DataFrame:

@@ -61,9 +61,7 @@ def explore(
     Dataset, variant and threshold are those shown first, if they are there; the seed is that of the
     draw where a model samples z_MR at inference.
     """
-    explorer = Explorer(prepared, models, seed=seed, threshold=threshold)
-    explorer.start(dataset, variant)
-    return explorer.view
+    return Explorer(prepared, models, dataset, variant, seed, threshold).view
 
 
 class Explorer:
@@ -73,18 +71,21 @@ class Explorer:
     filling: asyncio.Task  # of the table
 
     def __init__(
-        self, prepared: Path, models: Sequence[PublishedModel], *, seed: int, threshold: float
+        self,
+        prepared: Path,
+        models: Sequence[PublishedModel],
+        dataset: str,
+        variant: str,
+        seed: int,
+        threshold: float,
     ):
         self._prepared, self._models = Path(prepared), list(models)
         self._bench = Workbench(prepared, seed)
-        self._reacting = True  # until it is started
+        self._reacting = True  # until it is filled
         self._upload: tuple[str, bytes] | None = None
         self._rows: list[dict] = []
         self._build(threshold)
         self._connect()
-
-    def start(self, dataset: str, variant: str) -> None:
-        """Shows the first image of a dataset, by its model of that variant if there is one."""
         names = find_datasets(self._prepared)
         if dataset not in names:  # a notebook's own default, where others were prepared
             dataset = names[0]
@@ -124,13 +125,21 @@ class Explorer:
 
         self.depths, self.filtered = widgets.HTML(), widgets.HTML()
         self.thumbnails = {band: widgets.HTML() for band in BANDS}
-        self.bands = {band: _band_slider(band_label(band)) for band in BANDS}
+        self.bands = {
+            band: widgets.IntSlider(
+                value=100,
+                max=100,
+                step=5,
+                description=band_label(band),
+                style={"description_width": "120px"},
+                layout=widgets.Layout(width="242px"),
+            )
+            for band in BANDS
+        }
         self.whole = _button("all bands whole", 150)
         cells = [_line(self.thumbnails[band], self.bands[band]) for band in BANDS]
-        columns = "repeat(auto-fill, minmax(330px, 1fr))"
-        grid = widgets.GridBox(
-            [*cells, self.whole], layout=widgets.Layout(grid_template_columns=columns)
-        )
+        three = widgets.Layout(grid_template_columns="repeat(3, 1fr)")  # a row for each level
+        grid = widgets.GridBox([*cells, self.whole], layout=three)
 
         self.upload = widgets.FileUpload(
             accept="image/*", description="choose an image", layout=widgets.Layout(width="200px")
@@ -351,17 +360,6 @@ def _dropdown(label: str, width: int, options: Sequence[str] = ()) -> widgets.Dr
 
 def _button(label: str, width: int) -> widgets.Button:
     return widgets.Button(description=label, layout=widgets.Layout(width=f"{width}px"))
-
-
-def _band_slider(label: str) -> widgets.IntSlider:
-    return widgets.IntSlider(
-        value=100,
-        max=100,
-        step=5,
-        description=label,
-        style={"description_width": "120px"},
-        layout=widgets.Layout(width="268px"),
-    )
 
 
 def _line(*items: widgets.Widget) -> widgets.HBox:

@@ -37,7 +37,8 @@ SORT_KEYS = {
 
 _LEVEL_NAMES = {1: "fine", 2: "middle", 3: "coarse"}
 
-_BAND_SIDE, _FILTERED_SIDE, _DEPTH_SIDE = 56, 190, 220  # pixels on the screen
+# Pixels on the screen; four in a row fit beside JupyterLab's list of files at 1400.
+_CASE_SIDE, _DEPTH_SIDE, _FILTERED_SIDE, _BAND_SIDE = 228, 220, 190, 56
 
 
 class Panel(NamedTuple):
@@ -105,7 +106,7 @@ def show_case(bench: Workbench, case: Case, threshold: float) -> Panel:
     history = escape(_history(bench, case))
     return Panel(
         f'<b>{escape(case.name)}</b>{label} <span class="note">· {history}</span>',
-        as_html(pictures),
+        as_html(pictures, _CASE_SIDE),
         f'<div class="metrics" aria-live="polite">{metrics}</div>',
     )
 
@@ -201,7 +202,7 @@ def table_lines(rows: Sequence[dict]) -> tuple[str, list[str]]:
     def line(name: str, label: str, *values: str) -> str:
         first = f"{name:<{names}}  {label:<{labels}}" if labels else f"{name:<{names}}"
         # a list on a page would swallow usual spaces
-        return f"{first}{''.join(f'{value:>12}' for value in values)}".replace(" ", "\u00a0")
+        return f"{first}{''.join(f'{value:>13}' for value in values)}".replace(" ", "\u00a0")
 
     lines = [
         line(

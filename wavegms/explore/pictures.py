@@ -61,6 +61,7 @@ STYLE += """<style>
 .wavegms .table select { padding: 0; }
 .wavegms .table option { padding: 0 2px; }
 .wavegms pre { margin: 0; padding-left: 3px; }
+.wavegms .widget-readout { min-width: 40px; }
 </style>"""
 
 
@@ -89,7 +90,7 @@ class Picture:
         )
 
 
-def as_html(pictures: Sequence[Picture], side: int = 240) -> str:
+def as_html(pictures: Sequence[Picture], side: int) -> str:
     """Pictures side by side, as many in a row as fit."""
     return f'<div class="row">{"".join(picture.html(side) for picture in pictures)}</div>'
 
@@ -100,7 +101,7 @@ def outline(picture: np.ndarray, mask: np.ndarray, colour: str = PREDICTION) -> 
     picture, mask = (
         values.repeat(factor, axis=0).repeat(factor, axis=1) for values in (picture, mask)
     )
-    return draw_contour(picture, mask, colour, dashed=colour == PREDICTION)
+    return draw_contour(picture, mask, colour, dashed=colour == PREDICTION, reach=2)
 
 
 def paint_errors(picture: np.ndarray, errors: Errors) -> np.ndarray:

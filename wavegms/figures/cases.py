@@ -3,15 +3,14 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from wavegms.data.dataset import PreparedDataset
 from wavegms.figures.style import (
     TRUTH_STYLE,
     draw_case,
@@ -25,13 +24,18 @@ from wavegms.images import open_image
 from wavegms.phantom.scanner import Phantom
 from wavegms.results.metrics import mask_metrics
 
+if TYPE_CHECKING:  # pictures of what is simulated need no torch
+    from torch import Tensor
 
-def as_picture(image: Tensor) -> np.ndarray:
+    from wavegms.data.dataset import PreparedDataset
+
+
+def as_picture(image: "Tensor") -> np.ndarray:
     """A uint8 tensor (3, H, W) as an array (H, W, 3)."""
     return image.movedim(0, -1).numpy()
 
 
-def _case(dataset: PreparedDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
+def _case(dataset: "PreparedDataset", index: int) -> tuple[np.ndarray, np.ndarray]:
     """Image, uint8 (H, W, 3), and mask, bool (H, W)."""
     case = dataset[int(index)]
     return as_picture(case["image"]), case["mask"][0].numpy().astype(bool)
@@ -57,7 +61,7 @@ def draw_pairs(folder: Path, pairs: pd.DataFrame, columns: int = 3) -> Figure:
     return figure
 
 
-def show_cases(dataset: PreparedDataset, indices: Sequence[int], columns: int = 6) -> Figure:
+def show_cases(dataset: "PreparedDataset", indices: Sequence[int], columns: int = 6) -> Figure:
     """Images of a split with the contour of their mask."""
     pairs = []
     for index in indices:
@@ -127,7 +131,7 @@ def show_scores(scores: pd.DataFrame) -> Figure:
 
 
 def show_extremes(
-    dataset: PreparedDataset,
+    dataset: "PreparedDataset",
     probabilities: np.ndarray,
     scores: pd.DataFrame,
     threshold: float,
@@ -156,7 +160,7 @@ def show_extremes(
 
 
 def show_comparison(
-    dataset: PreparedDataset,
+    dataset: "PreparedDataset",
     probabilities: Mapping[str, np.ndarray],
     cases: Mapping[str, str],
     threshold: float,

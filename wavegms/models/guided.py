@@ -6,6 +6,7 @@ selective kernels and modulate every block by a spatial feature transform (paper
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  a pipeline looks it up here
 from torch import Tensor, nn
 
 from wavegms.models.mapping import LatentMappingModel, ResAttnBlock, initialise

@@ -20,16 +20,17 @@ def draw_contour(
     mask: np.ndarray,
     colour: str = PREDICTION_STYLE["colors"],
     dashed: bool = False,
+    reach: int | None = None,
 ) -> np.ndarray:
     """Draws the border of a mask, half inside and half outside, between dark edges.
 
-    The line is two pixels thick or more and each edge one or more, growing with the image so that
-    they are seen when it is shown smaller. The edges are for skin, which is nearly as orange. Where
-    a mask reaches the border of the image, its contour runs along it.
+    The line reaches that many pixels to either side, by default one or more, growing with the image
+    so that it is seen when that is shown smaller. The edges are for skin, which is nearly as
+    orange. Where a mask reaches the border of the image, its contour runs along it.
 
     The image is uint8 (H, W, 3), the mask bool (H, W); the image given is left as it is.
     """
-    reach = max(1, round(min(mask.shape) / 400))
+    reach = reach or max(1, round(min(mask.shape) / 400))
     edge = max(1, reach // 2)
     drawn = image.copy()
     for distance, paint in ((reach + edge, "black"), (reach, colour)):

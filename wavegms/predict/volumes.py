@@ -2,6 +2,10 @@
 
 The networks are two-dimensional: a volume is cut into slices, each is predicted as any picture is,
 and the masks are put back on the volume's own grid.
+
+MONAI's readers were tried instead. They take 5 s to import, read sheared, cut and 4-D NIfTI files
+without a word, stack DICOM slices by their numbers instead of their places, make one volume of two
+series and miss no missing slice. Its SliceInferer gives the same bits for what is three lines here.
 """
 
 import gzip

@@ -20,6 +20,7 @@ from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.project import is_first_process
 from wavegms.results.scores import predict_split, score_split, write_scores
 from wavegms.results.statistics import summarize
+from wavegms.results.tables import NOT_RUN
 from wavegms.training.card import ModelCard, card_hash, read_card, write_card
 from wavegms.training.publish import publish_model
 from wavegms.training.recipe import precision_of, train
@@ -27,9 +28,6 @@ from wavegms.training.run import Run
 from wavegms.training.safeguards import say
 from wavegms.training.state import describe_run
 from wavegms.variants import VariantSpec, variant_spec
-
-# Beside scores, or instead of them: why a row was not run.
-NOT_RUN = "not_run.txt"
 
 # Among the metrics of a row's training: what the model that is published was made from.
 _MADE_FROM = "made_from.json"
@@ -56,7 +54,7 @@ def why_not_run(variant: str, gms_checkpoint: Path) -> str:
 
 
 def note_not_run(folder: Path, reason: str) -> None:
-    """Leaves the reason in place of the row's scores, for :func:`read_not_run`."""
+    """Leaves the reason in place of the row's scores, for `read_not_run`."""
     with replace_folder(folder) as target:
         write_text(target / NOT_RUN, reason + "\n")
 
@@ -141,12 +139,3 @@ def drop_other_rows(folders: Iterable[Path], variants: Iterable[str], seeds: Ite
         for row in folder.glob("*/seed_*"):
             if row.parts[-2:] not in wanted:
                 shutil.rmtree(row)
-
-
-def read_not_run(folder: Path) -> Mapping[tuple[str, str], str]:
-    """Why rows in `<dataset>/<variant>/seed_<seed>` were not run, by (dataset, variant)."""
-    found = {}
-    for path in sorted(Path(folder).glob(f"*/*/seed_*/{NOT_RUN}")):
-        dataset, variant = path.parts[-4:-2]
-        found[dataset, variant] = path.read_text(encoding="utf-8").strip()
-    return found

@@ -77,7 +77,8 @@ def readable_published(published: pd.DataFrame, number: int) -> pd.DataFrame:
     cells = rows.assign(data=names, text=rows["value"].map("{:.2f}".format))
     table = cells.pivot_table("text", "system", "data", aggfunc=" / ".join, sort=False)
     metrics = " / ".join(metric.upper() for metric in rows["metric"].unique()).replace("IOU", "IoU")
-    return table.rename_axis(f"System ({metrics})", columns=None).reset_index()
+    table.columns.name = None
+    return table.rename_axis(f"System ({metrics})").reset_index()
 
 
 def readable_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from wavegms.errors import InputError
 from wavegms.files import write_text
 from wavegms.models.autoencoder import (
     Autoencoder,
+    channels_last,
     decode_masks,
     encode_images,
     encode_masks,
@@ -36,6 +37,10 @@ from wavegms.training.loss import soft_dice
 from wavegms.variants import variant_spec
 
 QUALITY_NAME = "quality.json"
+
+# How often it is asked whether more steps are worth it, on how many of the training images, and how
+# much better these must come back to say so.
+_CHECK_STEPS, _CHECKED_IMAGES, _WORTHWHILE_DB = 20, 32, 0.5
 
 # Keeps latents well inside +-3, where the decoder's tanh clamp saturates.
 _LATENT_WEIGHT = 1e-3
@@ -99,6 +104,9 @@ def train_autoencoder(
     The loss is the squared error of both, plus soft Dice of the masks: they are what a decoder
     must get right here, and their thin borders weigh little in a squared error. The seed is that of
     initial weights, order and augmentation.
+
+    It ends before its last step once masks come back with `target_dice` and images hardly gain: in
+    the sample after 140 steps of 200.
     """
     accelerator = Accelerator()
     set_seed(seed)
@@ -123,11 +131,13 @@ def train_autoencoder(
     vae, optimizer, batches = accelerator.prepare(vae, optimizer, batches)
     vae.train()
     bar = tqdm(batches, desc="training autoencoder", unit="step", mininterval=1)
-    for batch in bar:
+    psnr = 0.0
+    for step, batch in enumerate(bar, start=1):
         images, masks = augment(
             PreparedDataset.to_float(batch["image"]), PreparedDataset.mask_to_float(batch["mask"])
         )
-        both = torch.cat([images, masks.expand(-1, 3, -1, -1)])
+        # 0.37 instead of 0.60 s of one thread for a step of the sample
+        both = channels_last(torch.cat([images, masks.expand(-1, 3, -1, -1)]))
         latents = encode_images(vae, both)
         decoded = (vae.decode(latents).sample + 1) / 2
         soft_masks = decoded[len(images) :].mean(dim=1, keepdim=True).clamp(0, 1)
@@ -141,6 +151,12 @@ def train_autoencoder(
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if step % _CHECK_STEPS == 0:
+            quality = reconstruction_quality(vae, train_set, most=_CHECKED_IMAGES)
+            hardly_better = quality.image_psnr < psnr + _WORTHWHILE_DB
+            if quality.mask_dice >= settings.target_dice and hardly_better:
+                break
+            psnr = quality.image_psnr
     return freeze(accelerator.unwrap_model(vae)).cpu()
 
 
@@ -152,10 +168,8 @@ def reconstruction_quality(
     psnr, dice = [], []
     chosen = Subset(dataset, range(0, len(dataset), -(-len(dataset) // most)))
     for batch in DataLoader(chosen, batch_size=batch_size):
-        images, masks = (
-            PreparedDataset.to_float(batch["image"]),
-            PreparedDataset.mask_to_float(batch["mask"]),
-        )
+        images = channels_last(PreparedDataset.to_float(batch["image"]).to(vae.device))
+        masks = PreparedDataset.mask_to_float(batch["mask"]).to(vae.device)
         decoded = ((vae.decode(encode_images(vae, images)).sample + 1) / 2).clamp(0, 1)
         error = (decoded - images).square().flatten(1).mean(1)
         psnr.append(-10 * torch.log10(error))
