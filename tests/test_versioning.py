@@ -78,8 +78,7 @@ def test_a_changed_image_runs_again_what_depends_on_it(project):
 
 def test_a_changed_parameter_runs_again_what_depends_on_it(project):
     change(project, "evaluation", {"threshold": 0.3, "bootstrap_resamples": 100})
-    output = run(project, "dvc", "repro", "evaluate")
-    assert started(output) == ["check", *of_both("evaluate")]
+    assert set(changed(project, *UP_TO_SCORES)) == {"check", *of_both("evaluate")}
 
 
 def test_another_image_size_starts_at_the_preparation(project):
@@ -94,13 +93,11 @@ def change(project, name, value):
 
 def test_an_edited_text_of_a_notebook_runs_its_own_stage_again(project):
     """The stages after it do not, since it writes the same bytes again."""
-    for name, text in (("01_prepare", "Reads a dataset"), ("02_train", "Trains one network")):
-        notebook = project / f"notebooks/{name}.ipynb"
-        original = notebook.read_text()
-        assert original.count(text) == 1
-        notebook.write_text(original.replace(text, f"Indeed {text}"))
-    output = run(project, "dvc", "repro", EVALUATED)
-    assert started(output) == ["check", "prepare@own", TRAINED]
+    notebook = project / "notebooks/01_prepare.ipynb"
+    original = notebook.read_text()
+    assert original.count("Reads a dataset") == 1
+    notebook.write_text(original.replace("Reads a dataset", "Indeed, reads a dataset"))
+    assert started(run(project, "dvc", "repro", EVALUATED)) == ["check", "prepare@own"]
 
 
 def test_an_experiment_is_compared_with_what_is_committed(project):
@@ -125,7 +122,7 @@ def test_an_experiment_is_compared_with_what_is_committed(project):
     plots = json.loads(ask(project, "dvc", "plots", *compared))["data"]
     for curve in ("loss", "selection_dice"):
         for dataset, same in (("own", False), ("phantom_a", True)):
-            file = f"reports/training/{dataset}/wave_gms/seed_1/plots/metrics/{curve}.tsv"
+            file = f"reports/training/{dataset}/wave_gms/seed_2333/plots/metrics/{curve}.tsv"
             points = plots[file][0]["content"]["data"]["values"]
             assert [(point["rev"], point["step"]) for point in points] == [
                 *(("HEAD", "0"), ("HEAD", "1"), ("slower", "0"), ("slower", "1"))
