@@ -9,7 +9,7 @@ from monai.losses import DiceLoss
 
 from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks
 from wavegms.models.build import build_variant
-from wavegms.training.loss import WaveGMSLoss, alignment_loss, soft_dice
+from wavegms.training.loss import WaveGMSLoss, _at_once, alignment_loss, soft_dice
 
 
 @st.composite
@@ -185,3 +185,9 @@ def test_targets_are_constants(small_vae, batch):
     terms = WaveGMSLoss()(latents, [latents] * 4, small_vae, images, masks)
     (terms["lm"] + terms["align"]).backward()
     assert latents.grad is not None and images.grad is None and masks.grad is None
+
+
+@pytest.mark.parametrize(("side", "count"), [(4096, 1), (128, 1), (64, 4), (32, 16)])
+def test_as_many_images_go_through_at_once_as_were_fastest(side, count):
+    masks = torch.empty(()).expand(99, 1, side, side)
+    assert _at_once(masks) == count
