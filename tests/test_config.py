@@ -36,6 +36,7 @@ VALUES = {
             "steps": 100,
             "batch_size": 8,
             "learning_rate": 0.005,
+            "target_dice": 0.97,
         },
     },
     "model": {"sample_at_inference": False, "gms_checkpoint": "models/gms/{dataset}.pth"},
