@@ -7,7 +7,6 @@ their place.
 
 import inspect
 import json
-import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wavegms.errors import InputError, first_line
-from wavegms.files import is_hub_id
+from wavegms.files import check_pickle, is_hub_id
 from wavegms.models.autoencoder import Autoencoder, freeze
 
 _ORIGINAL_FAMILIES = ("taesd", "taesdxl")
@@ -158,9 +157,6 @@ _MOST_KILOBYTES = 100
 # The numbers of channels and layers of an SD-VAE, all in one, come to less than a tenth of this.
 _MOST_LAYERS = 20_000
 
-# Of a tuple in a torch file; those of tensors hold about 20.
-_MOST_OBJECTS = 10_000
-
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
@@ -280,37 +276,7 @@ def _check_torch_file(path: Path) -> None:
             raise ValueError("it unpacks to more than it holds")
         for entry in entries:
             if entry.filename.endswith("data.pkl"):
-                _check_pickle(archive.read(entry))
-
-
-def _check_pickle(data: bytes) -> None:
-    """Refuses tuples that hold each other many times over, and many large numbers.
-
-    As keys of a dict, tuples are hashed with all that they hold: forty of them, each with the one
-    before twice, take forever. Of large numbers, any many can have the same hash. The sizes that
-    objects would have, written out, are counted here without building any.
-    """
-    stack, marks, memo = [], [], {}
-    for opcode, argument, _ in pickletools.genops(data):
-        name = opcode.name
-        if name in ("INT", "LONG", "LONG1", "LONG4"):
-            raise ValueError(f"it holds the instruction {name}")
-        if name == "MARK":
-            marks.append(len(stack))
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        else:
-            taken = opcode.stack_before
-            if pickletools.markobject in taken:
-                start = marks.pop() - taken.index(pickletools.markobject)
-            else:
-                start = len(stack) - len(taken)
-            size = 1 + sum(stack[start:])
-            stack[start:] = [size] * len(opcode.stack_after)
-            if size > _MOST_OBJECTS and name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"):
-                raise ValueError("it holds objects within objects without end")
+                check_pickle(archive.read(entry))
 
 
 def _check_plain(state: Mapping[str, Any]) -> None:
