@@ -239,6 +239,18 @@ def load_plain_pickle(data: bytes) -> Any:
     return _PlainUnpickler(BytesIO(data)).load()
 
 
+def only_seed(folder: Path) -> Path:
+    """A pipeline's folder itself, or the only one of folders `seed_<n>` in it."""
+    seeds = sorted(path.parent for path in folder.glob("seed_*/model_index.json"))
+    if (folder / "model_index.json").is_file() or not seeds:
+        return folder
+    if len(seeds) > 1:
+        raise InputError(
+            f"{folder} holds the weights of several seeds: open one of them, such as {seeds[0]}"
+        )
+    return seeds[0]
+
+
 _LEFTOVER = re.compile(r"(?P<process>\d+)-[0-9a-f]{8}\.(?P<ending>new|old)")
 
 

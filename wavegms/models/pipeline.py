@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from wavegms.errors import InputError, first_line
-from wavegms.files import is_hub_id
+from wavegms.files import is_hub_id, only_seed
 from wavegms.images import as_rgb, resize_image
 from wavegms.models.autoencoder import channels_last, decode_masks, freeze
 from wavegms.models.encoder import MultiResolutionEncoder
@@ -25,7 +25,7 @@ from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_network import MaskNetwork
 from wavegms.models.segmenter import map_latents
-from wavegms.models.weights import only_seed, quiet_loading, require_complete, require_finite
+from wavegms.models.weights import quiet_loading, require_complete, require_finite
 
 ImageInput = Image.Image | np.ndarray | Tensor
 

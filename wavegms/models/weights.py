@@ -226,18 +226,6 @@ def require_modest(folder: Path) -> dict[str, Any]:
     return config
 
 
-def only_seed(folder: Path) -> Path:
-    """A pipeline's folder itself, or the only one of folders `seed_<n>` in it."""
-    seeds = sorted(path.parent for path in folder.glob("seed_*/model_index.json"))
-    if (folder / "model_index.json").is_file() or not seeds:
-        return folder
-    if len(seeds) > 1:
-        raise InputError(
-            f"{folder} holds the weights of several seeds: open one of them, such as {seeds[0]}"
-        )
-    return seeds[0]
-
-
 def require_complete(folder: Path, networks: Mapping[str, tuple[type[ModelMixin], ...]]) -> None:
     """Checks that a saved pipeline has every weight of every part, in the right shape.
 

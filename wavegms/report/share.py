@@ -7,9 +7,8 @@ from huggingface_hub import HfApi
 
 from wavegms.config import load_params
 from wavegms.errors import InputError, first_line
-from wavegms.files import is_hub_id, replace_folder, write_text
+from wavegms.files import is_hub_id, only_seed, replace_folder, write_text
 from wavegms.models.pipeline import WaveGMSPipeline
-from wavegms.models.weights import only_seed
 from wavegms.report.model_card import read_scored_model, render_model_card
 from wavegms.training.card import CARD_NAME
 

@@ -1,8 +1,8 @@
 """The card beside a trained model: what it is, what made it, and how good the selection found it.
 
 A card is one JSON file, `card.json`, in the model's folder. Every number in a table of results
-leads to one, see `wavegms.trace`: scores name the card that they were measured with, and the card
-names its weights.
+leads to one, see `wavegms.results.trace`: scores name the card that they were measured with, and
+the card names its weights.
 """
 
 import hashlib
