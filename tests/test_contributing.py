@@ -57,7 +57,7 @@ def project(tmp_path_factory):
     insert(tests, "    write_ham10000,\n", "    write_clinicdb,\n")
 
     networks = root / "wavegms/models/mask_network.py"
-    insert(networks, "class MaskNetwork(", block("def segresnet") + "\n\n")
+    insert(networks, "class MaskNetwork(", block("@mask_network") + "\n\n")
     insert(root / "wavegms/variants.py", '    "gms": ', line('"segresnet": Variant') + "\n")
     insert(root / "tests/test_variants.py", '    "unet": 14', line('"segresnet": 1') + ",\n")
 

@@ -118,7 +118,7 @@ def test_what_the_pages_say_is_typed(project):
 
     said = typed["python -m wavegms add my_data --images scans --masks outlines"]
     assert "24 images with masks" in said and "3 images without a mask" in said
-    assert started(typed["make repro"]) == ["check"]  # the small project has run
+    assert set(started(typed["make repro"])) == {"check"}  # the small project has run
     assert "train@my_data-wave_gms-2333" in started(typed["dvc repro"])
     # from the cache, after other profiles: nothing is trained
     back = started(typed["dvc exp run -S profile=my_data"])
