@@ -39,10 +39,9 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 # What `make test` leaves out: the sample's own pipeline twice, all that the documentation tells one to
-# type, browsers, and many more hostile inputs. What measures time comes last, alone.
+# type, browsers, and many more hostile inputs.
 test-full: $(VENV)/installed
-	$(BIN)/python -m pytest -m "slow and not alone" $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
 # On an idle machine: about 25 minutes on two cores, less on a GPU. BENCH="--batch-sizes 1 4 12" and
 # the like change what is measured, see `python -m wavegms bench --help`.
