@@ -137,7 +137,7 @@ def test_the_paper_profile_has_the_papers_setting(tmp_path):
 
 def makes(*targets):
     """What make would do."""
-    command = ["make", "--dry-run", "--always-make", *targets]
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", *targets]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     ).stdout

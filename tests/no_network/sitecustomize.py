@@ -44,6 +44,8 @@ def _refuse_outward(event, arguments):
 
 
 def _refuse_unguarded(event, arguments):
+    if arguments[0] and os.path.basename(os.fsdecode(arguments[0])) == "ldconfig":
+        return  # by it ctypes finds a library in the system's list, in an environment of its own
     environment = arguments[_CHILDREN[event]]
     path = os.fsdecode((os.environ if environment is None else environment).get("PYTHONPATH", ""))
     if _HERE not in path.split(os.pathsep):
