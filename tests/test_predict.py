@@ -23,10 +23,14 @@ from PIL import Image, ImageColor, ImageFilter, ImageOps
 
 from wavegms import InputError, WaveGMSPipeline
 from wavegms.__main__ import main
-from wavegms.predict.inputs import find_sources
+from wavegms.predict.inputs import Request, find_sources
 from wavegms.predict.overlays import draw_contour, draw_slices
-from wavegms.predict.run import COLUMNS, SLICE_COLUMNS, measure, predict_files
+from wavegms.predict.run import COLUMNS, SLICE_COLUMNS, measure, predict
 from wavegms.training.card import weights_hash
+
+
+def predict_files(inputs, model, out, **options):
+    return predict(Request(inputs, model, Path(out), **options))
 
 
 class Brightness(ModelMixin, ConfigMixin):

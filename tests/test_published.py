@@ -10,7 +10,7 @@ import pytest
 from wavegms.errors import InputError
 from wavegms.models.build import build_variant
 from wavegms.models.mapping import LatentMappingModel
-from wavegms.results.tables import PUBLISHED_COLUMNS, read_published
+from wavegms.results.tables import PublishedNumber, read_published
 from wavegms.variants import VARIANTS
 
 FOLDER = Path(__file__).parent.parent / "results" / "published"
@@ -42,7 +42,7 @@ def test_table_1_is_complete():
 @pytest.mark.parametrize(("number", "systems"), [(2, 13), (4, 7)])
 def test_tables_2_and_4_have_every_cell_once(published, number, systems):
     table = published[published["table"] == number]
-    assert list(table) == PUBLISHED_COLUMNS
+    assert list(table) == list(PublishedNumber.model_fields)
     assert (table["train_set"] == table["test_set"]).all()
     names = table["system"].unique()
     assert len(names) == systems

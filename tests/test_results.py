@@ -22,7 +22,7 @@ from wavegms.results.readable import (
 )
 from wavegms.results.statistics import METRICS, compare_variants, mean_over_seeds
 from wavegms.results.tables import (
-    SCORE_COLUMNS,
+    ImageScore,
     ablation_table,
     generalization_table,
     mark_significant,
@@ -37,6 +37,7 @@ from wavegms.results.tables import (
 from wavegms.variants import VARIANTS
 
 PUBLISHED = ROOT / "results/published"
+SCORE_COLUMNS = list(ImageScore.model_fields)
 CELL = ["train_set", "test_set", "variant", "metric"]
 
 
@@ -92,14 +93,14 @@ def test_what_was_written_is_read(tmp_path):
     # by test set, then variant in the paper's order, then seed as a number
     expected = pd.concat([written[3], written[2], written[0], written[1]], ignore_index=True)
     scores = read_scores(tmp_path)
-    assert list(scores) == list(SCORE_COLUMNS)
+    assert list(scores) == SCORE_COLUMNS
     pd.testing.assert_frame_equal(scores, expected, check_dtype=False)
     assert scores["empty_prediction"].dtype == bool
 
 
 def test_further_columns_are_left_out(tmp_path):
     put(tmp_path, invent_scores().assign(threshold=0.5))
-    assert list(read_scores(tmp_path)) == list(SCORE_COLUMNS)
+    assert list(read_scores(tmp_path)) == SCORE_COLUMNS
 
 
 def test_no_scores_at_all(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from chain import check_chain
+from chain import TABLES, check_chain
 from copies import ROOT
 from layouts import edit_json
 from runs import make_run
@@ -30,10 +30,8 @@ from wavegms.results.scores import predict_split, score_split, write_scores
 from wavegms.results.statistics import METRICS, summarize
 from wavegms.results.tables import (
     ablation_table,
-    generalization_table,
     read_published,
     read_scores,
-    segmentation_table,
     summarize_systems,
 )
 from wavegms.results.trace import Cell, trace_cell
@@ -80,13 +78,8 @@ def original(tmp_path_factory, prepared):
         for folder in ("scores", "ablation")
     }
     published = read_published(root / "results/published")
-    for make, folder in (
-        (segmentation_table, "scores"),
-        (generalization_table, "scores"),
-        (ablation_table, "ablation"),
-    ):
-        table = make(systems[folder], published)
-        name = make.__name__.removesuffix("_table")
+    for name, make in TABLES.items():
+        table = make(systems["ablation" if name == "ablation" else "scores"], published)
         write_table(table, readable(table), root / "results/tables" / name, "Tested.")
     write_report(root, "08_results", SETTING)
     return root

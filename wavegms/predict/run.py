@@ -79,16 +79,6 @@ _WHOLE = [
 _PIXELS_WAITING = 50_000_000
 
 
-def predict_files(
-    inputs: str | Path | Sequence[str | Path],
-    model: str | Path | WaveGMSPipeline,
-    out: str | Path,
-    **options: Any,
-) -> pd.DataFrame:
-    """Predicts files, folders and patterns; arguments and options are those of `Request`."""
-    return predict(Request(inputs, model, Path(out), **options))
-
-
 def predict(request: Request) -> pd.DataFrame:
     """Writes a folder of results, whole or not at all, and gives the table of predictions.csv.
 

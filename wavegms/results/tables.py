@@ -46,9 +46,6 @@ class ImageScore(BaseModel):
     data_hash: str  # SHA-256 of manifest.csv of the prepared test_set
 
 
-SCORE_COLUMNS = list(ImageScore.model_fields)
-
-
 class PublishedNumber(BaseModel):
     """A number that the paper prints."""
 
@@ -63,8 +60,6 @@ class PublishedNumber(BaseModel):
     trainable_parameters_millions: str  # a number, empty where not printed
     note: str
 
-
-PUBLISHED_COLUMNS = list(PublishedNumber.model_fields)
 
 # The paper's HD95 follows the reference code, so this is the column it is compared with.
 PUBLISHED_HD95 = "hd95_zero_if_empty"
