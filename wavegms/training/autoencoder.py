@@ -151,7 +151,7 @@ def train_autoencoder(
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        if step % _CHECK_STEPS == 0:
+        if settings.target_dice < 1 and step % _CHECK_STEPS == 0:
             quality = reconstruction_quality(vae, train_set, most=_CHECKED_IMAGES)
             hardly_better = quality.image_psnr < psnr + _WORTHWHILE_DB
             if quality.mask_dice >= settings.target_dice and hardly_better:
