@@ -36,12 +36,12 @@ from wavegms.explore.panels import (
 from wavegms.explore.pictures import (
     FOUND,
     MISSED,
-    TRUTH,
     WRONG,
     Picture,
     outline,
     paint_errors,
 )
+from wavegms.figures.colours import TRUTH
 from wavegms.models.mask_network import MaskNetwork
 from wavegms.results.metrics import mask_metrics
 from wavegms.results.scores import score_split

@@ -10,8 +10,6 @@ from wavegms.explore.cases import Band, Case, Workbench, attenuate, compare
 from wavegms.explore.pictures import (
     FOUND,
     MISSED,
-    PREDICTION,
-    TRUTH,
     WRONG,
     Picture,
     as_html,
@@ -20,6 +18,7 @@ from wavegms.explore.pictures import (
     paint_errors,
     shade,
 )
+from wavegms.figures.colours import PREDICTION, TRUTH
 from wavegms.models.wavelet import SUB_BANDS, multi_level_bands
 from wavegms.results.metrics import mask_metrics
 from wavegms.training.publish import PublishedModel

@@ -15,10 +15,8 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from wavegms.explore.cases import Errors
-from wavegms.figures.style import PREDICTION_STYLE, TRUTH_STYLE
+from wavegms.figures.colours import PREDICTION
 from wavegms.predict.overlays import draw_contour
-
-TRUTH, PREDICTION = TRUTH_STYLE["colors"], PREDICTION_STYLE["colors"]
 
 FOUND, WRONG, MISSED = "#ffffff", "#ff8c1a", "#2a9df4"
 

@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from wavegms.figures.colours import PREDICTION, TRUTH
 from wavegms.files import replace_file
 
-TRUTH_STYLE = {"colors": "#00d5ff", "linestyles": "solid", "linewidths": 1.4}
+TRUTH_STYLE = {"colors": TRUTH, "linestyles": "solid", "linewidths": 1.4}
 
-PREDICTION_STYLE = {"colors": "#ff8c1a", "linestyles": "dashed", "linewidths": 1.4}
+PREDICTION_STYLE = {"colors": PREDICTION, "linestyles": "dashed", "linewidths": 1.4}
 
 
 def new_grid(

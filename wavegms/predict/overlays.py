@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 from scipy import ndimage
 
-from wavegms.figures.style import PREDICTION_STYLE
+from wavegms.figures.colours import PREDICTION
 
 _TILE = 256
 
@@ -18,7 +18,7 @@ _DASH = 7  # pixels
 def draw_contour(
     image: np.ndarray,
     mask: np.ndarray,
-    colour: str = PREDICTION_STYLE["colors"],
+    colour: str = PREDICTION,
     dashed: bool = False,
     reach: int | None = None,
 ) -> np.ndarray:
