@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from wavegms.figures.style import (
     TRUTH_STYLE,
+    draw_boxes,
     draw_case,
     grid_for,
     name_contours,
     name_row,
     new_grid,
+    new_panels,
     write_in_corner,
 )
 from wavegms.images import open_image
@@ -47,15 +48,12 @@ def draw_pairs(folder: Path, pairs: pd.DataFrame, columns: int = 3) -> Figure:
     Above each pair stand its kind and similarity. There may be none.
     """
     figure, axes = grid_for(2 * max(1, len(pairs)), 2 * columns, cell=1.8, height=2.4)
-    for place, pair in enumerate(pairs.itertuples()):
-        note = f"{pair.kind}, {pair.similarity:.2f}"
-        for axis, id, split, label, above in (
-            (axes[2 * place], pair.id_a, pair.split_a, pair.label_a, note),
-            (axes[2 * place + 1], pair.id_b, pair.split_b, pair.label_b, ""),
-        ):
-            axis.imshow(open_image(Path(folder) / "images" / f"{id}.png"))
-            about = f"{split}, {label}" if label else split
-            axis.set_title(f"{above}\n{id}\n{about}", fontsize=7)
+    sides = [(pair, side) for pair in pairs.to_dict("records") for side in "ab"]
+    for axis, (pair, side) in zip(axes, sides, strict=False):
+        id, split, label = (pair[f"{name}_{side}"] for name in ("id", "split", "label"))
+        above = f"{pair['kind']}, {pair['similarity']:.2f}" if side == "a" else ""
+        axis.imshow(open_image(Path(folder) / "images" / f"{id}.png"))
+        axis.set_title(f"{above}\n{id}\n{split}{label and f', {label}'}", fontsize=7)
     if pairs.empty:
         axes[0].text(0, 0.5, "no pairs")
     return figure
@@ -63,11 +61,9 @@ def draw_pairs(folder: Path, pairs: pd.DataFrame, columns: int = 3) -> Figure:
 
 def show_cases(dataset: "PreparedDataset", indices: Sequence[int], columns: int = 6) -> Figure:
     """Images of a split with the contour of their mask."""
-    pairs = []
-    for index in indices:
-        label = f"\n{dataset.labels[index]}" if dataset.labels[index] else ""
-        pairs.append((f"{dataset.ids[index]}{label}", *_case(dataset, index)))
-    return show_pairs(pairs, columns)
+    titles = [f"{dataset.ids[i]}\n{dataset.labels[i]}".rstrip("\n") for i in indices]
+    cases = [_case(dataset, index) for index in indices]
+    return show_pairs([(title, *case) for title, case in zip(titles, cases, strict=True)], columns)
 
 
 def show_pairs(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int = 6) -> Figure:
@@ -79,9 +75,9 @@ def show_pairs(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int
     return figure
 
 
-def show_phantoms(phantoms: Sequence[Phantom], columns: int = 4) -> Figure:
+def show_phantoms(phantoms: Sequence[Phantom]) -> Figure:
     """Simulated images with the contours of their lesions."""
-    figure, axes = grid_for(len(phantoms), columns, cell=2.4)
+    figure, axes = grid_for(len(phantoms), 4, cell=2.4)
     for axis, phantom in zip(axes, phantoms, strict=False):
         axis.imshow(phantom.image, cmap="gray", vmin=0, vmax=255)
         for mask in phantom.masks:
@@ -91,42 +87,34 @@ def show_phantoms(phantoms: Sequence[Phantom], columns: int = 4) -> Figure:
     return figure
 
 
+def _name_classes(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(label=table["label"].replace("", "no class"))
+
+
 def show_split(manifest: pd.DataFrame) -> Figure:
     """How much of the image the lesions cover, and how many images of each class, by split."""
     parts = [part for part in ("train", "val", "test") if (manifest["split"] == part).any()]
-    table = manifest.assign(
-        label=manifest["label"].replace("", "no class"), cover=100 * manifest["mask_area"]
-    )
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+    table = _name_classes(manifest).assign(cover=100 * manifest["mask_area"])
+    figure, (left, right) = new_panels(2, 9, 2.8)
     sns.stripplot(table, x="cover", y="split", order=parts, ax=left, size=3, alpha=0.6)
     left.set(xlabel="image covered by the lesion (%)", ylabel="", xlim=(0, None))
     sns.countplot(table, x="split", order=parts, hue="label", ax=right, palette="colorblind")
     right.set(xlabel="", ylabel="images")
     right.legend(title="", fontsize=8)
     sns.despine(figure)
-    plt.close(figure)
     return figure
 
 
 def show_scores(scores: pd.DataFrame) -> Figure:
     """How the metrics of `score_split` are distributed over the images, by class."""
-    table = scores.assign(label=scores["label"].replace("", "no class"))
+    table = _name_classes(scores)
     names = {"dsc": "Dice", "iou": "IoU", "hd95": "HD95 (pixels)"}
-    figure, axes = plt.subplots(1, len(names), figsize=(10, 2.8), layout="constrained")
+    figure, axes = new_panels(len(names), 10, 2.8)
     for axis, (column, name) in zip(axes, names.items(), strict=True):
         sns.stripplot(table, x=column, y="label", ax=axis, size=3, alpha=0.6, color="#0072b2")
-        axis.boxplot(
-            [group[column] for _, group in table.groupby("label", sort=False)],
-            positions=range(table["label"].nunique()),
-            orientation="horizontal",
-            widths=0.7,
-            manage_ticks=False,
-            showfliers=False,
-            medianprops={"color": "black"},
-        )
+        draw_boxes(axis, (group for _, group in table.groupby("label", sort=False)[column]), 0.7)
         axis.set(xlabel=name, ylabel="", xlim=(0, 1.02) if column != "hd95" else (0, None))
     sns.despine(figure)
-    plt.close(figure)
     return figure
 
 
@@ -144,17 +132,13 @@ def show_extremes(
     order = scores["dsc"].to_numpy().argsort(kind="stable")[::-1]
     count = min(count, len(order))
     middle = (len(order) - count) // 2
-    rows = {
-        "best": order[:count],
-        "median": order[middle : middle + count],
-        "worst": order[-count:],
-    }
+    starts = {"best": 0, "median": middle, "worst": len(order) - count}
     figure, axes = new_grid(3, count, cell=2.3)
-    for row, (name, indices) in zip(axes, rows.items(), strict=True):
-        for axis, index in zip(row, indices, strict=True):
+    for row, (name, start) in zip(axes, starts.items(), strict=True):
+        for axis, index in zip(row, order[start : start + count], strict=True):
             draw_case(axis, *_case(dataset, index), probabilities[index] >= threshold)
             dice = scores["dsc"].iloc[index]
-            axis.set_title(f"{name}: {dataset.ids[int(index)]}\nDice {dice:.3f}", fontsize=8)
+            axis.set_title(f"{name}: {dataset.ids[index]}\nDice {dice:.3f}", fontsize=8)
     name_contours(figure)
     return figure
 

@@ -68,21 +68,19 @@ class _Board:
         self.masks = decode_levels(pipeline, image, mask)
         self.image, self.mask = image, mask
         self.samples = pipeline.encoder.config.sample_at_inference
-        self.shapes = {
-            path: step.output.shape for path, step in self.steps.items() if step.output is not None
-        }
-        latents = follow_latents(pipeline, image, mask)
-        self.shapes |= {name: latent.shape for name, latent in latents.items()}
-        self.shapes |= {
-            f"bands_{level}": self.steps[f"encoder.feature_extraction.{level - 1}"].input.shape
+        tensors = {path: step.output for path, step in self.steps.items()}
+        tensors |= follow_latents(pipeline, image, mask)
+        tensors |= {
+            f"bands_{level}": self.steps[f"encoder.feature_extraction.{level - 1}"].input
             for level in range(1, pipeline.encoder.levels + 1)
         }
-        self.shapes |= {
-            "image": image.shape,
-            "mask": mask.shape,
-            "concatenated": self.steps["encoder.feature_aggregation"].input.shape,
-            "prediction": self.masks["depth 4"].shape,
+        tensors |= {
+            "image": image,
+            "mask": mask,
+            "concatenated": self.steps["encoder.feature_aggregation"].input,
+            "prediction": self.masks["depth 4"],
         }
+        self.shapes = {name: value.shape for name, value in tensors.items() if value is not None}
         parts = {name: getattr(pipeline, name) for name in ("encoder", "mapping", "vae")}
         self.counts = {
             ".".join(filter(None, (name, path))): count_parameters(module)

@@ -12,7 +12,6 @@ import pandas as pd
 import seaborn as sns
 import torch
 from diffusers import AutoencoderTiny
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -22,7 +21,7 @@ from torch.nn import functional
 from wavegms.config import AugmentationParams
 from wavegms.data.batches import Augmentation
 from wavegms.data.dataset import PreparedDataset
-from wavegms.figures.style import draw_case, name_row, new_grid, write_in_corner
+from wavegms.figures.style import draw_case, name_row, new_grid, new_panels, write_in_corner
 from wavegms.models.autoencoder import channels_last, decode_masks, encode_images, encode_masks
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import map_latents
@@ -34,11 +33,9 @@ def show_augmented(
     dataset: PreparedDataset, settings: AugmentationParams, seed: int, count: int = 6
 ) -> Figure:
     """Images as they are, and below them three of the many ways in which training sees them."""
-    cases = [dataset[index] for index in range(min(count, len(dataset)))]
-    images = PreparedDataset.to_float(torch.stack([case["image"] for case in cases]))
-    masks = PreparedDataset.mask_to_float(torch.stack([case["mask"] for case in cases]))
+    images, masks = _cases(dataset, range(min(count, len(dataset))))
     augment = Augmentation(**settings.model_dump())
-    figure, axes = new_grid(4, len(cases), cell=1.4)
+    figure, axes = new_grid(4, len(images), cell=1.4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         versions = [(images, masks)] + [augment(images, masks) for _ in range(3)]
@@ -53,18 +50,14 @@ def show_reconstructions(
     vae: AutoencoderTiny, dataset: PreparedDataset, indices: Sequence[int]
 ) -> Figure:
     """Images and masks beside what the autoencoder gives back."""
-    cases = [dataset[index] for index in indices]
-    images = PreparedDataset.to_float(torch.stack([case["image"] for case in cases]))
-    masks = PreparedDataset.mask_to_float(torch.stack([case["mask"] for case in cases]))
-    decoded = ((vae.decode(encode_images(vae, images)).sample + 1) / 2).clamp(0, 1)
-    soft_masks = decode_masks(vae, encode_masks(vae, masks))
+    images, masks = _cases(dataset, indices)
     rows = {
         "image": images,
-        "image, decoded": decoded,
+        "image, decoded": ((vae.decode(encode_images(vae, images)).sample + 1) / 2).clamp(0, 1),
         "mask": masks,
-        "mask, decoded": soft_masks,
+        "mask, decoded": decode_masks(vae, encode_masks(vae, masks)),
     }
-    figure, axes = new_grid(len(rows), len(cases), cell=1.5)
+    figure, axes = new_grid(len(rows), len(images), cell=1.5)
     for row, (name, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture, index in zip(row, pictures, indices, strict=True):
             axis.imshow(picture.movedim(0, -1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
@@ -72,14 +65,20 @@ def show_reconstructions(
     return figure
 
 
+def _cases(dataset: PreparedDataset, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) and masks (B, 1, H, W) of a split, in [0, 1]."""
+    cases = [dataset[index] for index in indices]
+    images, masks = (torch.stack([case[name] for case in cases]) for name in ("image", "mask"))
+    return PreparedDataset.to_float(images), PreparedDataset.mask_to_float(masks)
+
+
 def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
     """Losses and selection Dice over the epochs of a `TrainingResult`, of which one was kept."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    figure, (left, right) = new_panels(2, 9, 3)
     names = {"seg": "mask (Dice)", "lm": "latent mapping (MSE)", "align": "alignment"}
     for (column, name), colour in zip(names.items(), sns.color_palette("colorblind"), strict=False):
-        if column not in history:  # not every network has every term
-            continue
-        left.plot(history["epoch"], history[column], label=name, color=colour)
+        if column in history:  # not every network has every term
+            left.plot(history["epoch"], history[column], label=name, color=colour)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     left.legend(fontsize=8)
     left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -93,7 +92,6 @@ def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     sns.despine(figure)
-    plt.close(figure)
     return figure
 
 
@@ -108,8 +106,7 @@ def trace_prediction(pipeline: WaveGMSPipeline, images: Tensor) -> dict[str, Ste
     """What every module took and gave in one prediction of images, (B, 3, H, W) in [0, 1].
 
     By the module's path, such as `encoder.feature_extraction.0`, in the order in which they
-    finished. Modules that a prediction does not call are not in it, among them the decoder of the
-    Tiny-VAE as a whole, whose layers are called one by one.
+    finished. Not in it is what a prediction does not call: the Tiny-VAE's decoder as a whole.
     """
     steps: dict[str, Step] = {}
     parts = {name: part for name, part in pipeline.components.items() if part is not None}
@@ -118,8 +115,7 @@ def trace_prediction(pipeline: WaveGMSPipeline, images: Tensor) -> dict[str, Ste
 
             def record(_: nn.Module, given: tuple, result: Any, name: str = name) -> None:
                 if given:
-                    output = result if isinstance(result, Tensor) else None
-                    steps[name] = Step(given[0], output)
+                    steps[name] = Step(given[0], result if isinstance(result, Tensor) else None)
 
             hooks.callback(module.register_forward_hook(record).remove)
         pipeline.predict(images)
@@ -145,10 +141,9 @@ def shapes_along_path(pipeline: WaveGMSPipeline, images: Tensor) -> pd.DataFrame
         ("mean of z_MR", mean),
         ("log-variance of z_MR", log_variance),
     ]
-    for depth, _ in enumerate(pipeline.mapping.heads, 1):
-        latent = steps[f"mapping.heads.{depth - 1}"].output
-        rows.append((f"mapped latent, depth {depth}", latent))
-    rows.append(("soft mask, decoded from the last", decode_masks(pipeline.vae, latent)))
+    latents = [steps[f"mapping.heads.{n}"].output for n in range(len(pipeline.mapping.heads))]
+    rows += [(f"mapped latent, depth {depth}", z) for depth, z in enumerate(latents, 1)]
+    rows.append(("soft mask, decoded from the last", decode_masks(pipeline.vae, latents[-1])))
     shapes = [(step, " × ".join(map(str, value.shape))) for step, value in rows]
     return pd.DataFrame(shapes, columns=["step", "output"])
 
@@ -174,9 +169,8 @@ def follow_latents(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> 
 def decode_levels(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """The masks at the four supervised depths, after the best that a prediction can be.
 
-    Of images (B, 3, H, W) in [0, 1] and their true masks (B, 1, H, W): truth, z_M decoded, and
-    depth 1 to depth 4 (deepest first; the last is the prediction) by these names, each (B, 1, H,
-    W).
+    Of images (B, 3, H, W) in [0, 1] and their true masks, by name, each (B, 1, H, W): truth, z_M
+    decoded, and depth 1 (the deepest) to depth 4 (the prediction).
     """
     _, levels = map_latents(pipeline.encoder, pipeline.mapping, pipeline.vae, images)
     latents = {"z_M decoded": encode_masks(pipeline.vae, masks)}
@@ -188,29 +182,22 @@ def decode_levels(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> d
 def parameter_table(pipeline: WaveGMSPipeline) -> pd.DataFrame:
     """Number of parameters of each part, and which of them are trained."""
     encoder, vae = pipeline.encoder, pipeline.vae
-    parts: list[tuple[str, nn.Module, bool]] = [
-        ("one feature-extraction U-Net (of three)", encoder.feature_extraction[0], True),
-        ("feature-aggregation U-Net", encoder.feature_aggregation, True),
-        ("multi-resolution encoder", encoder, True),
-        ("latent mapping model", pipeline.mapping, True),
-        ("autoencoder: encoder", vae.encoder, False),
-        ("autoencoder: decoder", vae.decoder, False),
-    ]
-    rows = [
-        (name, count_parameters(part), "yes" if trained else "frozen")
-        for name, part, trained in parts
-    ]
-    trained = count_parameters(encoder) + count_parameters(pipeline.mapping)
-    rows.append(("all that is trained", trained, "yes"))
+    trained = {
+        "one feature-extraction U-Net (of three)": encoder.feature_extraction[0],
+        "feature-aggregation U-Net": encoder.feature_aggregation,
+        "multi-resolution encoder": encoder,
+        "latent mapping model": pipeline.mapping,
+    }
+    frozen = {"autoencoder: encoder": vae.encoder, "autoencoder: decoder": vae.decoder}
+    rows = [(name, count_parameters(part), "yes") for name, part in trained.items()]
+    rows += [(name, count_parameters(part), "frozen") for name, part in frozen.items()]
+    rows.append(("all that is trained", rows[2][1] + rows[3][1], "yes"))
     return pd.DataFrame(rows, columns=["part", "parameters", "trained"])
 
 
 def count_parameters(module: nn.Module) -> int:
     """How many numbers a module holds, frozen or not."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-_LATENT_COLOURS, _COSINE_COLOURS = "RdBu_r", "PiYG"
 
 
 def show_bands(image: Tensor) -> Figure:
@@ -265,13 +252,12 @@ def show_alignment(latents: Mapping[str, Mapping[str, Tensor]]) -> Figure:
             if number == 0:
                 for channel, axis in enumerate(row, 1):
                     axis.set_title(f"channel {channel}", fontsize=8)
-        names = list(by_name)
-        for upper in range(0, len(names), 2):
-            pair = names[upper : upper + 2]
-            cosine = functional.cosine_similarity(*(by_name[name] for name in pair), dim=1)[0]
+        values = list(by_name.values())
+        for upper in range(0, len(values), 2):
+            cosine = functional.cosine_similarity(*values[upper : upper + 2], dim=1)[0]
             axis = part.add_subplot(grid[upper : upper + 2, 4])
             axis.set_axis_off()
-            shown = axis.imshow(cosine.numpy(), cmap=_COSINE_COLOURS, vmin=-1, vmax=1)
+            shown = axis.imshow(cosine.numpy(), cmap="PiYG", vmin=-1, vmax=1)
             axis.set_title(f"cosine\nmean {cosine.mean():.3f}", fontsize=8)
             bar = part.colorbar(shown, ax=axis, shrink=0.5, ticks=(-1, 0, 1))
             bar.ax.tick_params(labelsize=7)
@@ -305,7 +291,7 @@ def _draw_channels(axes: Sequence[Axes], latent: Tensor) -> float:
     peak = _peak(latent)
     for axis, values in zip(axes, latent, strict=True):
         axis.set_axis_off()
-        axis.imshow(values.numpy(), cmap=_LATENT_COLOURS, vmin=-peak, vmax=peak)
+        axis.imshow(values.numpy(), cmap="RdBu_r", vmin=-peak, vmax=peak)
     return peak
 
 

@@ -5,7 +5,7 @@ as well as by colour, and both visible on dark and bright tissue.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,21 @@ from wavegms.figures.colours import PREDICTION, TRUTH
 from wavegms.files import replace_file
 
 TRUTH_STYLE = {"colors": TRUTH, "linestyles": "solid", "linewidths": 1.4}
-
 PREDICTION_STYLE = {"colors": PREDICTION, "linestyles": "dashed", "linewidths": 1.4}
+
+# By file type, what would differ from one writing to the next.
+_METADATA = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+
+
+def new_panels(columns: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
+    """An empty figure of so many inches, and its panels side by side."""
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    # the notebook shows what the cell returns; left open, pyplot would show it a second time
+    plt.close(figure)
+    return figure, axes
 
 
 def new_grid(
@@ -29,16 +42,10 @@ def new_grid(
 
     `cell` is the width of one, inches; its height leaves room for a title.
     """
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(columns * cell, rows * (height or cell + 0.25)),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (columns * cell, rows * (height or cell + 0.25))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
-    # the notebook shows what the cell returns; left open, pyplot would show it a second time
     plt.close(figure)
     return figure, axes
 
@@ -53,7 +60,7 @@ def grid_for(
 
 
 def draw_case(
-    axis: Axes, image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None = None
+    axis: Axes, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray | None = None
 ) -> None:
     """An image, uint8 or float in [0, 1], with the contours of its masks, bool, all (H, W)."""
     axis.imshow(image)
@@ -61,6 +68,14 @@ def draw_case(
         # a mask without a border has no contour, and matplotlib warns about it
         if mask is not None and mask.any() and not mask.all():
             axis.contour(mask, levels=[0.5], **style)
+
+
+def draw_boxes(axis: Axes, groups: Iterable[Sequence[float]], width: float, **style) -> None:
+    """Lying boxes at 0, 1, ...: the middle half of each group and its median; dots are drawn."""
+    groups, black = list(groups), {"color": "black"}
+    shared = {"orientation": "horizontal", "manage_ticks": False, "showfliers": False}
+    places = range(len(groups))
+    axis.boxplot(groups, positions=places, widths=width, medianprops=black, **shared, **style)
 
 
 def name_row(axis: Axes, text: str) -> None:
@@ -71,15 +86,9 @@ def name_row(axis: Axes, text: str) -> None:
 
 def write_in_corner(axis: Axes, text: str) -> None:
     """A number in the lower left corner of a picture, readable on any of them."""
-    axis.text(
-        0.04,
-        0.05,
-        text,
-        transform=axis.transAxes,
-        fontsize=8,
-        color="white",
-        bbox={"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 1.5},
-    )
+    ground = {"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 1.5}
+    place = axis.transAxes
+    axis.text(0.04, 0.05, text, transform=place, fontsize=8, color="white", bbox=ground)
 
 
 def name_contours(figure: Figure) -> None:
@@ -93,13 +102,9 @@ def name_contours(figure: Figure) -> None:
 
 def save_figure(figure: Figure, target: Path) -> list[Path]:
     """Writes `<target>.png` (200 dots per inch) and `<target>.pdf`, the same bytes each time."""
-    target = Path(target)
     written = []
-    for suffix, metadata in (
-        ("png", {"Software": None}),
-        ("pdf", {"Creator": None, "Producer": None, "CreationDate": None}),
-    ):
-        path = target.with_name(f"{target.name}.{suffix}")
+    for suffix, metadata in _METADATA.items():
+        path = Path(f"{target}.{suffix}")
         content = io.BytesIO()
         figure.savefig(content, format=suffix, dpi=200, metadata=metadata)
         with replace_file(path) as fresh:
