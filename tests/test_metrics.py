@@ -1,5 +1,7 @@
 """Overlap and boundary metrics against MedPy and against their definitions."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -49,7 +51,7 @@ def test_hd95_is_medpys_and_the_definition(pair):
 @given(pairs())
 def test_metrics_are_symmetric(pair):
     a, b = pair
-    forth, back = mask_metrics(a, b).as_dict(), mask_metrics(b, a).as_dict()
+    forth, back = asdict(mask_metrics(a, b)), asdict(mask_metrics(b, a))
     assert forth.pop("empty_prediction") == (not a.any())
     assert back.pop("empty_prediction") == (not b.any())
     assert forth == pytest.approx(back)
@@ -114,6 +116,6 @@ def test_masks_that_cannot_be_compared_are_refused(first, second):
 
 
 def test_a_row_of_a_table_has_plain_values():
-    row = mask_metrics(np.eye(5, dtype=bool), np.ones((5, 5), bool)).as_dict()
+    row = asdict(mask_metrics(np.eye(5, dtype=bool), np.ones((5, 5), bool)))
     assert list(row) == ["dsc", "iou", "hd95", "hd95_zero_if_empty", "empty_prediction"]
     assert {type(value) for value in row.values()} == {float, bool}

@@ -87,14 +87,12 @@ class Explorer:
         self._build(threshold)
         self._connect()
         names = find_datasets(self._prepared)
-        if dataset not in names:  # a notebook's own default, where others were prepared
-            dataset = names[0]
-        self.dataset.options, self.dataset.value = names, dataset
+        # a notebook's own default may not be there, where others were prepared
+        self.dataset.options = names
+        self.dataset.value = dataset if dataset in names else names[0]
         labels = [model_label(model) for model in self._models]
         self.model.options = [(label, place) for place, label in enumerate(labels)]
-        self.model.value = self._model_for(dataset, variant)
-        self._bench.open_model(self._models[self.model.value])
-        self._open_dataset()
+        self._take_model_for(variant)
         self._reacting = False
 
     def _build(self, threshold: float) -> None:
@@ -104,37 +102,23 @@ class Explorer:
         self.image = _dropdown("Image", 220)
         self.previous, self.next = _button("‹ previous", 100), _button("next ›", 100)
         self.threshold = widgets.FloatSlider(
-            value=threshold,
-            min=0,
-            max=1,
-            step=0.01,
-            description="Threshold",
-            readout_format=".2f",
-            layout=widgets.Layout(width="400px"),
+            threshold, min=0, max=1, step=0.01, description="Threshold", layout=_width(400)
         )
-        self.message, self.heading = widgets.HTML(), widgets.HTML()
-        self.pictures, self.metrics = widgets.HTML(), widgets.HTML()
+        self.message, self.heading, self.pictures, self.metrics, self.table_note = _texts(5)
+        self.table_head, self.depths, self.filtered = _texts(3)
 
         self.sort = _dropdown("Sort by", 270, list(SORT_KEYS))
         self.order = _dropdown("Order", 190, ["lowest first", "highest first"])
-        self.table_note, self.table_head = widgets.HTML(), widgets.HTML()
-        self.table = widgets.Select(
-            rows=12, description="Images", layout=widgets.Layout(width="100%")
-        )
+        whole_width = widgets.Layout(width="100%")
+        self.table = widgets.Select(rows=12, description="Images", layout=whole_width)
         self.table.add_class("table")
+        ordered = _line(self.sort, self.order, self.table_note)
 
-        self.depths, self.filtered = widgets.HTML(), widgets.HTML()
-        self.thumbnails = {band: widgets.HTML() for band in BANDS}
+        self.thumbnails = dict(zip(BANDS, _texts(len(BANDS)), strict=True))
+        shared = {"max": 100, "step": 5, "style": {"description_width": "120px"}}
+        shared["layout"] = _width(242)
         self.bands = {
-            band: widgets.IntSlider(
-                value=100,
-                max=100,
-                step=5,
-                description=band_label(band),
-                style={"description_width": "120px"},
-                layout=widgets.Layout(width="242px"),
-            )
-            for band in BANDS
+            band: widgets.IntSlider(100, description=band_label(band), **shared) for band in BANDS
         }
         self.whole = _button("all bands whole", 150)
         cells = [_line(self.thumbnails[band], self.bands[band]) for band in BANDS]
@@ -142,16 +126,14 @@ class Explorer:
         grid = widgets.GridBox([*cells, self.whole], layout=three)
 
         self.upload = widgets.FileUpload(
-            accept="image/*", description="choose an image", layout=widgets.Layout(width="200px")
+            accept="image/*", description="choose an image", layout=_width(200)
         )
         self.back = _button("back to the dataset", 200)
         self.back.disabled = True
 
         self.tabs = widgets.Tab(
             [
-                widgets.VBox(
-                    [_line(self.sort, self.order, self.table_note), self.table_head, self.table]
-                ),
+                widgets.VBox([ordered, self.table_head, self.table]),
                 self.depths,
                 widgets.VBox([self.filtered, grid]),
                 widgets.VBox([widgets.HTML(_UPLOAD_NOTE), _line(self.upload, self.back)]),
@@ -226,17 +208,16 @@ class Explorer:
 
     def _change_dataset(self) -> None:
         """A model trained on the other dataset comes with it, if there is one of its variant."""
-        self.model.value = self._model_for(
-            self.dataset.value, self._models[self.model.value].card.variant
-        )
+        self._take_model_for(self._models[self.model.value].card.variant)
+
+    def _take_model_for(self, variant: str) -> None:
+        """The best match for the dataset: with the variant, any, what is chosen now."""
+        cards = [model.card for model in self._models]
+        own = [n for n, card in enumerate(cards) if card.dataset == self.dataset.value]
+        same = [n for n in own if cards[n].variant == variant]
+        self.model.value = (same or own or [self.model.value or 0])[0]
         self._bench.open_model(self._models[self.model.value])
         self._open_dataset()
-
-    def _model_for(self, dataset: str, variant: str) -> int:
-        """Place of the best match: dataset and variant, the dataset alone, what is chosen now."""
-        own = [n for n, model in enumerate(self._models) if model.card.dataset == dataset]
-        same = [n for n in own if self._models[n].card.variant == variant]
-        return (same or own or [self.model.value or 0])[0]
 
     def _open_dataset(self) -> None:
         sizes = load_manifest(self._prepared / self.dataset.value)["split"].value_counts()
@@ -354,12 +335,20 @@ def _dropdown(label: str, width: int, options: Sequence[str] = ()) -> widgets.Dr
         options=options,
         description=label,
         style={"description_width": "initial"},
-        layout=widgets.Layout(width=f"{width}px"),
+        layout=_width(width),
     )
 
 
 def _button(label: str, width: int) -> widgets.Button:
-    return widgets.Button(description=label, layout=widgets.Layout(width=f"{width}px"))
+    return widgets.Button(description=label, layout=_width(width))
+
+
+def _width(pixels: int) -> widgets.Layout:
+    return widgets.Layout(width=f"{pixels}px")
+
+
+def _texts(count: int) -> list[widgets.HTML]:
+    return [widgets.HTML() for _ in range(count)]
 
 
 def _line(*items: widgets.Widget) -> widgets.HBox:

@@ -23,7 +23,7 @@ from wavegms.models.autoencoder import channels_last, decode_masks
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import map_latents
 from wavegms.models.wavelet import SUB_BANDS, haar_dwt, haar_idwt
-from wavegms.results.metrics import mask_metrics
+from wavegms.results.scores import score_mask
 from wavegms.training.card import CARD_NAME, read_card
 from wavegms.training.publish import PublishedModel
 
@@ -65,22 +65,22 @@ class Errors(NamedTuple):
 def find_models(folder: Path) -> list[PublishedModel]:
     """All trained models: `<dataset>/<variant>/seed_<n>`, then the same in `ablation/`."""
     patterns = (f"{place}*/*/seed_*/{CARD_NAME}" for place in ("", "ablation/"))
-    cards = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
-    if not cards:
-        raise InputError(
-            f"{folder} holds no trained model: run `make repro` in the project's folder first."
-        )
-    return [PublishedModel(path.parent, read_card(path.parent)) for path in cards]
+    places = [path.parent for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
+    _require(places, folder, "trained model")
+    return [PublishedModel(place, read_card(place)) for place in places]
 
 
 def find_datasets(folder: Path) -> list[str]:
     """Names of the prepared datasets."""
     names = sorted(path.parent.name for path in Path(folder).glob("*/manifest.csv"))
-    if not names:
-        raise InputError(
-            f"{folder} holds no prepared dataset: run `make repro` in the project's folder first."
-        )
+    _require(names, folder, "prepared dataset")
     return names
+
+
+def _require(found: list, folder: Path, kind: str) -> None:
+    if not found:
+        remedy = "run `make repro` in the project's folder first"
+        raise InputError(f"{folder} holds no {kind}: {remedy}.")
 
 
 def compare(prediction: np.ndarray, truth: np.ndarray) -> Errors:
@@ -177,10 +177,7 @@ class Workbench:
         return self._seen[case.index][0]
 
     def predict(self, pixels: Tensor, case: Case) -> np.ndarray:
-        """The prediction for other pixels of a case, such as those without a band.
-
-        Pixels are (1, 3, S, S) in [0, 1]; float32 (H, W) in [0, 1] comes back, at the case's size.
-        """
+        """The prediction for other pixels of a case, (1, 3, S, S) in [0, 1], at the case's size."""
         return _at_size(self.pipeline.predict(pixels, self._generator()), case)
 
     @torch.inference_mode()
@@ -200,8 +197,8 @@ class Workbench:
     def rows(self, threshold: float) -> Iterator[dict]:
         """Scores the first `TABLE_ROWS` images of the split, one after the other.
 
-        A row has index, id, label, the fields of `MaskMetrics`, and the fraction of the image that
-        truth and prediction cover. It is lazy: between two rows a caller may serve whoever waits.
+        A row has index, id, label, and what `score_mask` gives. It is lazy: between two rows a
+        caller may serve whoever waits.
         """
         count = min(len(self.data), TABLE_ROWS)
         for start in range(0, count, _BATCH):
@@ -209,15 +206,8 @@ class Workbench:
             self._see([self.case(index) for index in indices if index not in self._seen])
             for index in indices:
                 soft, truth = self._seen[index]
-                prediction = soft >= threshold
-                yield {
-                    "index": index,
-                    "id": self.data.ids[index],
-                    "label": self.data.labels[index],
-                    **mask_metrics(prediction, truth).as_dict(),
-                    "true_area": truth.mean(),
-                    "predicted_area": prediction.mean(),
-                }
+                about = {"id": self.data.ids[index], "label": self.data.labels[index]}
+                yield {"index": index} | about | score_mask(soft >= threshold, truth)
 
     def _see(self, cases: list[Case]) -> None:
         cases = [case for case in cases if case.index not in self._seen]

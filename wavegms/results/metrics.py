@@ -1,6 +1,6 @@
 """Overlap and boundary metrics of one binary mask against another (paper, section 3.2)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from medpy.metric import binary
@@ -22,10 +22,6 @@ class MaskMetrics:
     hd95: float
     hd95_zero_if_empty: float
     empty_prediction: bool
-
-    def as_dict(self) -> dict[str, float | bool]:
-        """The fields as a row of a table."""
-        return asdict(self)
 
 
 def mask_metrics(prediction: np.ndarray, truth: np.ndarray) -> MaskMetrics:

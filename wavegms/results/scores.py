@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,28 +30,25 @@ def predict_split(
     return np.concatenate(chunks)
 
 
+def score_mask(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float | bool]:
+    """The fields of `MaskMetrics`, and the fraction of the image that each mask covers."""
+    areas = {"true_area": truth.mean(), "predicted_area": prediction.mean()}
+    return asdict(mask_metrics(prediction, truth)) | areas
+
+
 def score_split(
     probabilities: np.ndarray, dataset: PreparedDataset, threshold: float = 0.5
 ) -> pd.DataFrame:
     """Metrics of every image of a split, given its soft masks, (N, H, W) in [0, 1].
 
-    One row an image: id, label, the fields of `MaskMetrics`, the fraction of the image that truth
-    and prediction cover (true_area, predicted_area), and data_hash, of the prepared folder. A pixel
-    belongs to the mask from the threshold on.
+    One row an image: id, label, what `score_mask` gives, and data_hash, of the prepared folder. A
+    pixel belongs to the mask from the threshold on.
     """
     rows = []
     for index, soft_mask in enumerate(probabilities):
         truth = dataset[index]["mask"][0].numpy().astype(bool)
-        prediction = soft_mask >= threshold
-        rows.append(
-            {
-                "id": dataset.ids[index],
-                "label": dataset.labels[index],
-                **mask_metrics(prediction, truth).as_dict(),
-                "true_area": truth.mean(),
-                "predicted_area": prediction.mean(),
-            }
-        )
+        about = {"id": dataset.ids[index], "label": dataset.labels[index]}
+        rows.append(about | score_mask(soft_mask >= threshold, truth))
     return pd.DataFrame(rows).assign(data_hash=dataset.data_hash)
 
 
@@ -88,22 +86,13 @@ def write_scores(
     Every row says what it was trained on and tested on, so files can be stacked, and which model
     it is of, by the hash of its card.
     """
-    origin = {
-        "train_set": card.dataset,
-        "test_set": test_set,
-        "variant": card.variant,
-        "seed": card.seed,
-        "image_size": card.image_size,
-        "epochs": card.epochs,
-        "selection": card.selection,
-        "card": card_hash(card),
-    }
+    origin = {"train_set": card.dataset, "test_set": test_set}
+    shared = ("variant", "seed", "image_size", "epochs", "selection")
+    origin |= {name: getattr(card, name) for name in shared} | {"card": card_hash(card)}
     table = scores.assign(**origin)[[*origin, *scores.columns]]
     write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     # pandas writes the missing standard deviation of a single image as null, json as NaN
     metrics = json.loads(summary.set_index("metric").drop(columns="images").to_json(orient="index"))
-    metrics |= {
-        "images": len(scores),
-        "empty_predictions": int(scores["empty_prediction"].sum()),
-    }
+    metrics["images"] = len(scores)
+    metrics["empty_predictions"] = int(scores["empty_prediction"].sum())
     write_text(path.with_suffix(".json"), json.dumps(metrics, indent=2) + "\n")

@@ -4,7 +4,7 @@ Scores lie in `<folder>/<train_set>/<variant>/seed_<seed>/<test_set>.csv`, one r
 table is made from these files and from the paper's tables as data, and from nothing else.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -73,6 +73,10 @@ NOT_RUN = "not_run.txt"
 # What one number belongs to.
 _CELL = ["train_set", "test_set", "variant", "metric"]
 
+_VALUES = ["measured", "sd_seeds", "ci_low", "ci_high", "published"]
+
+_SETTING = ["seeds", "images", "empty_predictions", "image_size", "epochs", "selection"]
+
 _DISTANCES = ["hd95", "hd95_zero_if_empty"]
 
 
@@ -101,7 +105,7 @@ def read_scores(folder: Path) -> pd.DataFrame:
         system = tuple(run.loc[0, ["train_set", "test_set", "variant"]])
         first = first_of.setdefault(system, path)
         for column in ("image_size", "epochs", "selection", "data_hash"):
-            ours, theirs = run.loc[0, column], runs[first].loc[0, column]
+            ours, theirs = (table.loc[0, column] for table in (run, runs[first]))
             if ours != theirs:
                 raise InputError(
                     f"{path} has {column} {ours} and {first} has {theirs}: a mean over seeds needs "
@@ -127,24 +131,16 @@ def read_not_run(folder: Path) -> Mapping[tuple[str, str], str]:
 
 def read_published(folder: Path) -> pd.DataFrame:
     """Reads the paper's tables 2 to 4 (`table2.csv` and so on), one `PublishedNumber` a row."""
-    published = pd.concat(
-        [
-            read_table(Path(folder) / f"table{number}.csv", PublishedNumber, "restore it with git")
-            for number in (2, 3, 4)
-        ],
-        ignore_index=True,
-    )
+    paths = [Path(folder) / f"table{number}.csv" for number in (2, 3, 4)]
+    tables = [read_table(path, PublishedNumber, "restore it with git") for path in paths]
+    published = pd.concat(tables, ignore_index=True)
     millions = pd.to_numeric(published["trainable_parameters_millions"])
     return published.assign(trainable_parameters_millions=millions)
 
 
 def summarize_runs(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
     """Each run alone: what `summarize` gives for it, and the number of its empty predictions."""
-    tables = []
-    for key, group in scores.groupby([*SYSTEM, "seed"], sort=False):
-        table = summarize(group, resamples, seed)
-        tables.append(_with_origin([*SYSTEM, "seed"], key, table, group))
-    return pd.concat(tables, ignore_index=True)
+    return _each(scores, [*SYSTEM, "seed"], lambda run: summarize(run, resamples, seed))
 
 
 def summarize_systems(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
@@ -154,15 +150,26 @@ def summarize_systems(scores: pd.DataFrame, resamples: int, seed: int) -> pd.Dat
     other (sample standard deviation, NaN for one seed); `ci_low` and `ci_high` are how far the mean
     could move with other test images. `empty_predictions` counts images over all seeds.
     """
-    tables = []
-    for key, group in scores.groupby(SYSTEM, sort=False):
-        means = group.groupby("seed")[list(METRICS)].mean()
+
+    def over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
+        means = runs.groupby("seed")[list(METRICS)].mean()
         # Seeds share their images, so this mean is that over the seeds' means.
-        table = summarize(mean_over_seeds(group), resamples, seed).drop(columns="sd")
+        table = summarize(mean_over_seeds(runs), resamples, seed).drop(columns="sd")
         table.insert(2, "sd_seeds", table["metric"].map(means.std(ddof=1)))
-        table["seeds"] = len(means)
-        tables.append(_with_origin(SYSTEM, key, table, group))
-    return pd.concat(tables, ignore_index=True)
+        return table.assign(seeds=len(means))
+
+    return _each(scores, SYSTEM, over_seeds)
+
+
+def _each(
+    scores: pd.DataFrame, names: list[str], summary: Callable[[pd.DataFrame], pd.DataFrame]
+) -> pd.DataFrame:
+    """The summaries of groups of scores, with what they are of and their empty predictions."""
+    tables = []
+    for key, group in scores.groupby(names, sort=False):
+        table = summary(group).assign(empty_predictions=int(group["empty_prediction"].sum()))
+        tables.append(table.assign(**dict(zip(names, key, strict=True))))
+    return pd.concat(tables, ignore_index=True).set_index(names).reset_index()
 
 
 def segmentation_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
@@ -194,11 +201,9 @@ def ablation_table(
         (systems["train_set"] == systems["test_set"]) & systems["variant"].isin(paper["variant"])
     ]
     reasons = dict(not_run or {})
-    planned = pd.DataFrame(
-        [(name, name, variant, metric) for name, variant in reasons for metric in METRICS],
-        columns=_CELL,
-    )
-    return _beside_published(measured.merge(planned, on=_CELL, how="outer"), paper, reasons)
+    planned = [(name, name, variant, metric) for name, variant in reasons for metric in METRICS]
+    rows = measured.merge(pd.DataFrame(planned, columns=_CELL), on=_CELL, how="outer")
+    return _beside_published(rows, paper, reasons)
 
 
 def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
@@ -233,10 +238,8 @@ def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.D
     sign = np.where(table["metric"].isin(_DISTANCES), -1, 1)
     table["drop"] = sign * (table["in_domain"] - table["measured"])
     table["published_drop"] = sign * (table["published_in_domain"] - table["published"])
-    added = ["home", "in_domain", "published_in_domain", "drop", "published_drop"]
-    rest = [column for column in table if column not in added]
-    at = rest.index("published") + 1
-    return table[rest[:at] + added + rest[at:]]
+    first = ["system", *_CELL, *_VALUES, "home", "in_domain", "published_in_domain"]
+    return table[[*first, "drop", "published_drop", "difference", *_SETTING]]
 
 
 def of_this_run(table: pd.DataFrame) -> pd.Series:
@@ -259,22 +262,16 @@ def beside_in_domain(
     A row each for the model across, the model at home, and the same variant with the same seed
     trained on the other source.
     """
-    rows = [(card.dataset, test_set, scores)]
+    folder, runs = Path(folder), [(card.dataset, test_set, scores)]
     for name in (card.dataset, test_set):
-        path = Path(folder) / name / card.variant / f"seed_{card.seed}" / f"{name}.csv"
+        path = folder / name / card.variant / f"seed_{card.seed}" / f"{name}.csv"
         if path.is_file():
-            rows.append((name, name, _read_run(path, Path(folder))))
-    return pd.DataFrame(
-        [
-            {
-                "trained_on": trained_on,
-                "tested_on": tested_on,
-                "images": len(table),
-                **{metric: table[metric].mean() for metric in ("dsc", "iou", "hd95")},
-            }
-            for trained_on, tested_on, table in rows
-        ]
-    )
+            runs.append((name, name, _read_run(path, folder)))
+    rows = []
+    for trained_on, tested_on, run in runs:
+        about = {"trained_on": trained_on, "tested_on": tested_on, "images": len(run)}
+        rows.append(about | run[["dsc", "iou", "hd95"]].mean().to_dict())
+    return pd.DataFrame(rows)
 
 
 def mark_significant(table: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -301,23 +298,16 @@ def _read_run(path: Path, folder: Path) -> pd.DataFrame:
     return run
 
 
-def _with_origin(
-    names: list[str], values: tuple, table: pd.DataFrame, scores: pd.DataFrame
-) -> pd.DataFrame:
-    table["empty_predictions"] = int(scores["empty_prediction"].sum())
-    return table.assign(**dict(zip(names, values, strict=True)))[[*names, *table.columns]]
-
-
 def _in_reported_units(systems: pd.DataFrame) -> pd.DataFrame:
     scale = np.where(systems["metric"].isin(_DISTANCES), 1.0, 100.0)
-    columns = ("mean", "sd_seeds", "ci_low", "ci_high")
-    return systems.assign(**{column: systems[column] * scale for column in columns})
+    values = systems[["mean", "sd_seeds", "ci_low", "ci_high"]]
+    return systems.assign(**values.mul(scale, axis=0))
 
 
 def _as_ours(published: pd.DataFrame) -> pd.DataFrame:
     """Numbers of the paper under our names of systems and metrics."""
-    pairs = zip(published["variant"], published["system"], strict=True)
-    titles = [title_of(variant) if variant else system for variant, system in pairs]
+    variant = published["variant"]
+    titles = published["system"].where(variant == "", variant.map(title_of))
     ours = published.assign(system=titles).replace({"metric": {"hd95": PUBLISHED_HD95}})
     return ours.rename(columns={"value": "published"})
 
@@ -329,18 +319,15 @@ def _beside_published(
 ) -> pd.DataFrame:
     paper = _as_ours(published)
     measured = _in_reported_units(systems).rename(columns={"mean": "measured"})
-    measured = measured.assign(system=[title_of(variant) for variant in measured["variant"]])
-    table = paper[["system", *_CELL, "published"]].merge(
-        measured, on=["system", *_CELL], how="outer"
-    )
+    measured = measured.assign(system=measured["variant"].map(title_of))
+    cell = ["system", *_CELL]
+    table = paper[[*cell, "published"]].merge(measured, on=cell, how="outer")
     difference = table["measured"] - table["published"]
     other_pixels = table["metric"].isin(_DISTANCES) & table["image_size"].ne(PUBLISHED_IMAGE_SIZE)
     table["difference"] = difference.mask(other_pixels)
-    for column in ("seeds", "images", "empty_predictions", "image_size", "epochs"):
-        table[column] = table[column].astype("Int64")  # whole numbers that may be missing
-    columns = ["system", *_CELL, "measured", "sd_seeds", "ci_low", "ci_high"]
-    columns += ["published", "difference"]
-    columns += ["seeds", "images", "empty_predictions", "image_size", "epochs", "selection"]
+    *counts, _ = _SETTING
+    table[counts] = table[counts].astype("Int64")  # whole numbers that may be missing
+    columns = ["system", *_CELL, *_VALUES, "difference", *_SETTING]
     if reasons is not None:
         rows = zip(table["train_set"], table["variant"], table["measured"].isna(), strict=True)
         table["reason"] = [reasons.get(row[:2], "") if row[2] else "" for row in rows]
@@ -361,8 +348,7 @@ def _sorted(table: pd.DataFrame, **orders: Iterable[str]) -> pd.DataFrame:
     """By several columns, each by the values that are given in their order, then all others."""
     places = {}
     for column, known in orders.items():
-        order = list(dict.fromkeys(known))
-        order += sorted(set(table[column]) - set(order))
-        places[column] = table[column].map({value: place for place, value in enumerate(order)})
-    index = pd.DataFrame(places).sort_values(list(orders), kind="stable").index
-    return table.loc[index].reset_index(drop=True)
+        order = pd.unique(pd.Series([*known, *sorted(set(table[column]))], dtype=object))
+        places[column] = pd.Categorical(table[column], order).codes
+    order = pd.DataFrame(places).sort_values(list(orders), kind="stable").index
+    return table.iloc[order].reset_index(drop=True)

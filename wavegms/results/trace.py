@@ -17,6 +17,8 @@ from wavegms.results.statistics import METRICS
 from wavegms.results.tables import read_scores
 from wavegms.training.card import CARD_NAME, ModelCard, card_hash, read_card
 
+_SYSTEM = ["train_set", "test_set", "variant"]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -31,12 +33,9 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.metric} of {self.variant}, trained on {self.train_set}, on {self.test_set}"
 
-    @property
-    def table(self) -> str:
-        """The name of its table."""
-        if self.ablation:
-            return "ablation"
-        return "segmentation" if self.train_set == self.test_set else "generalization"
+    def rows(self, table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+        """Those of a table that are equal to it in some columns."""
+        return table[(table[names] == [getattr(self, name) for name in names]).all(axis=1)]
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,16 @@ def trace_cell(cell: Cell, project: Path = Path(".")) -> Trace:
     """
     if cell.metric not in METRICS:
         raise InputError(f"--metric is {cell.metric}: choose one of {', '.join(METRICS)}")
-    if cell.ablation and cell.train_set != cell.test_set:
+    at_home = cell.train_set == cell.test_set
+    if cell.ablation and not at_home:
         raise InputError("the ablation is tested where it was trained: leave out --test-set")
-    table = project / "results/tables" / f"{cell.table}.csv"
+    name = "ablation" if cell.ablation else "segmentation" if at_home else "generalization"
+    table = project / f"results/tables/{name}.csv"
     line, row = _find_row(table, cell)
     # without runs of its own, the ablation is made of the others
     apart = cell.ablation and any((project / "results/ablation").rglob("*.csv"))
     folder = project / ("results/ablation" if apart else "results/scores")
-    scores = read_scores(folder)
-    for name in ("train_set", "test_set", "variant"):
-        scores = scores[scores[name] == getattr(cell, name)]
+    scores = cell.rows(read_scores(folder), _SYSTEM)
     if scores.empty:
         raise InputError(f"{folder} has no scores behind the {cell} in {table}: run `dvc repro`")
     runs = (_follow_run(cell, apart, rows, project) for _, rows in scores.groupby("seed"))
@@ -122,8 +121,7 @@ def report_trace(trace: Trace) -> str:
 def _find_row(table: Path, cell: Cell) -> tuple[int, dict[str, str]]:
     try:
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)
-        for name in ("train_set", "test_set", "variant", "metric"):
-            rows = rows[rows[name] == getattr(cell, name)]
+        rows = cell.rows(rows, [*_SYSTEM, "metric"])
         measured = rows[rows["measured"] != ""]
     except FileNotFoundError as error:
         raise InputError(f"{table} does not exist: run `dvc repro` first") from error
@@ -139,9 +137,9 @@ def _find_row(table: Path, cell: Cell) -> tuple[int, dict[str, str]]:
 
 def _follow_run(cell: Cell, apart: bool, rows: pd.DataFrame, project: Path) -> Run:
     first = rows.iloc[0]
-    part = "ablation" if apart else "scores"
-    place = Path(cell.train_set) / cell.variant / f"seed_{first['seed']}"
-    path = project / "results" / part / place / f"{cell.test_set}.csv"
+    train_set, test_set, seed = cell.train_set, cell.test_set, first["seed"]
+    place = f"{train_set}/{cell.variant}/seed_{seed}"
+    path = project / "results" / ("ablation" if apart else "scores") / place / f"{test_set}.csv"
     model = project / ("models/ablation" if apart else "models") / place
     card = read_card(model)
     if card_hash(card) != first["card"]:
@@ -149,21 +147,18 @@ def _follow_run(cell: Cell, apart: bool, rows: pd.DataFrame, project: Path) -> R
             f"{path} was measured with another model than the one in {model} (its card has another "
             "hash): run `dvc repro`"
         )
-    run = f"{cell.train_set}_{cell.variant}_{first['seed']}"
-    if apart:
-        names = [f"04_ablation_{cell.train_set}"]
-    elif cell.train_set == cell.test_set:
-        names = [f"02_train_{run}", f"03_evaluate_{run}"]
-    else:
-        across = f"{cell.train_set}_{cell.test_set}_{cell.variant}_{first['seed']}"
-        names = [f"02_train_{run}", f"05_domain_generalization_{across}"]
+    run = f"{cell.variant}_{seed}"
+    tested = f"05_domain_generalization_{train_set}_{test_set}_{run}"
+    if train_set == test_set:
+        tested = f"03_evaluate_{train_set}_{run}"
+    names = [f"04_ablation_{train_set}"] if apart else [f"02_train_{train_set}_{run}", tested]
     return Run(
         scores=path,
         images=len(rows),
         mean=float(rows[cell.metric].mean()),
         model=model,
         card=card,
-        data={cell.train_set: card.data_hash, cell.test_set: first["data_hash"]},
+        data={train_set: card.data_hash, test_set: first["data_hash"]},
         reports=tuple(project / "reports" / f"{name}.ipynb" for name in names),
     )
 
