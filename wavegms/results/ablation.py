@@ -35,10 +35,7 @@ _MADE_FROM = "made_from.json"
 
 @dataclass(frozen=True)
 class AblationRow:
-    """A row: its model's card, the Dice on the selecting images by epoch, and the test scores.
-
-    The scores are of `score_split`, the summary of `summarize`.
-    """
+    """A row: its model's card, the Dice on the selecting images by epoch, and the test scores."""
 
     card: ModelCard
     selection_dice: pd.Series

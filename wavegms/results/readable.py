@@ -22,7 +22,10 @@ _HONEST = "HD95 (diagonal if empty)"
 _OF_PAPER = "The paper's numbers, for all of its rows, whether run here or not."
 
 # What LaTeX without further packages prints as something else or not at all.
-_FOR_LATEX = {"−": "$-$", "±": r"$\pm$", "–": "--", "<": "$<$"}
+_FOR_LATEX = str.maketrans({"−": "$-$", "±": r"$\pm$", "–": "--", "<": "$<$"})
+
+# What pandas escapes in cells and not in a caption.
+_ESCAPED = str.maketrans({character: f"\\{character}" for character in "%&_#"})
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -39,12 +42,11 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     across = "drop" in table
     places = ["Trained on", "Tested on", "System"] if across else ["Dataset", "System"]
     shown = [entry for entry in _SHOWN if not (across and entry[0] == "iou")]
-    for (train_set, test_set, system), group in table[of_this_run(table)].groupby(
-        ["train_set", "test_set", "system"], sort=False
-    ):
+    groups = table[of_this_run(table)].groupby(["train_set", "test_set", "system"], sort=False)
+    for (train_set, test_set, system), group in groups:
         cells = {cell["metric"]: cell for cell in group.to_dict("records")}
-        titles = [spec_of(train_set).title] if across else []
-        row = dict(zip(places, [*titles, spec_of(test_set).title, system], strict=True))
+        names = [spec_of(train_set).title, spec_of(test_set).title, system]
+        row = dict(zip(places, names[-len(places) :], strict=True))
         for metric, title, heading in shown:
             cell = cells[metric]
             row[heading] = _measured(cell)
@@ -53,12 +55,11 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             if across:
                 row[f"{title} at home"] = _number(cell["home"])
                 row[f"{title} in domain (drop)"] = _with_drop(cell["in_domain"], cell["drop"])
-                row[f"{title} in domain (drop), paper"] = _with_drop(
-                    cell["published_in_domain"], cell["published_drop"]
-                )
-        row[_HONEST] = _measured(cells["hd95"])
-        row["Empty"] = _number(cells["hd95"]["empty_predictions"], decimals=0)
-        row["Setting"] = _setting(cells["hd95"])
+                drop = _with_drop(cell["published_in_domain"], cell["published_drop"])
+                row[f"{title} in domain (drop), paper"] = drop
+        honest = cells["hd95"]
+        empty = _number(honest["empty_predictions"], decimals=0)
+        row |= {_HONEST: _measured(honest), "Empty": empty, "Setting": _setting(honest)}
         rows.append(row)
     texts = pd.DataFrame(rows, columns=None if rows else places)
     beside = [name for name in texts if name.endswith(("paper", "difference"))]
@@ -68,12 +69,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def readable_published(published: pd.DataFrame, number: int) -> pd.DataFrame:
     """The paper's table 2, 3 or 4: a row a system, a column a dataset or direction."""
     rows = published[published["table"] == number]
-    names = [
-        spec_of(row.test_set).title
-        if row.train_set == row.test_set
-        else f"{spec_of(row.train_set).title} to {spec_of(row.test_set).title}"
-        for row in rows.itertuples()
-    ]
+    pairs = rows[["train_set", "test_set"]].to_numpy()
+    names = [" to ".join(spec_of(name).title for name in dict.fromkeys(pair)) for pair in pairs]
     cells = rows.assign(data=names, text=rows["value"].map("{:.2f}".format))
     table = cells.pivot_table("text", "system", "data", aggfunc=" / ".join, sort=False)
     metrics = " / ".join(metric.upper() for metric in rows["metric"].unique()).replace("IOU", "IoU")
@@ -93,22 +90,20 @@ def readable_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:
         for column in ("mean_difference", "ci_low", "ci_high")
     )
     tables = {"Table": comparisons["table"]} if "table" in comparisons else {}
-    return pd.DataFrame(
-        tables
-        | {
-            "Trained on": [spec_of(name).title for name in comparisons["train_set"]],
-            "Tested on": [spec_of(name).title for name in comparisons["test_set"]],
-            "Metric": comparisons["metric"].map(headings),
-            "System": comparisons["variant"].map(title_of),
-            "Reference": comparisons["reference"].map(title_of),
-            "Images": comparisons["images"].astype(str),
-            "Difference": mean,
-            "95 % interval": [f"{ends[0]} to {ends[1]}" for ends in zip(low, high, strict=True)],
-            "p": comparisons["p"].map(_p_value),
-            "p (Holm)": comparisons["p_holm"].map(_p_value),
-            "Significant": np.where(comparisons["significant"], "*", ""),
-        }
-    )
+    columns = tables | {
+        "Trained on": [spec_of(name).title for name in comparisons["train_set"]],
+        "Tested on": [spec_of(name).title for name in comparisons["test_set"]],
+        "Metric": comparisons["metric"].map(headings),
+        "System": comparisons["variant"].map(title_of),
+        "Reference": comparisons["reference"].map(title_of),
+        "Images": comparisons["images"].astype(str),
+        "Difference": mean,
+        "95 % interval": [f"{ends[0]} to {ends[1]}" for ends in zip(low, high, strict=True)],
+        "p": comparisons["p"].map(_p_value),
+        "p (Holm)": comparisons["p_holm"].map(_p_value),
+        "Significant": np.where(comparisons["significant"], "*", ""),
+    }
+    return pd.DataFrame(columns)
 
 
 def write_table(
@@ -123,27 +118,18 @@ def write_table(
     The CSV is `table`; the others are `shown` and, below, what `readable_published` gives for the
     same table of the paper. LaTeX needs booktabs and longtable.
     """
-    target = Path(target)
-    csv, markdown, latex = (
-        target.with_name(f"{target.name}.{end}") for end in ("csv", "md", "tex")
-    )
-    parts = [(shown, caption)]
-    if paper is not None:
-        parts.append((paper, _OF_PAPER))
-    write_text(csv, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    texts = [
-        f"{title}\n\n{part.to_markdown(index=False, disable_numparse=True)}\n"
-        for part, title in parts
-    ]
-    write_text(markdown, "\n".join(texts))
-    printed = "\n".join(
-        part.to_latex(index=False, escape=True, longtable=True, caption=_escaped(title))
-        for part, title in parts
-    )
-    for character, command in _FOR_LATEX.items():
-        printed = printed.replace(character, command)
-    write_text(latex, printed)
-    return [csv, markdown, latex]
+    data = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    markdown, latex = [], []
+    for part, title in [(shown, caption)] + ([] if paper is None else [(paper, _OF_PAPER)]):
+        markdown.append(f"{title}\n\n{part.to_markdown(index=False, disable_numparse=True)}\n")
+        title = title.translate(_ESCAPED)
+        latex.append(part.to_latex(index=False, escape=True, longtable=True, caption=title))
+    printed = "\n".join(latex).translate(_FOR_LATEX)
+    written = []
+    for end, text in (("csv", data), ("md", "\n".join(markdown)), ("tex", printed)):
+        written.append(Path(f"{target}.{end}"))
+        write_text(written[-1], text)
+    return written
 
 
 def _measured(cell: dict[str, Any]) -> str:
@@ -160,8 +146,7 @@ def _with_drop(in_domain: float, drop: float) -> str:
 def _number(value: float, signed: bool = False, decimals: int = 2) -> str:
     if pd.isna(value):
         return "–"
-    text = f"{float(value):{'+' if signed else ''}.{decimals}f}"
-    return text.replace("-", "−")
+    return f"{float(value):{'+' if signed else ''}.{decimals}f}".replace("-", "−")
 
 
 def _p_value(value: float) -> str:
@@ -174,9 +159,3 @@ def _setting(cell: dict[str, Any]) -> str:
     seeds = "1 seed" if cell["seeds"] == 1 else f"{cell['seeds']} seeds"
     parts = [f"{cell['image_size']} px", f"{cell['epochs']} epochs", cell["selection"], seeds]
     return ", ".join(part for part in parts if part)
-
-
-def _escaped(text: str) -> str:
-    for character in "%&_#":
-        text = text.replace(character, f"\\{character}")
-    return text

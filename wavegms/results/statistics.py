@@ -30,27 +30,14 @@ def summarize(
     for metric in metrics:
         values = scores[metric].to_numpy(dtype=float)
         if len(values) > 1:
-            interval = stats.bootstrap(
-                (values,),
-                np.mean,
-                n_resamples=resamples,
-                method="percentile",
-                rng=np.random.default_rng(seed),
-            ).confidence_interval
-            low, high = interval.low, interval.high
+            rng = np.random.default_rng(seed)
+            settings = {"n_resamples": resamples, "method": "percentile", "rng": rng}
+            ends = stats.bootstrap((values,), np.mean, **settings).confidence_interval
+            spread = values.std(ddof=1)
         else:
-            low = high = values.mean()
-        rows.append(
-            {
-                "metric": metric,
-                "mean": values.mean(),
-                "sd": values.std(ddof=1) if len(values) > 1 else float("nan"),
-                "ci_low": low,
-                "ci_high": high,
-                "images": len(values),
-            }
-        )
-    return pd.DataFrame(rows)
+            ends, spread = (values.mean(), values.mean()), float("nan")
+        rows.append((metric, values.mean(), spread, *ends, len(values)))
+    return pd.DataFrame(rows, columns=["metric", "mean", "sd", "ci_low", "ci_high", "images"])
 
 
 def summarize_audited(
@@ -67,13 +54,12 @@ def summarize_audited(
     drop the kind "same group" to count duplicates only.
     """
     leaks = scores["id"].isin(leaking_ids(scores, pairs))
-    tables = []
-    for name, chosen in (("all", scores), ("clean", scores[~leaks]), ("leaking", scores[leaks])):
-        if len(chosen):
-            table = summarize(chosen, resamples, seed, metrics)
-            table.insert(0, "images_used", name)
-            tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    parts = {"all": scores, "clean": scores[~leaks], "leaking": scores[leaks]}
+    tables = {
+        name: summarize(part, resamples, seed, metrics) for name, part in parts.items() if len(part)
+    }
+    table = pd.concat(tables, names=["images_used"])
+    return table.reset_index("images_used").reset_index(drop=True)
 
 
 def mean_over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
@@ -125,13 +111,9 @@ def paired_test(differences: pd.Series, resamples: int, seed: int) -> dict[str, 
     skewed data the two can point in different directions.
     """
     row = summarize(differences.to_frame("difference"), resamples, seed, ["difference"]).iloc[0]
-    return {
-        "images": len(differences),
-        "mean_difference": row["mean"],
-        "ci_low": row["ci_low"],
-        "ci_high": row["ci_high"],
-        "p": float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0,
-    }
+    found = {"images": len(differences), "mean_difference": row["mean"]}
+    p = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+    return found | {"ci_low": row["ci_low"], "ci_high": row["ci_high"], "p": p}
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -165,6 +147,8 @@ def compare_variants(
     Raises:
         InputError: two variants were scored on different images or at different sizes.
     """
+    keys = ["train_set", "test_set", "metric", "variant", "reference"]
+    keys += ["variant_seeds", "reference_seeds"]
     rows = []
     for (train_set, test_set), group in scores.groupby(["train_set", "test_set"], sort=False):
         seeds = group.groupby("variant", sort=False)["seed"].nunique()
@@ -173,22 +157,11 @@ def compare_variants(
         for metric in metrics:
             for variant in seeds.index.drop(reference):
                 differences = paired_differences(group, variant, reference, metric)
-                rows.append(
-                    {
-                        "train_set": train_set,
-                        "test_set": test_set,
-                        "metric": metric,
-                        "variant": variant,
-                        "reference": reference,
-                        "variant_seeds": seeds[variant],
-                        "reference_seeds": seeds[reference],
-                        **paired_test(differences, resamples, seed),
-                    }
-                )
-    columns = ["train_set", "test_set", "metric", "variant", "reference"]
-    columns += ["variant_seeds", "reference_seeds", "images"]
-    columns += ["mean_difference", "ci_low", "ci_high", "p"]
-    table = pd.DataFrame(rows, columns=columns)
+                about = (train_set, test_set, metric, variant, reference)
+                about = dict(zip(keys, (*about, *seeds[[variant, reference]]), strict=True))
+                rows.append(about | paired_test(differences, resamples, seed))
+    found = ["images", "mean_difference", "ci_low", "ci_high", "p"]
+    table = pd.DataFrame(rows, columns=[*keys, *found])
     table["p_holm"] = holm(table["p"])
     table["significant"] = table["p_holm"] < SIGNIFICANCE_LEVEL
     return table
