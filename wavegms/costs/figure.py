@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 import seaborn as sns
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from wavegms.costs.tables import GIB
+from wavegms.figures.style import new_panels
 
 _MARKERS = "osD^vPX*"
 
@@ -24,8 +24,7 @@ def plot_costs(
     """
     rows = points.dropna(subset="peak_bytes")
     peaks = rows["peak_bytes"].astype(float) / GIB
-    figure, (memory, time) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-    plt.close(figure)
+    figure, (memory, time) = new_panels(2, 10, 4.4)
     values = {memory: peaks, time: rows["step_seconds"] / rows["batch_size"]}
     names = list(dict.fromkeys(rows[by]))
     colours = sns.color_palette("colorblind", len(names))
@@ -38,16 +37,8 @@ def plot_costs(
     for card in cards:
         if card < 2 * peaks.max():
             memory.axhline(card, color="0.6", linewidth=1, linestyle="--", zorder=0)
-            memory.text(
-                1,
-                card,
-                f"{card} GiB",
-                transform=memory.get_yaxis_transform(),
-                ha="right",
-                va="bottom",
-                color="0.4",
-                fontsize=8,
-            )
+            place = {"transform": memory.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+            memory.text(1, card, f"{card} GiB", color="0.4", fontsize=8, **place)
     batches = sorted(set(rows["batch_size"]))
     for axes, column in values.items():
         axes.set_xscale("log", base=2)

@@ -21,6 +21,8 @@ from wavegms.variants import require_side, variant_spec
 
 GIB = 2**30
 
+_REFERENCE = "wave_gms"
+
 # What each column of the measurements holds.
 MEASUREMENT_COLUMNS = {
     "variant": "name of the network",
@@ -42,10 +44,9 @@ MEASUREMENT_COLUMNS = {
 def count_sizes(variants: Sequence[str], image_size: int) -> pd.DataFrame:
     """Parameters, and floating-point operations for one image of `image_size` pixels a side.
 
-    Returns:
-        One row a variant: variant, system (its title), trainable_parameters, total_parameters (both
-        halves of the frozen autoencoder included), image_size, training_gflop (forward, loss and
-        backward) and inference_gflop, in units of 10^9.
+    One row a variant: variant, system (its title), trainable_parameters, total_parameters (both
+    halves of the frozen autoencoder included), image_size, training_gflop (forward, loss and
+    backward) and inference_gflop, in units of 10^9.
     """
     _require(variants, image_size)
     return pd.DataFrame(apart(f"{MEASURES}:count_sizes", list(variants), image_size))
@@ -66,22 +67,17 @@ def measure(
 ) -> pd.DataFrame:
     """Time and memory of a training step or a prediction against the batch size, on this machine.
 
-    `steps` are timed at each batch size, after one that is not.
-
-    Returns:
-        One row for each variant and batch size, with the columns of `MEASUREMENT_COLUMNS`. Where
-        memory did not suffice, the row has a note and no numbers, and larger batches have no row.
+    `steps` are timed at each batch size, after one that is not. One row for each variant and batch
+    size, with the columns of `MEASUREMENT_COLUMNS`. Where memory did not suffice, the row has a
+    note and no numbers, and larger batches have no row.
     """
     _require(variants, image_size)
     rows = []
     with tqdm(total=len(variants) * len(batch_sizes), desc="measuring", unit="point") as bar:
         for place, name in enumerate(variants, start=1):
             bar.set_postfix_str(name)
-            about = {
-                "variant": name,
-                "system": variant_spec(name).title,
-                "image_size": image_size,
-            }
+            system = variant_spec(name).title
+            about = {"variant": name, "system": system, "image_size": image_size}
             for point in measured_points(Workload(name, task), image_size, batch_sizes, steps):
                 rows.append(about | point)
                 bar.update()
@@ -93,10 +89,10 @@ def measure(
             "machine: lower efficiency.batch_sizes or efficiency.image_size"
         )
     points["image_seconds"] = points["step_seconds"] / points["batch_size"]
-    for column in ("threads", "base_bytes", "peak_bytes", "allocated_bytes"):
-        points[column] = points[column].astype("Int64")  # whole numbers that may be missing
-    for column in ("device", "memory", "note"):
-        points[column] = points[column].astype(object).fillna("")
+    whole = ["threads", "base_bytes", "peak_bytes", "allocated_bytes"]
+    points[whole] = points[whole].astype("Int64")  # numbers that may be missing
+    words = ["device", "memory", "note"]
+    points[words] = points[words].astype(object).fillna("")
     return points
 
 
@@ -108,61 +104,43 @@ def _require(variants: Sequence[str], image_size: int) -> None:
 def largest_batches(points: pd.DataFrame, cards: Sequence[int]) -> pd.DataFrame:
     """The largest batch that fits a card of so many GiB, which is what makers call GB.
 
-    It is read off a straight line through the peaks of `measure`.
-
-    Returns:
-        One row a variant and card: variant, system, image_size, memory (what was measured), card
-        (GiB), batch_size (0 if not even one image fits; missing where memory did not grow with the
-        batch, or with a single point), extrapolated (whether it is beyond what was measured).
+    It is read off a straight line through the peaks of `measure`. One row a variant and card:
+    variant, system, image_size, memory (what was measured), card (GiB), batch_size (0 if not even
+    one image fits; missing where memory did not grow with the batch, or with a single point),
+    extrapolated (whether it is beyond what was measured).
     """
+    names = ["variant", "system", "image_size", "memory"]
     rows = []
-    for (name, system, size), group in points.dropna(subset="peak_bytes").groupby(
-        ["variant", "system", "image_size"], sort=False
-    ):
+    for key, group in points.dropna(subset="peak_bytes").groupby(names, sort=False):
         line = _line(group)
         for card in cards:
             batch = pd.NA if line is None else _most_images(card * GIB, *line)
-            rows.append(
-                {
-                    "variant": name,
-                    "system": system,
-                    "image_size": size,
-                    "memory": group["memory"].iloc[0],
-                    "card": card,
-                    "batch_size": batch,
-                    "extrapolated": line is not None and batch > group["batch_size"].max(),
-                }
-            )
-    return pd.DataFrame(rows).astype({"batch_size": "Int64"})
+            beyond = line is not None and batch > group["batch_size"].max()
+            rows.append((*key, card, batch, beyond))
+    table = pd.DataFrame(rows, columns=[*names, "card", "batch_size", "extrapolated"])
+    return table.astype({"batch_size": "Int64"})
 
 
-def compare_costs(points: pd.DataFrame, reference: str = "wave_gms") -> pd.DataFrame:
-    """Time and memory of each variant as multiples of one, at the largest batch all were run with.
+def compare_costs(points: pd.DataFrame) -> pd.DataFrame:
+    """Time and memory of each variant as multiples of Wave-GMS, at the largest batch all ran with.
 
-    Returns:
-        One row a variant: variant, system, batch_size, time (of a step), memory (peak, all of it)
-        and memory_of_step (what the peak exceeds the process before the network was built).
+    One row a variant: variant, system, batch_size, time (of a step), memory (peak, all of it) and
+    memory_of_step (what the peak exceeds the process before the network was built).
     """
     measured = points.dropna(subset="peak_bytes")
-    if reference not in set(measured["variant"]):
-        raise InputError(f"efficiency.variants lacks {reference}, which others are compared with")
-    sizes = [set(group["batch_size"]) for _, group in measured.groupby("variant")]
-    common = set.intersection(*sizes)
+    if _REFERENCE not in set(measured["variant"]):
+        raise InputError(f"efficiency.variants lacks {_REFERENCE}, which others are compared with")
+    common = set.intersection(*measured.groupby("variant")["batch_size"].agg(set))
     if not common:
         raise InputError("no batch size was measured for all of efficiency.variants: add a smaller")
     rows = measured[measured["batch_size"] == max(common)].set_index("variant")
-    own = (rows["peak_bytes"] - rows["base_bytes"]).astype(float)
-    peak, time = rows["peak_bytes"].astype(float), rows["step_seconds"]
-    table = pd.DataFrame(
-        {
-            "system": rows["system"],
-            "batch_size": rows["batch_size"],
-            "time": time / time[reference],
-            "memory": peak / peak[reference],
-            "memory_of_step": own / own[reference],
-        }
-    )
-    return table.reset_index()
+    costs = {
+        "time": rows["step_seconds"],
+        "memory": rows["peak_bytes"].astype(float),
+        "memory_of_step": (rows["peak_bytes"] - rows["base_bytes"]).astype(float),
+    }
+    ratios = {name: cost / cost[_REFERENCE] for name, cost in costs.items()}
+    return rows[["system", "batch_size"]].assign(**ratios).reset_index()
 
 
 def beside_table_1(largest: pd.DataFrame, table1: Path) -> pd.DataFrame:
@@ -180,18 +158,12 @@ def beside_table_1(largest: pd.DataFrame, table1: Path) -> pd.DataFrame:
         raise InputError(f"{table1} cannot be read ({error}): restore it with git") from error
     ours = pd.DataFrame(
         {
-            "Model": largest["system"],
-            "GPU (VRAM)": [f"any ({card} GB)" for card in largest["card"]],
-            "Batch size": [
-                "no line" if pd.isna(batch) else f"≤ {batch}" for batch in largest["batch_size"]
-            ],
-            "From": [
-                f"{size} px, {memory}{', extrapolated' if beyond else ''}"
-                for size, memory, beyond in zip(
-                    largest["image_size"], largest["memory"], largest["extrapolated"], strict=True
-                )
-            ],
+            "Model": row.system,
+            "GPU (VRAM)": f"any ({row.card} GB)",
+            "Batch size": "no line" if pd.isna(row.batch_size) else f"≤ {row.batch_size}",
+            "From": f"{row.image_size} px, {row.memory}" + ", extrapolated" * row.extrapolated,
         }
+        for row in largest.itertuples()
     )
     return pd.concat([published.assign(From="paper"), ours], ignore_index=True)
 
@@ -199,19 +171,13 @@ def beside_table_1(largest: pd.DataFrame, table1: Path) -> pd.DataFrame:
 def beside_table_2(sizes: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """The exact counts beside the parameter column of the paper's Table 2, of `read_published`.
 
-    Returns:
-        One row a variant: system, trainable_parameters, published (millions, NaN where the paper's
-        table has no such row), total_parameters.
+    One row a variant: system, trainable_parameters, published (millions, NaN where the paper's
+    table has no such row), total_parameters.
     """
     paper = published[published["table"] == 2].drop_duplicates("variant").set_index("variant")
-    return pd.DataFrame(
-        {
-            "system": sizes["system"],
-            "trainable_parameters": sizes["trainable_parameters"],
-            "published": sizes["variant"].map(paper["trainable_parameters_millions"]),
-            "total_parameters": sizes["total_parameters"],
-        }
-    )
+    millions = sizes["variant"].map(paper["trainable_parameters_millions"])
+    columns = ["system", "trainable_parameters", "published", "total_parameters"]
+    return sizes.assign(published=millions)[columns]
 
 
 def _line(group: pd.DataFrame) -> tuple[float, float] | None:

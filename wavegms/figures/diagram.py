@@ -43,9 +43,6 @@ def draw_method(pipeline: WaveGMSPipeline, image: Tensor, mask: Tensor) -> Figur
     Texts can be found by their `gid`: an output's shape by the module's path in the pipeline, such
     as `mapping.heads.0`, or by the name of the data (image, mask, z_MR, z_I, z_M, prediction); what
     the aggregation takes by `concatenated`; a count by `parameters of <path>`.
-
-    Raises:
-        InputError: the pipeline has no wavelet encoder.
     """
     if pipeline.encoder is None:
         raise InputError(

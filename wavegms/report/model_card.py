@@ -40,12 +40,7 @@ class ScoredModel:
 
 
 def read_scored_model(folder: Path, project: Path = Path(".")) -> ScoredModel:
-    """Finds what a model scored, and makes sure that it was this model that did.
-
-    Raises:
-        InputError: the folder holds no trained model, the weights are not those of its card, no
-            scores or only another model's are there, or the audit of its data is missing.
-    """
+    """Finds what a model scored; an `InputError` says what is missing or of another model."""
     card = read_card(folder)
     found = {}
     for results in (project / "results/scores", project / "results/ablation"):
@@ -73,8 +68,9 @@ def render_model_card(
     file.
     """
     card, data = model.card, spec_of(model.card.dataset)
+    audits = {data.name: model.leaks}  # others were not compared with these training images
     parts = {
-        name: _summarize(scores, model.leaks if name == data.name else None, evaluation, card.seed)
+        name: _summarize(scores, audits.get(name, model.leaks[:0]), evaluation, card.seed)
         for name, scores in model.scores.items()
     }
     own = parts[data.name]
@@ -88,13 +84,17 @@ def render_model_card(
         simulated=data.modality.startswith("simulated"),
         shared=shared,
         scores=[
-            _row(spec_of(name).title, part["all"])
-            | {"empty": int(model.scores[name]["empty_prediction"].sum())}
+            {"name": spec_of(name).title, "empty": model.scores[name]["empty_prediction"].sum()}
+            | shown_scores(part["all"])
             for name, part in parts.items()
         ],
         tested=own["all"].images.iloc[0],
         leaking=own["leaking"].images.iloc[0] if "leaking" in own else 0,
-        audited=[_row(_PARTS[name], own[name]) for name in _PARTS if name in own],
+        audited=[
+            {"name": title} | shown_scores(own[part])
+            for part, title in _PARTS.items()
+            if part in own
+        ],
         training=list(_training(card)),
         sources=[_described(spec_of(name)) for name in model.scores],
         private=" and ".join(not_to_be_passed_on(model.scores)),
@@ -110,48 +110,45 @@ def not_to_be_passed_on(datasets: Iterable[str]) -> list[str]:
 
 
 def _summarize(
-    scores: pd.DataFrame, leaks: pd.DataFrame | None, evaluation: EvaluationParams, seed: int
+    scores: pd.DataFrame, leaks: pd.DataFrame, evaluation: EvaluationParams, seed: int
 ) -> dict[str, pd.DataFrame]:
     """By the part of the test images what `summarize` gives, with the metrics as index."""
-    if leaks is None:
-        leaks = pd.DataFrame({"id_a": [], "id_b": [], "split_a": [], "crosses_split": []})
-        leaks = leaks.astype({"crosses_split": bool})
     table = summarize_audited(scores, leaks, evaluation.bootstrap_resamples, seed, _METRICS)
     return {name: part.set_index("metric") for name, part in table.groupby("images_used")}
 
 
-def _row(name: str, summary: pd.DataFrame) -> dict[str, Any]:
-    return {"name": name, "images": summary["images"].iloc[0]} | {
-        metric: shown_interval(summary.loc[metric], percent=metric != "hd95") for metric in _METRICS
-    }
+def shown_scores(summary: pd.DataFrame) -> dict[str, Any]:
+    """Number of images, and by metric the mean with its interval, such as "89.7 (85.3 – 92.6)".
 
-
-def shown_interval(summary: Mapping[str, float], percent: bool) -> str:
-    """A mean and its interval, such as "89.7 (85.3 – 92.6)", of mean, ci_low and ci_high."""
-    scale = 100 if percent else 1
-    mean, low, high = (scale * summary[name] for name in ("mean", "ci_low", "ci_high"))
-    return f"{mean:.1f} ({low:.1f} – {high:.1f})"
+    Of a summary with the metrics as index; shares are in percent.
+    """
+    shown = {"images": summary["images"].iloc[0]}
+    for metric in _METRICS:
+        scale = 1 if metric == "hd95" else 100
+        mean, low, high = scale * summary.loc[metric, ["mean", "ci_low", "ci_high"]]
+        shown[metric] = f"{mean:.1f} ({low:.1f} – {high:.1f})"
+    return shown
 
 
 def _head(card: ModelCard, summaries: Mapping[str, pd.DataFrame]) -> hub.ModelCardData:
     names = {"dsc": ("dice", "DSC"), "iou": ("mean_iou", "IoU"), "hd95": ("hd95", "HD95, pixels")}
+    task, data = "image-segmentation", spec_of(card.dataset)
     results = [
         hub.EvalResult(
-            task_type="image-segmentation",
+            task_type=task,
             dataset_type=name,
             dataset_name=spec_of(name).title,
             dataset_split="test",
-            metric_type=names[metric][0],
-            metric_name=names[metric][1],
+            metric_type=kind,
+            metric_name=title,
             metric_value=round(float(summary.loc[metric, "mean"]), 4),
         )
         for name, summary in summaries.items()
-        for metric in _METRICS
+        for metric, (kind, title) in names.items()
     ]
-    data = spec_of(card.dataset)
     return hub.ModelCardData(
         library_name="diffusers",
-        pipeline_tag="image-segmentation",
+        pipeline_tag=task,
         tags=["wave-gms", "medical", "segmentation", *filter(None, [_modality(data)])],
         datasets=[card.dataset],
         metrics=["dice", "mean_iou"],
@@ -189,10 +186,10 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _described(spec: DatasetSpec) -> dict[str, str]:
-    known = SOURCES.get(spec.name)
-    terms = known.terms if known else spec.licence
-    source = known.page if known else spec.source
-    if spec.name not in CATALOG:  # "your own" is true for the one who trained only
+    terms, source = spec.licence, spec.source
+    if known := SOURCES.get(spec.name):
+        terms, source = known.terms, known.page
+    elif spec.name not in CATALOG:  # "your own" is true for the one who trained only
         terms, source = "not stated", "a folder of the one who trained this model"
     return {"title": spec.title, "modality": _modality(spec), "terms": terms, "source": source}
 

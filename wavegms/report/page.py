@@ -4,6 +4,7 @@ It holds everything that it shows, runs no script, and asks nobody for anything.
 """
 
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from wavegms.report.model_card import (
     not_to_be_passed_on,
     read_scored_model,
     render_model_card,
-    shown_interval,
+    shown_scores,
 )
 from wavegms.report.notebooks import (
     SECTIONS,
@@ -47,10 +48,6 @@ class Card(NamedTuple):
     title: str
     text: str
 
-    def as_cell(self) -> NotebookNode:
-        """Without its head, which is for the hub."""
-        return nbformat.v4.new_markdown_cell(self.text.partition("\n---\n")[2])
-
 
 class Report(NamedTuple):
     """What :func:`write_report` wrote; `missing` is what the run has not left, a sentence each."""
@@ -65,9 +62,6 @@ def write_report(out: Path, project: Path = Path(".")) -> Report:
 
     The cards go into `model_cards/` beside it. What is missing of the run, or is left from another
     one, is named in the report and not shown.
-
-    Raises:
-        InputError: nothing is there of this run, or a file cannot be written.
     """
     params = load_params(project / "params.yaml")
     executed, missing = _read_notebooks(params, project / "reports")
@@ -101,10 +95,7 @@ def write_report(out: Path, project: Path = Path(".")) -> Report:
         datasets=[_dataset(name, params) for name in datasets],
         private=not_to_be_passed_on(datasets),
         sections=[(name, SECTIONS[name], parts) for name, parts in sections.items() if parts],
-        cards=[
-            {"name": card.name, "title": card.title, "html": _as_html(exporter, [card.as_cell()])}
-            for card in cards
-        ],
+        cards=[card._asdict() | {"html": _card_as_html(exporter, card)} for card in cards],
     )
     paths = [out.parent / "model_cards" / f"{card.name}.md" for card in cards]
     for path, card in zip(paths, cards, strict=True):
@@ -126,24 +117,22 @@ def _read_notebooks(params: Params, folder: Path) -> tuple[list[Executed], list[
 
 def _render_cards(params: Params, project: Path) -> tuple[list[Card], list[str]]:
     """The cards, and why others are missing."""
-    places = [("", params.datasets, params.variants)]
-    places += [("ablation", params.ablation.datasets, params.ablation.variants)]
+    runs = [("", *run) for run in product(params.datasets, params.variants, params.seeds)]
+    rows = product(params.ablation.datasets, params.ablation.variants, params.seeds)
+    runs += [("ablation", *run) for run in rows]
     cards, missing = [], []
-    for part, datasets, variants in places:
-        for dataset in datasets:
-            for variant in variants:
-                for seed in params.seeds:
-                    run = Path(part, dataset, variant, f"seed_{seed}")
-                    if (project / "results" / run / NOT_RUN).is_file():
-                        continue  # the table of the ablation says why
-                    try:
-                        model = read_scored_model(project / "models" / run, project)
-                    except InputError as error:
-                        missing.append(f"There is no model card, as {str(error).rstrip('.')}.")
-                        continue
-                    title = f"{run_title(dataset, variant, seed)}, {model.card.epochs} epochs"
-                    text = render_model_card(model, params.evaluation)
-                    cards.append(Card("_".join(run.parts), title, text))
+    for part, dataset, variant, seed in runs:
+        run = Path(part, dataset, variant, f"seed_{seed}")
+        if (project / "results" / run / NOT_RUN).is_file():
+            continue  # the table of the ablation says why
+        try:
+            model = read_scored_model(project / "models" / run, project)
+        except InputError as error:
+            missing.append(f"There is no model card, as {str(error).rstrip('.')}.")
+            continue
+        title = f"{run_title(dataset, variant, seed)}, {model.card.epochs} epochs"
+        text = render_model_card(model, params.evaluation)
+        cards.append(Card("_".join(run.parts), title, text))
     return cards, missing
 
 
@@ -153,12 +142,9 @@ def _score_rows(params: Params, folder: Path) -> tuple[list[dict[str, Any]], lis
         scores = read_scores(folder)
     except InputError as error:
         return [], [f"There are no scores: {error}"]
-    scores = scores[
-        scores["train_set"].isin(params.datasets)
-        & scores["test_set"].isin([*params.datasets, *params.external])
-        & scores["variant"].isin(params.variants)
-        & scores["seed"].isin(params.seeds)
-    ]
+    asked = {"train_set": params.datasets, "test_set": [*params.datasets, *params.external]}
+    asked |= {"variant": params.variants, "seed": params.seeds}
+    scores = scores[scores[list(asked)].isin(asked).all(axis=1)]
     if scores.empty:
         return [], ["There are no scores of this run."]
     systems = summarize_systems(scores, params.evaluation.bootstrap_resamples, params.seed)
@@ -166,20 +152,9 @@ def _score_rows(params: Params, folder: Path) -> tuple[list[dict[str, Any]], lis
     for (train_set, test_set, variant), group in systems.groupby(
         ["train_set", "test_set", "variant"], sort=False
     ):
-        metrics = group.set_index("metric")
-        rows.append(
-            {
-                "trained": spec_of(train_set).title,
-                "tested": spec_of(test_set).title,
-                "system": title_of(variant),
-                "images": group["images"].iloc[0],
-                "seeds": group["seeds"].iloc[0],
-                **{
-                    name: shown_interval(metrics.loc[name], percent=name != "hd95")
-                    for name in ("dsc", "iou", "hd95")
-                },
-            }
-        )
+        about = {"trained": spec_of(train_set).title, "tested": spec_of(test_set).title}
+        about |= {"system": title_of(variant), "seeds": group["seeds"].iloc[0]}
+        rows.append(about | shown_scores(group.set_index("metric")))
     return rows, []
 
 
@@ -210,20 +185,20 @@ def _dataset(name: str, params: Params) -> dict[str, str]:
 
 def _code(executed: Iterable[Executed]) -> list[dict[str, Any]]:
     """Which code ran, each version once with the notebooks that it was."""
-    found: dict[str, dict[str, Any]] = {}
+    found: list[dict[str, Any]] = []
     for part in executed:
         record = part.record or {}
-        text = record.get("revision") or "unknown"
-        changed = record.get("changed") or []
-        versions = dict(record.get("versions") or {})
-        if record.get("python"):
-            versions = {"Python": record["python"]} | versions
-        key = repr((text, changed, versions))
-        entry = found.setdefault(
-            key, {"revision": text, "changed": changed, "versions": versions, "notebooks": []}
-        )
+        versions = {"Python": record["python"]} if record.get("python") else {}
+        about = {
+            "revision": record.get("revision") or "unknown",
+            "changed": record.get("changed") or [],
+            "versions": versions | (record.get("versions") or {}),
+        }
+        entry = next((entry for entry in found if about.items() <= entry.items()), None)
+        if entry is None:
+            found.append(entry := about | {"notebooks": []})
         entry["notebooks"].append(part.expected.name)
-    return list(found.values())
+    return found
 
 
 def _make_exporter() -> HTMLExporter:
@@ -241,3 +216,8 @@ def _make_exporter() -> HTMLExporter:
 
 def _as_html(exporter: HTMLExporter, cells: list[NotebookNode]) -> str:
     return exporter.from_notebook_node(nbformat.v4.new_notebook(cells=cells))[0]
+
+
+def _card_as_html(exporter: HTMLExporter, card: Card) -> str:
+    """Without its head, which is for the hub."""
+    return _as_html(exporter, [nbformat.v4.new_markdown_cell(card.text.partition("\n---\n")[2])])

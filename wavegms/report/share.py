@@ -23,11 +23,8 @@ def share_model(
     It is what `WaveGMSPipeline.from_pretrained` opens, with the weights of the best epoch, and
     beside them a README.md as the hub shows it, card.json, and an ONNX file. `folder` may be one
     that holds a single `seed_<n>`; `out` is made whole or not at all, and may be an earlier one of
-    the same kind. Nothing goes over the network without a hub id, where a new place is private.
-
-    Raises:
-        InputError: the model or its scores are not there or do not belong together, `out` holds
-            something else, or the hub takes nothing; in the latter case the folder is there.
+    the same kind. Nothing goes over the network without a hub id, where a new place is private; the
+    folder is there even if the hub takes nothing.
     """
     folder, out = only_seed(Path(folder)), Path(out)
     if hub_id is not None and not is_hub_id(hub_id):

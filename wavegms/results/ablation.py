@@ -79,9 +79,6 @@ def run_row(
     code, as after an interruption of the rows that follow; nor if it is the `same_training` as
     another variant, whose model is then published under this name as well. The folder of scores is
     replaced once the row is complete.
-
-    Raises:
-        InputError: see `train`; nothing is published then.
     """
     made_from = describe_run(run, precision_of(run, PartialState().device))
     card = _published_card(run, made_from)

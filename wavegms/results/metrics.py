@@ -25,11 +25,7 @@ class MaskMetrics:
 
 
 def mask_metrics(prediction: np.ndarray, truth: np.ndarray) -> MaskMetrics:
-    """Compares two masks, bool (H, W), by MedPy.
-
-    Raises:
-        ValueError: the shapes differ or the masks are not two-dimensional.
-    """
+    """Compares two masks of one shape, bool (H, W), by MedPy."""
     if prediction.shape != truth.shape or prediction.ndim != 2:
         raise ValueError(f"masks of shapes {prediction.shape} and {truth.shape} cannot be compared")
     prediction, truth = prediction.astype(bool), truth.astype(bool)

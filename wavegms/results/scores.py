@@ -58,9 +58,6 @@ def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ())
     Those are the best, median and worst by Dice, averaged over the systems; of equal images the
     first in the split goes first, of an even number the better of the two middle ones is the
     median. A split of less than three images gives less than three.
-
-    Raises:
-        InputError: a wanted id is not in the split.
     """
     dice = pd.concat(scores.values()).groupby("id", sort=False)["dsc"].mean()
     for id in wanted:

@@ -73,9 +73,7 @@ def paired_differences(
 ) -> pd.Series:
     """The score of one variant less that of another, by image id, sorted; means over their seeds.
 
-    Raises:
-        InputError: a variant has no scores, or the two were not scored on the same images at the
-            same size; the sentence names both.
+    Both need scores of the same images at the same size.
     """
     sides = []
     for name in (variant, reference):
@@ -143,9 +141,6 @@ def compare_variants(
     One row for each train set, test set, metric and variant; differences are variant less
     reference, in the metric's unit. The correction is for all rows returned, so hand over the
     scores of one table at a time. IoU ranks images as Dice does and would only count twice.
-
-    Raises:
-        InputError: two variants were scored on different images or at different sizes.
     """
     keys = ["train_set", "test_set", "metric", "variant", "reference"]
     keys += ["variant_seeds", "reference_seeds"]

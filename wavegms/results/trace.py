@@ -69,12 +69,7 @@ class Trace:
 
 
 def trace_cell(cell: Cell, project: Path = Path(".")) -> Trace:
-    """Follows a measured number back to what made it.
-
-    Raises:
-        InputError: the number was not measured, or a link is missing; the sentence names it and the
-            way out.
-    """
+    """Follows a measured number back to what made it; a link that is missing is named."""
     if cell.metric not in METRICS:
         raise InputError(f"--metric is {cell.metric}: choose one of {', '.join(METRICS)}")
     at_home = cell.train_set == cell.test_set
