@@ -1,12 +1,12 @@
 """What the explorer says and shows of a case: captioned pictures, scores, lines of a table."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
 import numpy as np
 
-from wavegms.explore.cases import Band, Case, Errors, Workbench, attenuate, compare
+from wavegms.explore.cases import Band, Case, Workbench, attenuate, compare
 from wavegms.explore.pictures import (
     FOUND,
     MISSED,
@@ -34,22 +34,6 @@ SORT_KEYS = {
     "name": "id",
 }
 
-# Of a table's numbers: heading, column of `Workbench.rows`, factor and decimals.
-_NUMBERS = (
-    ("Dice", "dsc", 1, 3),
-    ("IoU", "iou", 1, 3),
-    ("HD95 px", "hd95", 1, 1),
-    ("HD95 or 0", "hd95_zero_if_empty", 1, 1),
-    ("true %", "true_area", 100, 1),
-    ("predicted %", "predicted_area", 100, 1),
-)
-
-_FOUND_WRONG_MISSED = (
-    "found: {} px (true positive)",
-    "wrong: {} px (false positive)",
-    "missed: {} px (false negative)",
-)
-
 _LEVEL_NAMES = {1: "fine", 2: "middle", 3: "coarse"}
 
 # Pixels on the screen; four in a row fit beside JupyterLab's list of files at 1400.
@@ -57,11 +41,11 @@ _CASE_SIDE, _DEPTH_SIDE, _FILTERED_SIDE, _BAND_SIDE = 228, 220, 190, 56
 
 
 class Panel(NamedTuple):
-    """The upper part of the explorer, as HTML: which image, what it shows, how the masks agree."""
+    """The upper part of the explorer, as HTML."""
 
-    heading: str
-    pictures: str
-    metrics: str
+    heading: str  # which image this is
+    pictures: str  # image, truth, prediction and errors
+    metrics: str  # how well the two masks agree
 
 
 def model_label(model: PublishedModel) -> str:
@@ -94,19 +78,21 @@ def show_case(bench: Workbench, case: Case, threshold: float) -> Panel:
         pictures = [image, outlined, shown]
         metrics = f"<span>The prediction covers {cover}. There is no true mask to compare.</span>"
     else:
-        true = _percent(case.truth)
+        errors = compare(prediction, case.truth)
         truth = Picture(
             outline(case.picture, case.truth, TRUTH),
             "Truth",
-            f"The image with the outline of the true region, {true} of it.",
-            legend(TRUTH, f"true region: {true} of area"),
+            f"The image with the outline of the true region, {_percent(case.truth)} of it.",
+            legend(TRUTH, f"true region: {_percent(case.truth)} of area"),
         )
-        painted = _painted(
-            case.picture,
-            compare(prediction, case.truth),
+        found, wrong, missed = (int(part.sum()) for part in errors)
+        painted = Picture(
+            paint_errors(case.picture, errors),
             "Errors",
-            "{} pixels found, {} wrongly marked, {} missed.",
-            _FOUND_WRONG_MISSED,
+            f"{found} pixels found, {wrong} wrongly marked, {missed} missed.",
+            legend(FOUND, f"found: {found} px (true positive)")
+            + legend(WRONG, f"wrong: {wrong} px (false positive)")
+            + legend(MISSED, f"missed: {missed} px (false negative)"),
         )
         pictures = [image, truth, shown, painted]
         scores = mask_metrics(prediction, case.truth)
@@ -154,6 +140,7 @@ def show_filtered(
     left = np.round(pixels[0].movedim(0, -1).numpy() * 255).astype(np.uint8)
     # an uploaded image has proportions of its own, which the network does not see
     ground = case.picture if case.index is None else left
+    same, new, gone = (int(part.sum()) for part in compare(after, before))
     score = _dice(case, after)
     compared = f"<br>{score}, {_dice(case, before).removeprefix('Dice ')} before" if score else ""
     pictures = [
@@ -164,12 +151,13 @@ def show_filtered(
             f"The same with the outline of its prediction. {score}",
             compared,
         ),
-        _painted(
-            ground,
-            compare(after, before),
+        Picture(
+            paint_errors(ground, compare(after, before)),
             "What changed",
-            "{} pixels as before, {} new, {} gone.",
-            ("as before: {} px", "new: {} px", "gone: {} px"),
+            f"{same} pixels as before, {new} new, {gone} gone.",
+            legend(FOUND, f"as before: {same} px")
+            + legend(WRONG, f"new: {new} px")
+            + legend(MISSED, f"gone: {gone} px"),
         ),
     ]
     text = (
@@ -206,30 +194,30 @@ def sort_rows(rows: Sequence[dict], key: str, highest_first: bool) -> list[dict]
 
 def table_lines(rows: Sequence[dict]) -> tuple[str, list[str]]:
     """The head and the lines of a table of `Workbench.rows`, in letters of equal width."""
-    names = max(len(name) for name in ["image", *(row["id"] for row in rows)])
-    labels = max((len(row["label"]) for row in rows), default=0)
+    names = max([len(row["id"]) for row in rows] + [len("image")])
+    labels = max(len(row["label"]) for row in rows) if rows else 0
     labels = max(labels, len("class")) if labels else 0
 
-    def line(name: str, label: str, values: Iterable[str]) -> str:
+    def line(name: str, label: str, *values: str) -> str:
         first = f"{name:<{names}}  {label:<{labels}}" if labels else f"{name:<{names}}"
         # a list on a page would swallow usual spaces
         return f"{first}{''.join(f'{value:>13}' for value in values)}".replace(" ", "\u00a0")
 
-    lines = []
-    for row in rows:
-        values = (f"{factor * row[column]:.{n}f}" for _, column, factor, n in _NUMBERS)
-        lines.append(line(row["id"], row["label"], values))
-    return line("image", "class", (heading for heading, *_ in _NUMBERS)), lines
-
-
-def _painted(
-    ground: np.ndarray, errors: Errors, title: str, description: str, captions: Sequence[str]
-) -> Picture:
-    """A picture of errors; texts take their numbers of pixels, in all or one each."""
-    sizes = [int(part.sum()) for part in errors]
-    marks = zip((FOUND, WRONG, MISSED), captions, sizes, strict=True)
-    legends = "".join(legend(colour, caption.format(size)) for colour, caption, size in marks)
-    return Picture(paint_errors(ground, errors), title, description.format(*sizes), legends)
+    lines = [
+        line(
+            row["id"],
+            row["label"],
+            f"{row['dsc']:.3f}",
+            f"{row['iou']:.3f}",
+            f"{row['hd95']:.1f}",
+            f"{row['hd95_zero_if_empty']:.1f}",
+            f"{100 * row['true_area']:.1f}",
+            f"{100 * row['predicted_area']:.1f}",
+        )
+        for row in rows
+    ]
+    columns = "Dice", "IoU", "HD95 px", "HD95 or 0", "true %", "predicted %"
+    return line("image", "class", *columns), lines
 
 
 def _history(bench: Workbench, case: Case) -> str:
