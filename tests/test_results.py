@@ -67,6 +67,12 @@ def systems(scores):
     return summarize_systems(scores, resamples=100, seed=0)
 
 
+@pytest.fixture(scope="module")
+def comparisons(scores):
+    inside = scores[scores["train_set"] == scores["test_set"]]
+    return compare_variants(inside, "wave_gms", resamples=100, seed=0)
+
+
 def cell(table, train_set, test_set, system, metric):
     rows = table[
         (table["train_set"] == train_set)
@@ -401,9 +407,7 @@ def test_without_a_run_across_the_papers_rows_stay(tmp_path, published):
     assert len(table) == 52 and table["measured"].isna().all()
 
 
-def test_significant_differences_are_marked(scores, systems, published):
-    inside = scores[scores["train_set"] == scores["test_set"]]
-    comparisons = compare_variants(inside, "wave_gms", resamples=100, seed=0)
+def test_significant_differences_are_marked(comparisons, systems, published):
     table = segmentation_table(systems, published)
     marked = mark_significant(table, comparisons)
     pd.testing.assert_frame_equal(marked[list(table)], table)
@@ -434,9 +438,7 @@ def test_tables_figures_and_report_need_no_networks():
 # what a reader sees
 
 
-def test_a_reader_sees_missing_runs_seeds_and_stars(scores, systems, published):
-    inside = scores[scores["train_set"] == scores["test_set"]]
-    comparisons = compare_variants(inside, "wave_gms", resamples=100, seed=0)
+def test_a_reader_sees_missing_runs_seeds_and_stars(comparisons, systems, published):
     table = mark_significant(segmentation_table(systems, published), comparisons)
     shown = readable(table).set_index(["Dataset", "System"])
     ours = cell(table, "busi", "busi", "Wave-GMS", "dsc")
@@ -546,9 +548,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path, scores, published):
     assert contents[0] == contents[1]
 
 
-def test_comparisons_for_a_reader(tmp_path, scores):
-    inside = scores[scores["train_set"] == scores["test_set"]]
-    comparisons = compare_variants(inside, "wave_gms", resamples=100, seed=0)
+def test_comparisons_for_a_reader(tmp_path, comparisons):
     shown = readable_comparisons(comparisons)
     assert len(shown) == len(comparisons) == 4
     for row, text in zip(comparisons.itertuples(), shown.to_dict("records"), strict=True):
