@@ -8,7 +8,7 @@ import pytest
 import yaml
 from layouts import box_mask, mask_image, save, tree, write_ham10000
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 from test_config import VALUES
 from test_duplicates import COPIES, HEIGHT, WIDTH, tissue
 
@@ -50,7 +50,8 @@ def write_images(root, images):
     return root
 
 
-# a0 and b0 are one file, of which c0 is a crop; a1 and b1 are near, and both for training.
+# a0 and b0 are one file, of which c0 is a crop; a1 and b1 are near, g0 is g mirrored, and these
+# four are for training.
 TEST = ("b0", "c0", "d", "e")
 
 
@@ -58,7 +59,7 @@ TEST = ("b0", "c0", "d", "e")
 def audited(tmp_path):
     images = {name: tissue(seed) for seed, name in enumerate(("a0", "a1", "d", "e", "f", "g"))}
     images |= {"b0": images["a0"], "c0": COPIES["corner"](images["a0"])}
-    images |= {"b1": COPIES["marked"](images["a1"])}
+    images |= {"b1": COPIES["marked"](images["a1"]), "g0": ImageOps.mirror(images["g"])}
     raw = write_images(tmp_path / "raw", images)
     (raw / "test.txt").write_text("\n".join(TEST))
     (raw / "train.txt").write_text("\n".join(sorted(set(images) - set(TEST))))
@@ -69,22 +70,24 @@ def audited(tmp_path):
 def test_pairs_are_what_was_put_there(audited):
     pairs, summary = audit_prepared(audited)
     assert list(pairs) == list(PAIR_COLUMNS)
-    kinds = {(row.id_a, row.id_b): row.kind for row in pairs.itertuples()}
-    assert kinds == {
-        ("a0", "b0"): "exact",
-        ("a0", "c0"): "near",
-        ("b0", "c0"): "near",
-        ("a1", "b1"): "near",
-    }
+    # by kind, by falling similarity, and by id where two equal files are alike to a third
+    assert pairs[["id_a", "id_b", "kind"]].to_numpy().tolist() == [
+        ["a0", "b0", "exact"],
+        ["a0", "c0", "near"],
+        ["b0", "c0", "near"],
+        ["a1", "b1", "near"],
+        ["g", "g0", "mirrored"],
+    ]
     crossing = pairs[pairs["crosses_split"]]
     assert set(zip(crossing["id_a"], crossing["id_b"], strict=True)) == {("a0", "b0"), ("a0", "c0")}
     assert (pairs["split_a"] == "train").equals(~pairs["id_a"].isin(TEST))
     assert (pairs["split_b"] == "test").equals(pairs["id_b"].isin(TEST))
-    assert pairs["similarity"].iloc[0] == 1 and pairs["similarity"].iloc[1:].is_monotonic_decreasing
-    assert summary.images == 9 and summary.test_images == 4
+    exact, *crops, marked, mirrored = pairs["similarity"]
+    assert exact == 1 >= crops[0] == crops[1] > marked and mirrored == pytest.approx(1, abs=0.01)
+    assert summary.images == 10 and summary.test_images == 4
     assert (summary.exact_pairs, summary.near_pairs, summary.same_group_pairs) == (1, 3, 0)
-    assert summary.mirrored_pairs == 0
-    assert (summary.duplicate_images, summary.duplicate_groups) == (5, 2)
+    assert summary.mirrored_pairs == 1
+    assert (summary.duplicate_images, summary.duplicate_groups) == (7, 3)
     assert (summary.crossing_pairs, summary.crossing_groups) == (2, 1)
     assert summary.leaking_test_images == summary.leaking_test_images_with_groups == 2
     assert summary.conflicting_pairs == summary.conflicting_groups == 0

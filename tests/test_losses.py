@@ -187,7 +187,11 @@ def test_targets_are_constants(small_vae, batch):
     assert latents.grad is not None and images.grad is None and masks.grad is None
 
 
-@pytest.mark.parametrize(("side", "count"), [(4096, 1), (128, 1), (64, 4), (32, 16)])
-def test_as_many_images_go_through_at_once_as_were_fastest(side, count):
-    masks = torch.empty(()).expand(99, 1, side, side)
+@pytest.mark.parametrize(
+    ("side", "count", "device"),
+    [*((side, n, "cpu") for side, n in ((4096, 1), (128, 1), (64, 4), (32, 16))), (224, 5, "meta")],
+)
+def test_as_many_images_go_through_at_once_as_were_fastest(side, count, device):
+    """Whatever is no CPU counts as a GPU."""
+    masks = torch.empty((), device=device).expand(99, 1, side, side)
     assert _at_once(masks) == count

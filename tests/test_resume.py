@@ -172,6 +172,9 @@ def test_a_failed_training_goes_on_bit_for_bit(run, saving_each_step, tmp_path, 
     pd.testing.assert_frame_equal(parts.history, whole.history, check_exact=True)
     assert (parts.best_epoch, parts.best_dice) == (whole.best_epoch, whole.best_dice)
     assert_alike(tmp_path / "whole", tmp_path / "parts")
+    if sample:
+        kept = WaveGMSPipeline.from_pretrained(parts.folder / "best")
+        assert kept.encoder.config.sample_at_inference
 
 
 class Ticking(PreparedDataset):
@@ -399,7 +402,10 @@ def test_ctrl_c_saves_the_step_and_says_how_to_go_on(run, whole, tmp_path, survi
     message = refused(lambda: run("parts", at=3, act=press_ctrl_c), Stopped)  # at an epoch's end
     assert "stopped after epoch 2 of 4" in message or "in epoch 3 of 4" in message
     parts = run("parts")
-    assert "going on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"going on in epoch 2 of 4 after step 1 of 2, saved in {model}" in said
+    bars = re.findall(r"training wave_gms: .*? (\d+/\d+) \[", said)  # what was done counts as done
+    assert bars[0] == "3/8" and bars[-1] == "8/8"
     pd.testing.assert_frame_equal(parts.history, whole[1].history, check_exact=True)
     assert_alike(whole[0], tmp_path / "parts")
     survived("faults", 2)

@@ -239,6 +239,17 @@ def test_every_trained_weight_moves(run, states):
     assert moved == set(seen[0]) == set(build_variant("wave_gms").state_dict())
 
 
+def test_weights_decay_as_adamw_has_it(run):
+    """Of one step, by learning rate times decay times the weights as they began."""
+    plain, decayed = (
+        weights(run(str(decay), epochs=1, batch_size=4, weight_decay=decay).folder / "last")
+        for decay in (0.0, 0.5)
+    )
+    torch.manual_seed(1)
+    for key, value in build_variant("wave_gms").state_dict().items():
+        torch.testing.assert_close(plain[key] - decayed[key], 5e-4 * value, rtol=1e-3, atol=1e-6)
+
+
 class Counting:
     """The loss, and the number of images and the value of each batch it was given."""
 

@@ -1,6 +1,7 @@
 """Every variant: what it is made of, that it learns, and that it is kept as it was measured."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -185,7 +186,7 @@ def test_the_loss_of_a_mask_is_soft_dice():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_trained_kept_and_opened_again(name, run, validation_set, vae_of):
+def test_trained_kept_and_opened_again(name, run, validation_set, vae_of, tmp_path):
     """Through the one loop and the one door; what is kept predicts what was measured."""
     result = run(name)
     columns = ["epoch", "selection_dice"]
@@ -194,6 +195,8 @@ def test_trained_kept_and_opened_again(name, run, validation_set, vae_of):
         losses += ["align"] if name in ALIGNED else []
         columns = ["epoch", "learning_rate", *losses, "selection_dice"]
     assert list(result.history) == columns and len(result.history) == 1
+    logged = json.loads((tmp_path / "live/metrics.json").read_text())
+    assert logged["selection_dice"] == pytest.approx(result.best_dice)
     for kept in ("best", "last"):
         pipe = WaveGMSPipeline.from_pretrained(result.folder / kept)
         assert pipe.config.image_size == 32
