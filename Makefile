@@ -48,8 +48,9 @@ test-full: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m wavegms bench $(BENCH)
 
+# Without the feed of news and the question for a newer version, which it would ask of its makers.
 lab: $(VENV)/installed
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 Notebooks name files as seen from the project's folder, wherever they run.
 """
 
+import json
 import os
 import platform
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from wavegms.errors import InputError
+
+# The code that runs.
+PACKAGE = Path(__file__).resolve().parent
 
 _LIBRARIES = ("torch", "diffusers", "accelerate", "kornia", "numpy", "wavegms")
 
@@ -47,6 +51,12 @@ def run_record(project: Path = Path(".")) -> dict[str, Any]:
         "versions": library_versions(),
         "python": platform.python_version(),
     }
+
+
+def note_run(path: str, project: str) -> None:
+    """Writes the record of this process, a notebook's kernel, and from where it has the package."""
+    record = {"package": str(PACKAGE), **run_record(Path(project))}
+    Path(path).write_text(json.dumps(record), encoding="utf-8")
 
 
 def _changed(project: Path) -> list[str]:

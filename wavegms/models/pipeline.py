@@ -115,11 +115,21 @@ class WaveGMSPipeline(DiffusionPipeline):
                 raise InputError(
                     f"the folder {where} does not exist: train the model first, or correct the path"
                 )
-            require_complete(folder, _NETWORKS)
+            networks = require_complete(folder, _NETWORKS)
+            # diffusers' own way to its parts imports ONNX Runtime, to see whether they are of it
             with quiet_loading():
-                pipeline = super().from_pretrained(folder, **options | {"use_safetensors": True})
-            for part in pipeline._parts():
+                parts = {
+                    name: network.from_pretrained(
+                        folder / name, **options | {"use_safetensors": True}
+                    )
+                    for name, network in networks.items()
+                }
+            for part in parts.values():
                 require_finite(part, folder)
+            index = cls.load_config(folder)
+            sizes = {name: index[name] for name in ("image_size",) if name in index}
+            pipeline = cls(**parts, **sizes)
+            pipeline.register_to_config(_name_or_path=str(folder))
             return pipeline
         except InputError:
             raise

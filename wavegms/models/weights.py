@@ -226,8 +226,10 @@ def require_modest(folder: Path) -> dict[str, Any]:
     return config
 
 
-def require_complete(folder: Path, networks: Mapping[str, tuple[type[ModelMixin], ...]]) -> None:
-    """Checks that a saved pipeline has every weight of every part, in the right shape.
+def require_complete(
+    folder: Path, networks: Mapping[str, tuple[type[ModelMixin], ...]]
+) -> dict[str, type[ModelMixin]]:
+    """The parts of a saved pipeline, which has every weight of each in the right shape.
 
     Only the headers of the safetensors are read. The index in the folder chooses among the
     `networks` that each part may be; it comes with the weights and must not make us import
@@ -237,7 +239,8 @@ def require_complete(folder: Path, networks: Mapping[str, tuple[type[ModelMixin]
         InputError: something is missing, broken or does not fit; the sentence names the folder and
             the first parameter concerned.
     """
-    for name, network in _parts_of(folder / "model_index.json", networks).items():
+    parts = _parts_of(folder / "model_index.json", networks)
+    for name, network in parts.items():
         part = folder / name
         expected = _expected_shapes(part, network)
         stored = _stored_shapes(part)
@@ -254,6 +257,7 @@ def require_complete(folder: Path, networks: Mapping[str, tuple[type[ModelMixin]
                     f"{part} does not fit its config.json, as parameter {key} {problem}: "
                     "train again, or copy the folder anew"
                 )
+    return parts
 
 
 def _check_torch_file(path: Path) -> None:
