@@ -93,6 +93,16 @@ def enter_project() -> Path:
     raise InputError(f"no params.yaml in {here} or above: run this inside the project's folder")
 
 
+def from_project(*paths: Path) -> list[Path]:
+    """Enters the project, for a command that was given paths as seen from where it was started."""
+    here = Path.cwd()
+    project = enter_project()
+    return [
+        path if path.is_absolute() or here == project else Path(os.path.relpath(here / path))
+        for path in paths
+    ]
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that writes files, of those that share a training.
 

@@ -21,8 +21,8 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from wavegms.errors import InputError, Stopped
-from wavegms.files import write_text
+from wavegms.errors import InputError, Stopped, refused_by_the_system
+from wavegms.files import discard, named, write_text
 from wavegms.project import KEEP_MEMORY, PACKAGE, is_first_process
 
 # A kernel warns that its channels are not encrypted; they do not leave this machine.
@@ -75,7 +75,7 @@ def run_notebook(notebook: Path, output: Path, values: Mapping[str, Any]) -> Non
             record.update(_read_record(note))
 
     try:
-        with _ctrl_c_interrupts_the_cell():
+        with _ctrl_c_interrupts_the_cell(), named(partial, output):
             executed = papermill.execute_notebook(
                 notebook,
                 partial,
@@ -103,6 +103,8 @@ def run_notebook(notebook: Path, output: Path, values: Mapping[str, Any]) -> Non
         for kind in (InputError, Stopped, KeyboardInterrupt):
             if error.ename == kind.__name__:
                 raise kind(error.evalue) from None
+        if refusal := refused_by_the_system(error.evalue):
+            raise refusal from None
         print(_COLOURS.sub("", "\n".join(error.traceback)), file=sys.stderr)
         raise InputError(
             f"{notebook} failed with {error.ename} (traceback above): "
@@ -115,8 +117,8 @@ def run_notebook(notebook: Path, output: Path, values: Mapping[str, Any]) -> Non
             "again, and a training goes on where it was saved"
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
-        note.unlink(missing_ok=True)
+        discard(partial)
+        discard(note)
 
 
 def _read_record(note: Path) -> dict[str, Any]:
