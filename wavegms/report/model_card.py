@@ -150,7 +150,7 @@ def _head(card: ModelCard, summaries: Mapping[str, pd.DataFrame]) -> hub.ModelCa
     ]
     data = spec_of(card.dataset)
     return hub.ModelCardData(
-        library_name="diffusers",
+        library_name="wavegms",
         pipeline_tag="image-segmentation",
         tags=["wave-gms", "medical", "segmentation", *filter(None, [_modality(data)])],
         datasets=[card.dataset],
