@@ -164,6 +164,13 @@ def test_a_list_given_as_text_becomes_a_list(project):
     path = notebook(project / "notebooks/n.ipynb", "print(ids)", parameters="ids = ['x']")
     run(path, ids="['000130', b]")
     assert texts("reports/out.ipynb") == "['000130', 'b']\n"
+    for parameters in ("ids = ['x']", "ids = []"):
+        notebook(path, parameters=parameters)
+        values = parameters_of_stage(path, {"ids": "[000130, 1e5, no]"}, Path("params.yaml"))
+        assert values["ids"] == ["000130", "1e5", "no"]
+    notebook(path, parameters="ids = [1]")
+    assert parameters_of_stage(path, {"ids": "[1, 2]"}, Path("params.yaml"))["ids"] == [1, 2]
+    notebook(path, parameters="ids = ['x']")
     for text in ("130", "2024-13-45", "[1"):
         with pytest.raises(InputError, match=f"^-p ids {re.escape(text)}: expected a list"):
             run(path, ids=text)

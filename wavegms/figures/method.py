@@ -127,28 +127,34 @@ def trace_prediction(pipeline: WaveGMSPipeline, images: Tensor) -> dict[str, Ste
 
 
 @torch.inference_mode()
+@torch.inference_mode()
 def shapes_along_path(pipeline: WaveGMSPipeline, images: Tensor) -> pd.DataFrame:
-    """What each step of Wave-GMS's prediction gives, by running it: its name and shape."""
-    steps = trace_prediction(pipeline, images)
+    """What each step of a prediction gives, by running it: its name and shape."""
     rows: list[tuple[str, Tensor]] = [("image", images)]
-    for level in range(1, pipeline.encoder.levels + 1):
-        extract = steps[f"encoder.feature_extraction.{level - 1}"]
+    if pipeline.encoder is not None:
+        steps = trace_prediction(pipeline, images)
+        for level in range(1, pipeline.encoder.levels + 1):
+            extract = steps[f"encoder.feature_extraction.{level - 1}"]
+            rows += [
+                (f"level {level}: four sub-bands of RGB", extract.input),
+                (f"level {level}: features, by a U-Net", extract.output),
+                (f"level {level}: pooled", steps[f"encoder.pools.{level - 1}"].output),
+            ]
+        aggregate = steps["encoder.feature_aggregation"]
+        mean, log_variance = aggregate.output.chunk(2, dim=1)
         rows += [
-            (f"level {level}: four sub-bands of RGB", extract.input),
-            (f"level {level}: features, by a U-Net", extract.output),
-            (f"level {level}: pooled", steps[f"encoder.pools.{level - 1}"].output),
+            ("the three levels, concatenated", aggregate.input),
+            ("mean of z_MR", mean),
+            ("log-variance of z_MR", log_variance),
         ]
-    aggregate = steps["encoder.feature_aggregation"]
-    mean, log_variance = aggregate.output.chunk(2, dim=1)
-    rows += [
-        ("the three levels, concatenated", aggregate.input),
-        ("mean of z_MR", mean),
-        ("log-variance of z_MR", log_variance),
-    ]
-    for depth, _ in enumerate(pipeline.mapping.heads, 1):
-        latent = steps[f"mapping.heads.{depth - 1}"].output
-        rows.append((f"mapped latent, depth {depth}", latent))
-    rows.append(("soft mask, decoded from the last", decode_masks(pipeline.vae, latent)))
+    last = "soft mask"
+    if pipeline.mapping is not None:
+        latent, levels = map_latents(pipeline.encoder, pipeline.mapping, pipeline.vae, images)
+        if pipeline.encoder is None:
+            rows.append(("z_I, by the frozen autoencoder", latent))
+        rows += [(f"mapped latent, depth {depth}", level) for depth, level in enumerate(levels, 1)]
+        last = "soft mask, decoded from the last"
+    rows.append((last, pipeline.predict(images)))
     shapes = [(step, " × ".join(map(str, value.shape))) for step, value in rows]
     return pd.DataFrame(shapes, columns=["step", "output"])
 
@@ -188,20 +194,25 @@ def decode_levels(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> d
 def parameter_table(pipeline: WaveGMSPipeline) -> pd.DataFrame:
     """Number of parameters of each part, and which of them are trained."""
     encoder, vae = pipeline.encoder, pipeline.vae
-    parts: list[tuple[str, nn.Module, bool]] = [
-        ("one feature-extraction U-Net (of three)", encoder.feature_extraction[0], True),
-        ("feature-aggregation U-Net", encoder.feature_aggregation, True),
+    parts: list[tuple[str, nn.Module | None, bool]] = [
+        (
+            "one feature-extraction U-Net (of three)",
+            encoder and encoder.feature_extraction[0],
+            True,
+        ),
+        ("feature-aggregation U-Net", encoder and encoder.feature_aggregation, True),
         ("multi-resolution encoder", encoder, True),
         ("latent mapping model", pipeline.mapping, True),
-        ("autoencoder: encoder", vae.encoder, False),
-        ("autoencoder: decoder", vae.decoder, False),
+        ("network", pipeline.network, True),
+        ("autoencoder: encoder", vae and vae.encoder, False),
+        ("autoencoder: decoder", vae and vae.decoder, False),
     ]
     rows = [
         (name, count_parameters(part), "yes" if trained else "frozen")
         for name, part, trained in parts
+        if part is not None
     ]
-    trained = count_parameters(encoder) + count_parameters(pipeline.mapping)
-    rows.append(("all that is trained", trained, "yes"))
+    rows.append(("all that is trained", pipeline.parameter_counts.trainable, "yes"))
     return pd.DataFrame(rows, columns=["part", "parameters", "trained"])
 
 
