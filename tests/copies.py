@@ -56,15 +56,17 @@ def compose(root, profile):
     )
 
 
-def make_small_project(root):
+def make_small_project(root, **changes):
     """The repository with its sample at the tiny setting, run once and committed.
+
+    `changes` are other values for whole sections.
 
     It may speak to no other machine; beside it `network` says whether it tried, and `output.txt`
     has what DVC said.
     """
     copy_repository(root)
     (root / "dvc.lock").unlink()  # of the sample at its own size, whose results are not here
-    (root / "conf/profile/sample.yaml").write_text(tiny_profile(**SMALL_SAMPLE))
+    (root / "conf/profile/sample.yaml").write_text(tiny_profile(**SMALL_SAMPLE | changes))
     compose(root, "sample")
     commit(root, "smaller")
     here = guarded(environment(root), root.parent / "network")

@@ -416,3 +416,36 @@ def test_loading_changes_no_file(taesd, tmp_path):
     before = tree(tmp_path)
     load_autoencoder(tmp_path)
     assert tree(tmp_path) == before
+
+
+_SMALL = {
+    "encoder_block_out_channels": (8,) * 4,
+    "decoder_block_out_channels": (8,) * 4,
+    "num_encoder_blocks": (1,) * 4,
+    "num_decoder_blocks": (1,) * 4,
+}
+
+
+def of_levels(count):
+    return {name: values[:1] * count for name, values in _SMALL.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"latent_channels": 16}, "16 channels at 1/8"),  # as those of SD3 and FLUX
+        ({"latent_channels": 8}, "8 channels at 1/8"),
+        (of_levels(3), "4 channels at 1/4"),
+        (of_levels(5), "4 channels at 1/16"),
+        ({"latent_channels": 32} | of_levels(6), "32 channels at 1/32"),
+        ({"in_channels": 1, "out_channels": 1}, "is not one of RGB images"),
+        ({"in_channels": 4, "out_channels": 4}, "is not one of RGB images"),
+        ({"out_channels": 1}, "is not one of RGB images"),
+    ],
+)
+def test_other_latents_are_refused_where_they_are_loaded(tmp_path, changes, said):
+    AutoencoderTiny(**_SMALL | changes).save_pretrained(tmp_path / "vae")
+    with pytest.raises(InputError, match=f"{tmp_path / 'vae'} .*{said}.* choose another auto"):
+        load_autoencoder(tmp_path / "vae")
+    AutoencoderTiny(**_SMALL).save_pretrained(tmp_path / "fits")
+    assert load_autoencoder(tmp_path / "fits").config.latent_channels == 4

@@ -121,6 +121,7 @@ def test_a_missing_dataset_says_where_to_get_it(project, capfd):
         ("split.method", "external", ["split.method", "published"]),
         ("external", ["stu"], ["no dataset stu in data/raw/stu", "STU-Hospital"]),
         ("efficiency.variants", ["wave_gmz"], ["efficiency.variants", "wave_gmz", "wave_gms"]),
+        ("efficiency.variants", ["unet"], ["efficiency.variants lacks wave_gms", "add it"]),
         ("efficiency.image_size", 40, ["efficiency.image_size is 40", "unet", "16"]),
     ],
 )

@@ -1,15 +1,21 @@
 """The schema of the parameters: a wrong value is refused by its name, in one sentence."""
 
+import contextlib
 import copy
+import datetime
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wavegms import InputError
 from wavegms.config import Params, check_params, load_params
+from wavegms.run.add import add_dataset
+
+ROOT = Path(__file__).parents[1]
 
 VALUES = {
     "datasets": ["phantom_a", "phantom_b"],
@@ -248,8 +254,9 @@ def test_names_that_cannot_be_folders_are_refused(name):
         assert refusal(by_dataset).startswith("training.epochs_by_dataset.")
 
 
-@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True))
+@given(st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,20}", fullmatch=True))
 def test_safe_names_are_accepted(name):
+    assume(name.lower() not in [word.lower() for word in SPECIAL])
     assert check_params(changed("datasets", [name])).datasets == [name]
 
 
@@ -361,3 +368,61 @@ def test_batch_sizes_of_the_efficiency_ascend(sizes):
 @pytest.mark.parametrize("seeds", [[], [-1], [2**32], [1.5], [3, 4, 3]])
 def test_seeds_are_a_list_of_different_numbers(seeds):
     assert refusal(changed("seeds", seeds)).startswith("seeds")
+
+
+# What a name may not look like, as some reader of YAML on its way would take it for another thing:
+# numbers, dates (one of no calendar), truth values and nothing, of YAML 1.1, 1.2 and Hydra.
+SPECIAL = [
+    *("2018", "000130", "017", "1_000", "0x1F", "0o17", "0b101", "1e5", "1E5", "12e03"),
+    *("2018-01-01", "2018-13-45", "true", "True", "FALSE", "yes", "No", "on", "OFF", "y", "N"),
+    *("null", "Null", "NULL", "nan", "NaN", "inf"),
+]
+PLAIN = ["d2018", "isic-2018", "2018a", "2018_skin", "1-2", "e5", "nano", "none", "3d", "12-34-56"]
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize("key", ["datasets", "external", "phantom.datasets", "ablation.datasets"])
+def test_names_that_yaml_reads_as_something_else_are_refused(name, key):
+    """With quotes and without, so that none waits for the first reader who takes it otherwise."""
+    values = [name]
+    with contextlib.suppress(ValueError):  # the date of no calendar
+        values.append(yaml.safe_load(name))
+    for value in values:
+        with pytest.raises(
+            InputError, match="it cannot be a name: choose another one, such"
+        ) as said:
+            check_params(changed(key, [value]))
+        assert f"{key}.0" in str(said.value)
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_such_a_name_is_refused_where_it_first_appears(name, tmp_path, monkeypatch):
+    shutil.copy2(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    monkeypatch.chdir(tmp_path)
+    before = Path("params.yaml").read_text()
+    with pytest.raises(InputError, match=f"^name: '{name}' is a number.*such as d{name}$"):
+        add_dataset(name)
+    assert Path("params.yaml").read_text() == before and not Path("data").exists()
+    assert not Path(f"conf/profile/{name}.yaml").exists()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_other_names_come_through_every_reader(name, tmp_path):
+    from dvc.utils.serialize import load_yaml
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    assert check_params(changed("external", [name])).external == [name]
+    path = tmp_path / "params.yaml"
+    path.write_text(f"external: [{name}]\n")
+    assert load_yaml(path)["external"] == [name] == yaml.safe_load(path.read_text())["external"]
+    (override,) = OverridesParser.create().parse_overrides([f"external=[{name}]"])
+    assert override.value() == [name]
+
+
+@pytest.mark.parametrize("key", ["autoencoder.path", "split.folder", "model.gms_checkpoint"])
+@pytest.mark.parametrize("value", [2018, 1e5, None, True, datetime.date(2018, 1, 1)])
+def test_other_texts_that_yaml_read_as_something_else_say_quotes(key, value):
+    with pytest.raises(InputError, match="put it in quotes if it is meant as text") as said:
+        check_params(changed(key, value))
+    assert key in str(said.value)

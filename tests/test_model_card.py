@@ -84,7 +84,7 @@ def test_scores_are_those_of_the_images(tmp_path):
 def test_the_head_is_read_by_the_hub_and_names_no_licence(tmp_path):
     text, scores = render(tmp_path, test_sets=["stu"])
     head = yaml.safe_load(text.split("---\n")[1])
-    assert head["library_name"] == "diffusers" and head["pipeline_tag"] == "image-segmentation"
+    assert head["library_name"] == "wavegms" and head["pipeline_tag"] == "image-segmentation"
     assert head["datasets"] == ["busi"] and "breast ultrasound" in head["tags"]
     assert "license" not in head
     results = head["model-index"][0]["results"]

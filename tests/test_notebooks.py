@@ -1,7 +1,10 @@
 """Running notebooks: parameters go in, progress shows, one sentence comes out of an error."""
 
+import json
 import os
+import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import nbformat
 import pytest
 import yaml
 
+import wavegms
 from wavegms import InputError
 from wavegms.project import enter_project, run_record
 from wavegms.run.notebooks import refresh_notebook, run_notebook
@@ -63,6 +67,71 @@ def test_the_report_says_which_code_ran(project):
     assert record.versions.torch == version("torch") and record.revision is None
 
 
+def kernel_of_others(folder, **entries):
+    """A kernel named as ours, with an environment in which another copy of the package is found."""
+    other = folder / "other/wavegms"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("other = True\n")
+    kernel = folder / "jupyter/kernels/python3"
+    kernel.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "x", "language": "python"}
+    spec |= {"env": {"PYTHONPATH": str(other.parent)}} | entries
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    return folder / "jupyter"
+
+
+# where Jupyter looks, first to last, by the variable that says so
+@pytest.mark.parametrize("variable", ["JUPYTER_PATH", "JUPYTER_DATA_DIR"])
+@pytest.mark.parametrize("entries", [{}, {"argv": ["false"]}], ids=["other code", "no python"])
+def test_a_kernel_of_others_is_not_taken(project, monkeypatch, variable, entries):
+    monkeypatch.setenv(variable, str(kernel_of_others(project, **entries)))
+    cell = "import sys, wavegms\nprint(hasattr(wavegms, 'other'), sys.executable, wavegms.__file__)"
+    path = notebook(project / "notebooks/n.ipynb", cell)
+    run(path)
+    expected = f"False {sys.executable} {wavegms.__file__}\n"
+    assert texts("reports/out.ipynb") == expected
+    refresh_notebook(path)
+    assert texts(path) == expected
+
+
+def test_the_kernel_finds_the_copy_that_was_called(project):
+    """A project started in its folder, while the package that is installed is another one's."""
+    copy = project / "copy"
+    shutil.copytree(
+        ROOT / "wavegms", copy / "wavegms", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy2(project / "params.yaml", copy)
+    cell = "import wavegms; print(wavegms.__file__)"
+    notebook(copy / "notebooks/n.ipynb", cell)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-m", "wavegms", "run", "notebooks/n.ipynb", "reports/out.ipynb"]
+    subprocess.run(command, cwd=copy, env=environment, check=True)
+    assert texts(copy / "reports/out.ipynb") == f"{copy / 'wavegms/__init__.py'}\n"
+
+
+def test_a_kernel_led_to_other_code_is_refused_at_once(project, monkeypatch):
+    """By a file that IPython runs at each start."""
+    kernel_of_others(project)
+    startup = project / "ipython/profile_default/startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text(f"import sys; sys.path.insert(0, {str(project / 'other')!r})\n")
+    monkeypatch.setenv("IPYTHONDIR", str(project / "ipython"))
+    path = notebook(project / "notebooks/n.ipynb", "open('../worked', 'w').close()")
+    with pytest.raises(InputError, match=r"kernel finds another package wavegms than .*startup"):
+        run(path)
+    assert not (project / "worked").exists() and list(Path("reports").iterdir()) == []
+
+
+def test_the_kernel_says_itself_which_code_ran(project, monkeypatch):
+    """What this process says of itself is not asked."""
+    monkeypatch.setattr("wavegms.project.run_record", lambda project: {"revision": "of the parent"})
+    run(notebook(project / "notebooks/n.ipynb", "pass"))
+    record = nbformat.read("reports/out.ipynb", as_version=4).metadata.wavegms
+    assert set(record) == {"revision", "changed", "versions", "python"}
+    assert record.revision is None and record.python == platform.python_version()
+
+
 @pytest.mark.parametrize(("rank", "written"), [("0", True), ("1", False)])
 def test_of_several_processes_the_first_writes(project, monkeypatch, rank, written):
     """accelerate numbers them; every one runs the notebook, whose kernel learns its number too."""
@@ -95,6 +164,13 @@ def test_a_list_given_as_text_becomes_a_list(project):
     path = notebook(project / "notebooks/n.ipynb", "print(ids)", parameters="ids = ['x']")
     run(path, ids="['000130', b]")
     assert texts("reports/out.ipynb") == "['000130', 'b']\n"
+    for parameters in ("ids = ['x']", "ids = []"):
+        notebook(path, parameters=parameters)
+        values = parameters_of_stage(path, {"ids": "[000130, 1e5, no]"}, Path("params.yaml"))
+        assert values["ids"] == ["000130", "1e5", "no"]
+    notebook(path, parameters="ids = [1]")
+    assert parameters_of_stage(path, {"ids": "[1, 2]"}, Path("params.yaml"))["ids"] == [1, 2]
+    notebook(path, parameters="ids = ['x']")
     for text in ("130", "2024-13-45", "[1"):
         with pytest.raises(InputError, match=f"^-p ids {re.escape(text)}: expected a list"):
             run(path, ids=text)

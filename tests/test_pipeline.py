@@ -20,6 +20,7 @@ from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, Wave
 from wavegms.images import as_rgb, resize_image
 from wavegms.models.autoencoder import channels_last
 from wavegms.models.mask_network import MaskNetwork
+from wavegms.predict.inputs import Request
 
 # Batches are summed in another order than single images, and untrained networks amplify that.
 CLOSE = {"rtol": 0, "atol": 2e-3}
@@ -241,10 +242,50 @@ def test_the_batch_size_does_not_change_the_result(pipeline, train_set, batch_si
         assert_same(soft, alone, **CLOSE)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_an_impossible_batch_size_is_refused(pipeline, grey, batch_size):
-    with pytest.raises(InputError, match="batch_size"):
-        pipeline(grey, batch_size=batch_size)
+WRONG_OPTIONS = [
+    *[("batch_size", value) for value in (0, -1, 2.5, 2.0, "4", True, None, np.nan)],
+    *[("threshold", value) for value in (50, 1.01, 0, -0.5, "0.5", True, None, np.nan, np.inf)],
+    *[("generator", value) for value in (5, "cpu", np.random.default_rng(0))],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_OPTIONS)
+def test_an_impossible_option_is_refused_by_name(pipeline, grey, name, value, tmp_path):
+    with pytest.raises(InputError, match=f"^{name} must be "):
+        pipeline(grey, **{name: value})
+    if name != "generator":
+        save = tmp_path / "a.png"
+        Image.fromarray(grey).save(save)
+        with pytest.raises(InputError, match=f"^{name} must be "):
+            Request(save, pipeline, tmp_path / "out", **{name: value})
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
+def test_numbers_of_numpy_are_numbers(pipeline, grey, kind):
+    expected = pipeline(grey, threshold=0.25).masks[0]
+    given = pipeline(grey, batch_size=kind(3), threshold=np.float32(0.25)).masks[0]
+    assert np.array_equal(given, expected)
+    assert pipeline(grey, threshold=kind(1)).masks[0].sum() <= expected.sum()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_channels_in_front_are_not_taken_for_images(pipeline, rgb, channels, dtype):
+    """Of an array, which may be either; both ways out give what they say."""
+    image = np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], -1)[..., :channels]
+    image = (image / 255).astype(dtype) if dtype == np.float32 else image.astype(dtype)
+    front = image.transpose(2, 0, 1)
+    with pytest.raises(InputError, match=r"channels in front or . grey ones: give array\.transp"):
+        pipeline(front)
+    assert_same(probability(pipeline, front.transpose(1, 2, 0)), probability(pipeline, image))
+    assert len(pipeline(list(front)).masks) == channels
+    with pytest.raises(InputError, match=r"\(H, W\[, 1, 3 or 4\]\)"):
+        pipeline(front[None].repeat(2, 0))
+
+
+def test_stacks_of_grey_are_images(pipeline, grey):
+    for count in (1, 2, 5):
+        assert len(pipeline(np.stack([grey] * count)).masks) == count
 
 
 def test_nothing_in_nothing_out(pipeline):
@@ -291,8 +332,11 @@ def with_value(value, shape=(8, 9), dtype=np.float64):
         (np.zeros((8, 0, 3), np.uint8), r"\(8, 0, 3\)"),
         (torch.zeros(3, 0, 9), "pixels"),
         (Image.new("RGB", (0, 4)), r"\(0, 4\)"),
-        (["image.png"], "str"),
-        ("image.png", "str"),
+        (["image.png"], "name 'image.png': open it by PIL"),
+        ("image.png", "name 'image.png': open it by PIL"),
+        (Path("image.png"), "name .*image.png.*: open it by PIL"),
+        (b"image.png", "bytes|int"),
+        ({"image": 1}, "dict"),
         (None, "NoneType"),
         (5, "int"),
         (np.array(0.5), "single number"),

@@ -142,9 +142,9 @@ def test_nothing_is_uploaded_unasked(project, capsys):
         (lambda root: edit_json(root / MODEL / "card.json", "weights", value=""), "are not those"),
         (lambda root: shutil.rmtree(root / MODEL / "vae"), "are not those that its card.json"),
         (lambda root: (root / MODEL / "card.json").unlink(), "card.json does not exist"),
-        (lambda root: shutil.rmtree(root / MODEL), "card.json does not exist"),
+        (lambda root: shutil.rmtree(root / MODEL), f"the folder {MODEL} does not exist"),
         (lambda root: (root / MODEL / "mapping/config.json").unlink(), "config.json is missing"),
-        (lambda root: (root / "params.yaml").unlink(), "params.yaml does not exist"),
+        (lambda root: (root / "params.yaml").unlink(), "no params.yaml in"),
         (lambda root: (root / "out").write_text("mine"), "is a file where a folder is"),
     ],
 )

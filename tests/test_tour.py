@@ -4,8 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from test_variants import SIZES, build_kl
 
 from wavegms.figures.method import parameter_table, shapes_along_path, trace_prediction
+from wavegms.models.build import as_pipeline, build_variant
+from wavegms.variants import VARIANTS
 
 
 def test_parameters_are_the_papers(untrained):
@@ -32,6 +35,22 @@ def test_shapes_follow_from_the_size(untrained, size):
         table["mean of z_MR"] == table["mapped latent, depth 4"] == f"2 × 4 × {eighth} × {eighth}"
     )
     assert table["soft mask, decoded from the last"] == f"2 × 1 × {size} × {size}"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_tables_are_of_any_network(name, small_vae):
+    """Sizes as in test_variants.py; what a network has not is left out."""
+    vae = {"tiny": small_vae, "kl": build_kl(), None: None}[VARIANTS[name].autoencoder]
+    pipeline = as_pipeline(build_variant(name), vae, 32)
+    images = torch.rand(2, 3, 32, 32)
+    steps = shapes_along_path(pipeline, images).set_index("step")["output"]
+    parts = parameter_table(pipeline).set_index("part")["parameters"]
+    assert steps.iloc[0] == "2 × 3 × 32 × 32" and steps.iloc[-1] == "2 × 1 × 32 × 32"
+    assert ("mapped latent, depth 4" in steps) == ("latent mapping model" in parts) == bool(vae)
+    assert ("mean of z_MR" in steps) == ("multi-resolution encoder" in parts)
+    assert ("mean of z_MR" in steps) == (VARIANTS[name].network == "wavelet")
+    assert parts["all that is trained"] == SIZES[name] == pipeline.parameter_counts.trainable
+    assert ("network" in parts) == (not vae)
 
 
 def test_the_trace_is_one_prediction_and_leaves_no_hook(untrained):

@@ -143,6 +143,7 @@ def link_or_copy(source, target):
 def project(original, tmp_path, monkeypatch):
     """A copy to break, as the working directory."""
     shutil.copytree(original, tmp_path / "project", copy_function=link_or_copy)
+    (tmp_path / "project/params.yaml").touch()  # by which a command knows the project's folder
     monkeypatch.chdir(tmp_path / "project")
     return tmp_path / "project"
 

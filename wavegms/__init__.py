@@ -4,8 +4,21 @@ The names below are the public door. They are loaded on first use, because torch
 seconds to import and checking a parameter file should not wait for them.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Libraries tell their makers about those who use them, ONNX Runtime as soon as it is imported and
+# from native code. This stands before any other import; children and kernels inherit it. Who sets
+# one of these to another value keeps it.
+for _name in (
+    "DO_NOT_TRACK",  # some heed this one only
+    "DVC_NO_ANALYTICS",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "ITERATIVE_DO_NOT_TRACK",
+    "ORT_DISABLE_TELEMETRY",
+):
+    os.environ.setdefault(_name, "1")
 
 __version__ = "0.1.0"
 

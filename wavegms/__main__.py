@@ -5,7 +5,7 @@ import sys
 
 from wavegms.costs import command as bench
 from wavegms.data import command as get
-from wavegms.errors import InputError, Stopped
+from wavegms.errors import InputError, Stopped, refused_by_the_system
 from wavegms.predict import command as predict
 from wavegms.report.commands import report, share
 from wavegms.results import command as trace
@@ -33,8 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = {command.NAME: command for command in COMMANDS}[options.command]
     try:
         chosen.execute(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()  # while there is someone to say that it cannot be written
+    except (InputError, OSError) as error:
+        told = error if isinstance(error, InputError) else refused_by_the_system(str(error))
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 1
     except (Stopped, KeyboardInterrupt) as error:
         print(str(error) or "stopped", file=sys.stderr)

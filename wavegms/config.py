@@ -30,9 +30,38 @@ MAX_VALUES = 10_000
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-def _check_name(name: str) -> str:
-    if not _SAFE_NAME.fullmatch(name):
+# Of the words that YAML 1.1 or Hydra take for something, those that `yaml` reads as text.
+_SPECIAL = ("y", "n", "nan", "inf", "infinity")
+
+
+def _is_text(name: str) -> bool:
+    """Whether every reader of YAML on a name's way takes it for text, without quotes."""
+    if name.lower() in _SPECIAL:
+        return False
+    # PyYAML knows dates, 1_000 and octal numbers; YAML 1.2, Hydra and DVC know 1e5 and 0o17
+    for read in (float, lambda text: int(text, 0)):
+        try:
+            read(name)
+            return False
+        except ValueError:
+            pass
+    try:
+        return yaml.safe_load(name) == name
+    except (yaml.YAMLError, ValueError):  # a date of no calendar
+        return False
+
+
+def _check_name(name: object) -> object:
+    if isinstance(name, list | dict):
+        return name  # refused as no text
+    if isinstance(name, str) and not _SAFE_NAME.fullmatch(name):
         raise ValueError("a name may hold letters, digits, _ and - only, as it becomes a folder")
+    if not isinstance(name, str) or not _is_text(name):
+        other = f"d{name}" if _SAFE_NAME.fullmatch(f"d{name}") else "d2018"
+        raise ValueError(
+            f"{_shown(name)} is a number, a date, a truth value or nothing to readers of YAML, so "
+            f"it cannot be a name: choose another one, such as {other}"
+        )
     if len(name) > 64:
         raise ValueError("a name may have 64 letters, as it becomes part of the names of files")
     if name in ("ablation", "autoencoder"):
@@ -81,7 +110,7 @@ Number = Annotated[float, BeforeValidator(_check_no_truth)]
 
 Place = Annotated[str, AfterValidator(_check_place)]
 
-Name = Annotated[str, AfterValidator(_check_name)]
+Name = Annotated[str, BeforeValidator(_check_name)]
 
 Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_check_unique)]
 
@@ -336,6 +365,14 @@ def _written_out(node: yaml.Node, sizes: dict[int, int]) -> int:
     return sizes[id(node)]
 
 
+def require_name(name: object) -> None:
+    """Checks the name of a dataset where it first appears."""
+    try:
+        _check_name(name)
+    except ValueError as error:
+        raise InputError(f"name: {error}") from error
+
+
 def check_params(values: object, source: str = "params.yaml") -> Params:
     """Checks parameters that are already in memory; see :func:`load_params`."""
     try:
@@ -353,6 +390,8 @@ def _first_problem(error: ValidationError) -> str:
         return f"{key} is missing: add it, or compose the file anew from a profile in conf/"
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if problem["type"] == "value_error" else f" (it is {_shown(problem['input'])})"
+    if problem["type"] == "string_type" and not isinstance(problem["input"], list | dict):
+        shown += ", put it in quotes if it is meant as text"
     if shown and "should" not in message:  # pydantic's own do not all say a way out
         shown += ", correct it"
     if problem["loc"]:

@@ -1,5 +1,11 @@
 """The exceptions that speak to the user, in one line each."""
 
+import errno
+import os
+import re
+from ast import literal_eval
+from math import inf
+
 _LONGEST = 2000  # characters
 
 
@@ -25,6 +31,13 @@ class InputError(_Spoken, ValueError):
         super().__init__(_printable(str(message)))
 
 
+def require_number(name: str, value: object, kind: type, wanted: str, most: float = inf) -> None:
+    """Checks an argument of Python's door: of a class of `numbers`, above 0 and up to `most`."""
+    # numpy's numbers are of these kinds, too, but so is True
+    if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value <= most:
+        raise InputError(f"{name} must be {wanted}, not {value!r}")
+
+
 class Stopped(_Spoken):
     """Someone asked for an end. The message says what was saved and how to go on."""
 
@@ -33,6 +46,61 @@ def first_line(error: BaseException) -> str:
     """An error's message as part of a sentence."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else repr(error)
+
+
+_AGAIN = "and give the same command again"
+
+# Where the system refuses a file, it is for the reader to change that, not for the code.
+_WAYS_OUT = {
+    errno.ENOSPC: f"make room on that disk {_AGAIN}",
+    errno.EDQUOT: f"make room within your quota {_AGAIN}",
+    errno.EFBIG: f"raise the limit to the size of files (`ulimit -f`), or make room, {_AGAIN}",
+    errno.EROFS: f"make that disk writable, or copy the project to one that is, {_AGAIN}",
+    errno.EACCES: f"check whose it is and its rights {_AGAIN}",
+    errno.EPERM: f"check whose it is and its rights {_AGAIN}",
+    errno.EBUSY: f"close what uses it {_AGAIN}",
+    errno.ETXTBSY: f"close what uses it {_AGAIN}",
+    errno.EIO: f"check the disk and its connection {_AGAIN}",
+    errno.ENXIO: f"check the disk and its connection {_AGAIN}",
+    errno.ENODEV: f"check the disk and its connection {_AGAIN}",
+    errno.ESTALE: f"check the disk and its connection {_AGAIN}",
+    errno.EMFILE: f"raise the limit to the number of open files (`ulimit -n`) {_AGAIN}",
+    errno.ENFILE: f"close other programs, as too many files are open, {_AGAIN}",
+    errno.EMLINK: f"use another disk, as this one takes no more names in a folder, {_AGAIN}",
+    errno.ENAMETOOLONG: "choose a shorter name, or a folder with a shorter path",
+    errno.EILSEQ: "choose another name, of plain letters",
+    errno.EINVAL: "choose another name, of plain letters",
+    errno.ELOOP: "remove the link that leads back to itself",
+    errno.ENOENT: "check the path, and that what makes it has run",
+    errno.ENOTDIR: "a part of this path is a file, not a folder: correct it, or move the file away",
+    errno.EISDIR: "this is a folder where a file is meant: correct the path, or move it away",
+    errno.EEXIST: "move it away, or choose another name",
+    errno.ENOTEMPTY: "move it away, or choose another name",
+    errno.EPIPE: "let the program that takes the output run to its end",
+}
+
+# As Python writes it, and as safetensors does, whose errors are no OSError.
+_REFUSAL = re.compile(
+    r"\[Errno (?P<number>\d+)\] [^:]*"
+    r"(?:: (?P<quote>['\"])(?P<file>(?:\\.|(?!(?P=quote)).)*)(?P=quote))?"
+    r"|\(os error (?P<rust>\d+)\)",
+    re.DOTALL,
+)
+
+
+def refused_by_the_system(text: str) -> InputError | None:
+    """What a reader is told where an error's text says that the system refuses a file.
+
+    The text, since of an error in a notebook nothing else arrives. None if it says something else.
+    """
+    if (found := _REFUSAL.search(text)) is None:
+        return None
+    number = int(found["number"] or found["rust"])
+    if number not in _WAYS_OUT:
+        return None
+    quote, name, what = found["quote"], found["file"], os.strerror(number)
+    name = literal_eval(f"{quote}{name}{quote}") if name else "a file or the output"
+    return InputError(f"{name} cannot be read or written ({what}): {_WAYS_OUT[number]}")
 
 
 def _printable(text: str) -> str:

@@ -11,9 +11,10 @@ import re
 import shutil
 import uuid
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -24,12 +25,36 @@ if TYPE_CHECKING:
     import pandas as pd
     from pydantic import BaseModel
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_hub_id(where: str | Path) -> bool:
-    """Whether this is a hub id, "owner/name". A `Path` never is."""
-    return isinstance(where, str) and _HUB_ID.fullmatch(where) is not None
+    """Whether this is a hub id, "owner/name". A `Path` never is.
+
+    Nor is a path with its folder here and a slip in its name, or one as models have here, which the
+    hub would be asked about in vain: it has a page at /models and so no owner of that name.
+    """
+    if not isinstance(where, str) or not HUB_ID.fullmatch(where):
+        return False
+    owner = where.partition("/")[0]
+    return owner not in (".", "..", "models") and not Path(owner).is_dir()
+
+
+def missing_folder(where: str | Path, what: str) -> InputError:
+    """Says of what should be a folder that it is a file, or not there, and what is there instead.
+
+    `what` is the way out, which follows on "does not exist: ".
+    """
+    path = Path(where)
+    if path.is_file():
+        return InputError(
+            f"{where} is a file where a folder belongs: give the folder that it is in"
+        )
+    there = []
+    if path.parent.is_dir() and path.parent != Path():
+        there = sorted(one.name for one in path.parent.iterdir() if one.is_dir())
+    known = f" ({path.parent} has {', '.join(there[:9])})" if there else ""
+    return InputError(f"the folder {where} does not exist{known}: {what}")
 
 
 def sha256_of(path: Path) -> str:
@@ -62,7 +87,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
             f"{target.parent} cannot be written ({error.strerror}): choose another folder."
         ) from error
     try:
-        yield fresh
+        with named(fresh, target):
+            yield fresh
         try:
             if target.exists():
                 target.rename(previous)
@@ -91,10 +117,35 @@ def replace_file(target: Path) -> Iterator[Path]:
     _put_leftovers_right(target)
     fresh = _beside(target, "new")
     try:
-        yield fresh
-        fresh.replace(target)
+        with named(fresh, target):
+            yield fresh
+            fresh.replace(target)
     finally:
-        fresh.unlink(missing_ok=True)
+        discard(fresh)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, if it is there and can be: not being able to hides no other error."""
+    with suppress(OSError):
+        path.unlink()
+
+
+@contextmanager
+def named(fresh: Path, target: Path) -> Iterator[None]:
+    """Errors speak of the target, not of a name that nobody chose; of a full disk's, of no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and str(error.filename or fresh).startswith(str(fresh)):
+            error.filename, error.filename2 = str(target), None
+        raise
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder where there is none, and raise the system's error if nothing can lie in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder):
+        pass
 
 
 def write_text(target: Path, text: str) -> None:
@@ -241,6 +292,8 @@ def load_plain_pickle(data: bytes) -> Any:
 
 def only_seed(folder: Path) -> Path:
     """A pipeline's folder itself, or the only one of folders `seed_<n>` in it."""
+    if not folder.is_dir():
+        raise missing_folder(folder, "train the model first, or correct the path")
     seeds = sorted(path.parent for path in folder.glob("seed_*/model_index.json"))
     if (folder / "model_index.json").is_file() or not seeds:
         return folder

@@ -3,6 +3,7 @@
 Notebooks name files as seen from the project's folder, wherever they run.
 """
 
+import json
 import os
 import platform
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from wavegms.errors import InputError
+
+# The code that runs.
+PACKAGE = Path(__file__).resolve().parent
 
 _LIBRARIES = ("torch", "diffusers", "accelerate", "kornia", "numpy", "wavegms")
 
@@ -49,6 +53,12 @@ def run_record(project: Path = Path(".")) -> dict[str, Any]:
     }
 
 
+def note_run(path: str, project: str) -> None:
+    """Writes the record of this process, a notebook's kernel, and from where it has the package."""
+    record = {"package": str(PACKAGE), **run_record(Path(project))}
+    Path(path).write_text(json.dumps(record), encoding="utf-8")
+
+
 def _changed(project: Path) -> list[str]:
     changes = ("diff", "--name-only", "--relative", "-z", "HEAD", "--", *_SOURCES)
     unknown = ("ls-files", "--others", "--exclude-standard", "-z", "--", *_SOURCES)
@@ -81,6 +91,16 @@ def enter_project() -> Path:
             os.chdir(folder)
             return folder
     raise InputError(f"no params.yaml in {here} or above: run this inside the project's folder")
+
+
+def from_project(*paths: Path) -> list[Path]:
+    """Enters the project, for a command that was given paths as seen from where it was started."""
+    here = Path.cwd()
+    project = enter_project()
+    return [
+        path if path.is_absolute() or here == project else Path(os.path.relpath(here / path))
+        for path in paths
+    ]
 
 
 def is_first_process() -> bool:

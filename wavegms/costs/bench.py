@@ -16,7 +16,7 @@ from wavegms.costs.figure import plot_costs
 from wavegms.costs.harness import MEASURES, apart, measured_points
 from wavegms.costs.tables import GIB
 from wavegms.figures.style import save_figure
-from wavegms.files import write_text
+from wavegms.files import require_writable, write_text
 
 
 def run_benchmark(plan: Plan, folder: Path) -> None:
@@ -24,6 +24,7 @@ def run_benchmark(plan: Plan, folder: Path) -> None:
 
     These are `measurements.csv`, `ratios.csv`, `costs.csv`, `summary.md` and the figure `training`.
     """
+    require_writable(folder)  # it takes half an hour to know what to write there
     chosen = cases(apart("torch.cuda:is_available"))
     points = pd.DataFrame(_measure(chosen, plan))
     kinds = tqdm(sorted(set(points["precision"])), desc="matrix products")

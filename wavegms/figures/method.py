@@ -124,26 +124,32 @@ def trace_prediction(pipeline: WaveGMSPipeline, images: Tensor) -> dict[str, Ste
 
 @torch.inference_mode()
 def shapes_along_path(pipeline: WaveGMSPipeline, images: Tensor) -> pd.DataFrame:
-    """What each step of Wave-GMS's prediction gives, by running it: its name and shape."""
-    steps = trace_prediction(pipeline, images)
+    """What each step of a prediction gives, by running it: its name and shape."""
     rows: list[tuple[str, Tensor]] = [("image", images)]
-    for level in range(1, pipeline.encoder.levels + 1):
-        extract = steps[f"encoder.feature_extraction.{level - 1}"]
+    if pipeline.encoder is not None:
+        steps = trace_prediction(pipeline, images)
+        for level in range(1, pipeline.encoder.levels + 1):
+            extract = steps[f"encoder.feature_extraction.{level - 1}"]
+            rows += [
+                (f"level {level}: four sub-bands of RGB", extract.input),
+                (f"level {level}: features, by a U-Net", extract.output),
+                (f"level {level}: pooled", steps[f"encoder.pools.{level - 1}"].output),
+            ]
+        aggregate = steps["encoder.feature_aggregation"]
+        mean, log_variance = aggregate.output.chunk(2, dim=1)
         rows += [
-            (f"level {level}: four sub-bands of RGB", extract.input),
-            (f"level {level}: features, by a U-Net", extract.output),
-            (f"level {level}: pooled", steps[f"encoder.pools.{level - 1}"].output),
+            ("the three levels, concatenated", aggregate.input),
+            ("mean of z_MR", mean),
+            ("log-variance of z_MR", log_variance),
         ]
-    aggregate = steps["encoder.feature_aggregation"]
-    mean, log_variance = aggregate.output.chunk(2, dim=1)
-    rows += [
-        ("the three levels, concatenated", aggregate.input),
-        ("mean of z_MR", mean),
-        ("log-variance of z_MR", log_variance),
-    ]
-    latents = [steps[f"mapping.heads.{n}"].output for n in range(len(pipeline.mapping.heads))]
-    rows += [(f"mapped latent, depth {depth}", z) for depth, z in enumerate(latents, 1)]
-    rows.append(("soft mask, decoded from the last", decode_masks(pipeline.vae, latents[-1])))
+    last = "soft mask"
+    if pipeline.mapping is not None:
+        latent, levels = map_latents(pipeline.encoder, pipeline.mapping, pipeline.vae, images)
+        if pipeline.encoder is None:
+            rows.append(("z_I, by the frozen autoencoder", latent))
+        rows += [(f"mapped latent, depth {depth}", level) for depth, level in enumerate(levels, 1)]
+        last = "soft mask, decoded from the last"
+    rows.append((last, pipeline.predict(images)))
     shapes = [(step, " × ".join(map(str, value.shape))) for step, value in rows]
     return pd.DataFrame(shapes, columns=["step", "output"])
 
@@ -182,16 +188,25 @@ def decode_levels(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> d
 def parameter_table(pipeline: WaveGMSPipeline) -> pd.DataFrame:
     """Number of parameters of each part, and which of them are trained."""
     encoder, vae = pipeline.encoder, pipeline.vae
-    trained = {
-        "one feature-extraction U-Net (of three)": encoder.feature_extraction[0],
-        "feature-aggregation U-Net": encoder.feature_aggregation,
-        "multi-resolution encoder": encoder,
-        "latent mapping model": pipeline.mapping,
-    }
-    frozen = {"autoencoder: encoder": vae.encoder, "autoencoder: decoder": vae.decoder}
-    rows = [(name, count_parameters(part), "yes") for name, part in trained.items()]
-    rows += [(name, count_parameters(part), "frozen") for name, part in frozen.items()]
-    rows.append(("all that is trained", rows[2][1] + rows[3][1], "yes"))
+    parts: list[tuple[str, nn.Module | None, bool]] = [
+        (
+            "one feature-extraction U-Net (of three)",
+            encoder and encoder.feature_extraction[0],
+            True,
+        ),
+        ("feature-aggregation U-Net", encoder and encoder.feature_aggregation, True),
+        ("multi-resolution encoder", encoder, True),
+        ("latent mapping model", pipeline.mapping, True),
+        ("network", pipeline.network, True),
+        ("autoencoder: encoder", vae and vae.encoder, False),
+        ("autoencoder: decoder", vae and vae.decoder, False),
+    ]
+    rows = [
+        (name, count_parameters(part), "yes" if trained else "frozen")
+        for name, part, trained in parts
+        if part is not None
+    ]
+    rows.append(("all that is trained", pipeline.parameter_counts.trainable, "yes"))
     return pd.DataFrame(rows, columns=["part", "parameters", "trained"])
 
 

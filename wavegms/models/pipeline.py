@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from wavegms.errors import InputError, first_line
+from wavegms.errors import InputError, first_line, require_number
 from wavegms.files import is_hub_id, only_seed
 from wavegms.images import as_rgb, resize_image
 from wavegms.models.autoencoder import channels_last, decode_masks, freeze
@@ -107,19 +108,25 @@ class WaveGMSPipeline(DiffusionPipeline):
         """
         where = pretrained_model_name_or_path
         try:
-            if Path(where).is_dir():
-                folder = only_seed(Path(where))
-            elif is_hub_id(where):
+            if is_hub_id(where) and not Path(where).is_dir():
                 folder = _download(where, options)
             else:
-                raise InputError(
-                    f"the folder {where} does not exist: train the model first, or correct the path"
-                )
-            require_complete(folder, _NETWORKS)
+                folder = only_seed(Path(where))
+            networks = require_complete(folder, _NETWORKS)
+            # diffusers' own way to its parts imports ONNX Runtime, to see whether they are of it
             with quiet_loading():
-                pipeline = super().from_pretrained(folder, **options | {"use_safetensors": True})
-            for part in pipeline._parts():
+                parts = {
+                    name: network.from_pretrained(
+                        folder / name, **options | {"use_safetensors": True}
+                    )
+                    for name, network in networks.items()
+                }
+            for part in parts.values():
                 require_finite(part, folder)
+            index = cls.load_config(folder)
+            sizes = {name: index[name] for name in ("image_size",) if name in index}
+            pipeline = cls(**parts, **sizes)
+            pipeline.register_to_config(_name_or_path=str(folder))
             return pipeline
         except InputError:
             raise
@@ -165,13 +172,20 @@ class WaveGMSPipeline(DiffusionPipeline):
         An image is a PIL image of any 8- or 16-bit mode; or an array (H, W), (H, W, 1), (H, W, 3)
         or (H, W, 4), uint8, uint16 or float in [0, 1]; or a tensor (1, H, W) or (3, H, W), uint8 or
         float in [0, 1]. Several are a sequence of such, or an array or tensor with one more
-        dimension in front. A pixel belongs to the mask from a probability of `threshold`.
+        dimension in front; an array (3, H, W) or (4, H, W) is refused, as it may also be an image
+        with its channels in front. A pixel belongs to the mask from a probability of `threshold`,
+        above 0 and at most 1.
 
         Raises:
-            InputError: an input has no such form, or its values lie outside [0, 1].
+            InputError: an argument has no such form, or values of an image lie outside [0, 1].
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        require_number("batch_size", batch_size, Integral, "a whole number, at least 1")
+        require_number("threshold", threshold, Real, "above 0 and at most 1", 1)
+        if not isinstance(generator, Generator | None):
+            raise InputError(
+                f"generator must be a torch.Generator, not {type(generator).__name__}: make one by "
+                "torch.Generator().manual_seed(...)"
+            )
         items = _as_list(images)
         size = self.config.image_size
         masks, probabilities = [], []
@@ -227,8 +241,15 @@ def _as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
         one_in_colour = images.ndim == 3 and images.shape[-1] in (1, 3, 4)
         if images.ndim == 0:
             raise InputError("an image array must be (H, W[, 1, 3 or 4]), not a single number")
+        if images.ndim == 3 and not one_in_colour and len(images) in (3, 4):
+            raise InputError(
+                f"an array {images.shape} may be one image with its channels in front or "
+                f"{len(images)} grey ones: give array.transpose(1, 2, 0), or list(array)"
+            )
         return [images] if images.ndim == 2 or one_in_colour else list(images)
-    if not isinstance(images, Iterable):
+    if isinstance(images, str | Path):
+        return [images]
+    if not isinstance(images, Iterable) or isinstance(images, Mapping):
         raise InputError(f"expected an image, or a sequence of images, not {type(images).__name__}")
     return list(images)
 
@@ -259,6 +280,8 @@ def _prepare(image: ImageInput, size: int) -> tuple[Tensor, tuple[int, int]]:
         if image.dtype not in (np.uint8, np.uint16):
             raise InputError(f"an image must be uint8, uint16 or float, not {image.dtype}")
         image = Image.fromarray(image)
+    if isinstance(image, str | Path):
+        raise InputError(f"expected an image, not the name {image!r}: open it by PIL's Image.open")
     if not isinstance(image, Image.Image):
         raise InputError(f"expected a PIL image, array or tensor, not {type(image).__name__}")
     if 0 in image.size:

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wavegms.errors import InputError, first_line
-from wavegms.files import check_pickle, is_hub_id
-from wavegms.models.autoencoder import Autoencoder, freeze
+from wavegms.files import check_pickle, is_hub_id, missing_folder
+from wavegms.models.autoencoder import Autoencoder, encode_images, freeze
 
 _ORIGINAL_FAMILIES = ("taesd", "taesdxl")
 
@@ -45,7 +45,8 @@ def load_autoencoder(where: str | Path) -> AutoencoderTiny:
     "madebyollin/taesd". A `Path` is never looked up on the hub.
 
     Raises:
-        InputError: nothing usable is found there.
+        InputError: nothing usable is found there, or its latents are not 4 channels at 1/8 of the
+            image's sides.
     """
     folder = Path(where)
     if folder.is_dir():
@@ -53,10 +54,9 @@ def load_autoencoder(where: str | Path) -> AutoencoderTiny:
     elif is_hub_id(where):
         vae = _load_pretrained(AutoencoderTiny, where, _TINY_WAY_OUT)
     else:
-        raise InputError(
-            f"the autoencoder folder {where} does not exist: put the weights there, "
-            "or set autoencoder.source to hub or train"
-        )
+        way_out = "put the autoencoder's weights there, or set autoencoder.source to hub or train"
+        raise missing_folder(where, way_out)
+    _require_latents(vae, f"the autoencoder {where}", "autoencoder.path or autoencoder.hub")
     return freeze(vae.float())
 
 
@@ -71,15 +71,30 @@ def load_sd_vae(where: str | Path) -> AutoencoderKL:
             image's sides.
     """
     if not Path(where).is_dir() and not is_hub_id(where):
-        raise InputError(f"the SD-VAE folder {where} does not exist: {_SD_WAY_OUT}")
+        raise missing_folder(where, _SD_WAY_OUT)
     vae = _load_pretrained(AutoencoderKL, where, _SD_WAY_OUT)
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    if vae.config.latent_channels != 4 or factor != 8:
-        raise InputError(
-            f"the SD-VAE {where} gives {vae.config.latent_channels} channels at 1/{factor} of the "
-            "sides, but the latent mapping model takes 4 at 1/8: choose another autoencoder.sd_vae"
-        )
+    _require_latents(vae, f"the SD-VAE {where}", "autoencoder.sd_vae")
     return freeze(vae.float())
+
+
+def _require_latents(vae: Autoencoder, what: str, key: str) -> None:
+    """Refuses latents that the mapping models do not take, or images other than RGB."""
+    image = torch.zeros(1, 3, 64, 64, dtype=vae.dtype)
+    try:
+        with torch.inference_mode():
+            latents = encode_images(vae.eval(), image)
+            if vae.decode(latents).sample.shape != image.shape:
+                raise RuntimeError("it gives others back")
+    except RuntimeError as error:
+        raise InputError(
+            f"{what} is not one of RGB images ({first_line(error)}): choose another {key}"
+        ) from error
+    factor = 64 // latents.shape[-1]
+    if latents.shape[1:] != (4, 8, 8):
+        raise InputError(
+            f"{what} gives {latents.shape[1]} channels at 1/{factor} of the sides, but the latent "
+            f"mapping model takes 4 at 1/8: choose another {key}"
+        )
 
 
 def _load_folder(folder: Path) -> AutoencoderTiny:
@@ -226,8 +241,10 @@ def require_modest(folder: Path) -> dict[str, Any]:
     return config
 
 
-def require_complete(folder: Path, networks: Mapping[str, tuple[type[ModelMixin], ...]]) -> None:
-    """Checks that a saved pipeline has every weight of every part, in the right shape.
+def require_complete(
+    folder: Path, networks: Mapping[str, tuple[type[ModelMixin], ...]]
+) -> dict[str, type[ModelMixin]]:
+    """The parts of a saved pipeline, which has every weight of each in the right shape.
 
     Only the headers of the safetensors are read. The index in the folder chooses among the
     `networks` that each part may be; it comes with the weights and must not make us import
@@ -237,7 +254,8 @@ def require_complete(folder: Path, networks: Mapping[str, tuple[type[ModelMixin]
         InputError: something is missing, broken or does not fit; the sentence names the folder and
             the first parameter concerned.
     """
-    for name, network in _parts_of(folder / "model_index.json", networks).items():
+    parts = _parts_of(folder / "model_index.json", networks)
+    for name, network in parts.items():
         part = folder / name
         expected = _expected_shapes(part, network)
         stored = _stored_shapes(part)
@@ -254,6 +272,7 @@ def require_complete(folder: Path, networks: Mapping[str, tuple[type[ModelMixin]
                     f"{part} does not fit its config.json, as parameter {key} {problem}: "
                     "train again, or copy the folder anew"
                 )
+    return parts
 
 
 def _check_torch_file(path: Path) -> None:

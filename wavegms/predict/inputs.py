@@ -4,23 +4,32 @@ Nothing here needs torch, so that a mistyped name is answered at once.
 """
 
 import glob
+import mmap
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from wavegms.data.cases import IMAGE_SUFFIXES
-from wavegms.errors import InputError
-from wavegms.files import is_hub_id
+from wavegms.errors import InputError, require_number
+from wavegms.files import is_hub_id, missing_folder
 from wavegms.predict import Plane
 
 if TYPE_CHECKING:
     from wavegms.models.pipeline import WaveGMSPipeline
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+# The tag of pixels, of integers or floats, in either order of bytes; and what says that all after
+# it is compressed, where no tag can be seen.
+_PIXELS = re.compile(
+    rb"\xe0\x7f[\x08\x09\x10]\x00|\x7f\xe0\x00[\x08\x09\x10]|1\.2\.840\.10008\.1\.2\.1\.99"
+)
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,8 @@ class Request:
     sources: list[Source] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise InputError(f"threshold must be above 0 and at most 1, not {self.threshold}")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {self.batch_size}")
+        require_number("threshold", self.threshold, Real, "above 0 and at most 1", 1)
+        require_number("batch_size", self.batch_size, Integral, "a whole number, at least 1")
         if self.plane is not None and self.plane not in get_args(Plane):
             planes = ", ".join(get_args(Plane))
             raise InputError(f"plane must be one of {planes}, not {self.plane}")
@@ -85,9 +92,7 @@ class Request:
             )
         model = self.model
         if isinstance(model, str | Path) and not (Path(model).is_dir() or is_hub_id(model)):
-            raise InputError(
-                f"the folder {model} does not exist: train the model first, or correct the path"
-            )
+            raise missing_folder(model, "train the model first, or correct the path")
         single = isinstance(self.inputs, str | Path)
         self.sources, ignored = find_sources([self.inputs] if single else self.inputs)
         if ignored:
@@ -102,14 +107,17 @@ def find_sources(inputs: Sequence[str | Path]) -> tuple[list[Source], list[Path]
 
     A file is taken whatever its name. Of a folder, everything below it is taken that is an image,
     NIfTI or DICOM by name or by the mark inside; hidden files and folders are passed over, and so
-    are the results of an earlier prediction. Where DICOM files of a folder are the slices of a
-    volume, they are one source. A pattern (`*`, `?`, `[...]`, and `**` for any folders) is resolved
-    here if the shell has not done it. Sources stand in the order of the inputs, and by name in
-    each.
+    are the results of an earlier prediction. DICOM without pixels is passed over wherever it is.
+    Where DICOM files of a folder are the slices of a volume, they are one source. A pattern (`*`,
+    `?`, `[...]`, and `**` for any folders) is resolved here if the shell has not done it. Sources
+    stand in the order of the inputs, and by name in each.
     """
     found: dict[Path, tuple[Path, Path, tuple[Path, ...]]] = {}
     ignored: list[Path] = []
     for path in _resolve(inputs):
+        if path.is_file() and _is_bare(path):
+            ignored.append(path)
+            continue
         single = path, Path(_stem(path)), ()
         for file, stem, series in _below(path, ignored) if path.is_dir() else [single]:
             found.setdefault(file.resolve(), (file, stem, series))
@@ -142,6 +150,14 @@ def is_dicom(path: Path) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether this is DICOM without pixels: a report, contours, settings of a display."""
+    if not is_dicom(path) or not path.stat().st_size:
+        return False
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content[128:132] == b"DICM" and not _PIXELS.search(content)
 
 
 def _resolve(inputs: Sequence[str | Path]) -> Iterator[Path]:
@@ -177,10 +193,13 @@ def _below(folder: Path, ignored: list[Path]) -> Iterator[tuple[Path, Path, tupl
         known = {path for path in paths if is_nifti(path) or path.suffix.lower() in IMAGE_SUFFIXES}
         # not to open every image; scanners name files 000123, IM.0001 or by a UID, without suffix
         dicom = {path for path in paths if path not in known and is_dicom(path)}
+        bare = {path for path in dicom if _is_bare(path)}
+        dicom -= bare
         stacked: set[Path] = set()
         for path, stem, series in _volumes(here, inside) if len(dicom) > 1 else ():
-            yield path, stem, series
-            stacked.update(series)
+            if not bare.intersection(series):
+                yield path, stem, series
+                stacked.update(series)
         for path in paths:
             if path in stacked:
                 continue

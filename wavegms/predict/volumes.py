@@ -201,10 +201,11 @@ def write_volume(path: Path, image: sitk.Image) -> None:
     try:
         with _quiet():
             sitk.WriteImage(image, str(path))
-    except RuntimeError as error:
-        raise InputError(
-            f"{path} cannot be written ({_reason(error)}): free some space."
-        ) from error
+            # ITK is silent about what a full disk did not take
+            _require_all_bytes(path, _reader(path, "NIfTI"), _nifti_bytes(path))
+    except (RuntimeError, InputError) as error:
+        reason = "it was cut short" if isinstance(error, InputError) else _reason(error)
+        raise InputError(f"{path} cannot be written ({reason}): free some space.") from error
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def _head(card: ModelCard, summaries: Mapping[str, pd.DataFrame]) -> hub.ModelCa
         for metric, (kind, title) in names.items()
     ]
     return hub.ModelCardData(
-        library_name="diffusers",
+        library_name="wavegms",
         pipeline_tag=task,
         tags=["wave-gms", "medical", "segmentation", *filter(None, [_modality(data)])],
         datasets=[card.dataset],

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 
 from wavegms.config import load_params
 from wavegms.errors import InputError, first_line
-from wavegms.files import is_hub_id, only_seed, replace_folder, write_text
+from wavegms.files import HUB_ID, only_seed, replace_folder, write_text
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.report.model_card import read_scored_model, render_model_card
 from wavegms.training.card import CARD_NAME
@@ -27,7 +27,7 @@ def share_model(
     folder is there even if the hub takes nothing.
     """
     folder, out = only_seed(Path(folder)), Path(out)
-    if hub_id is not None and not is_hub_id(hub_id):
+    if hub_id is not None and not HUB_ID.fullmatch(hub_id):
         raise InputError(f"--push {hub_id} is no place on the hub: give OWNER/NAME")
     _require_free(out, folder)
     model = read_scored_model(folder, project)

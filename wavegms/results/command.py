@@ -17,8 +17,10 @@ def configure(parser: ArgumentParser) -> None:
 
 def execute(options: Namespace) -> None:
     """Runs it."""
+    from wavegms.project import enter_project
     from wavegms.results.trace import Cell, report_trace, trace_cell
 
+    enter_project()
     test_set = options.test_set or options.train_set
     cell = Cell(options.train_set, test_set, options.variant, options.metric, options.ablation)
     print(report_trace(trace_cell(cell)))

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from wavegms.config import check_params, load_params
+from wavegms.config import check_params, load_params, require_name
 from wavegms.data.cases import UNLABELLED, Case, image_files, match_folders, place
 from wavegms.data.catalog import CATALOG, find_cases
 from wavegms.data.pairs import for_each_case, inverted_masks, read_pair, resize_pair, surrounds
@@ -68,6 +68,7 @@ def add_dataset(name: str, images: Path | None = None, masks: Path | None = None
     and params.yaml set to it, unless params.yaml names the dataset already. Whatever fails leaves
     params.yaml as it was.
     """
+    require_name(name)
     params = load_params(_PARAMS)
     if name in CATALOG:
         raise InputError(

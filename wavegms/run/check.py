@@ -29,6 +29,11 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
     for variant in params.efficiency.variants:
         size = params.efficiency.image_size
         _check_network("efficiency.variants", variant, "efficiency.image_size", size)
+    if "wave_gms" not in params.efficiency.variants:
+        raise InputError(
+            "efficiency.variants lacks wave_gms, of which the costs of others are given in "
+            "multiples: add it"
+        )
     for name in params.phantom.datasets:
         if name not in SCANNERS:
             raise InputError(

@@ -1,5 +1,6 @@
 """Running the notebooks: as pipeline stages by papermill, and anew for the copies in git."""
 
+import json
 import os
 import re
 import signal
@@ -12,14 +13,17 @@ from typing import Any
 import nbformat
 import papermill
 import psutil
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from wavegms.errors import InputError, Stopped
-from wavegms.files import write_text
-from wavegms.project import KEEP_MEMORY, is_first_process, run_record
+from wavegms.errors import InputError, Stopped, refused_by_the_system
+from wavegms.files import discard, named, write_text
+from wavegms.project import KEEP_MEMORY, PACKAGE, is_first_process
 
 # A kernel warns that its channels are not encrypted; they do not leave this machine.
 _QUIET_KERNEL = ["--log-level=ERROR"]
@@ -29,25 +33,49 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
+class _ThisPython(AsyncKernelManager):
+    """A kernel of this interpreter, whatever others have put where Jupyter looks for kernels."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """What a `kernel.json` would say."""
+        return KernelSpec(**get_kernel_dict())
+
+
+def _prepare_kernels() -> None:
+    """What kernels inherit; they run in another folder and must find the same copy of the code."""
+    os.environ |= KEEP_MEMORY | os.environ
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if PACKAGE.parent.name != "site-packages" and str(PACKAGE.parent) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), *paths]))
+
+
 def run_notebook(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:
     """Runs one notebook as a stage of the pipeline, in its own folder.
 
     What its kernel writes to stderr (the progress bars) appears here as it comes. The executed
     notebook is written only when it ran to the end, and of several processes that `accelerate
     launch` started by the first alone. Its metadata hold, as `wavegms`, which code and libraries
-    ran, see `run_record`.
+    ran: the kernel writes it down, see `run_record`.
 
     The first Ctrl-C interrupts the cell that runs, which may save what it has and say in a
     `Stopped` how to go on; the second one ends all at once. An `InputError` of a cell is raised
     here, too; any other error's traceback goes to stderr.
     """
-    os.environ |= KEEP_MEMORY | os.environ
-    record = run_record()
+    _prepare_kernels()
     output.parent.mkdir(parents=True, exist_ok=True)
     # each of several processes has one of its own
     partial = output.with_name(f".{output.stem}.{os.environ.get('RANK', '0')}.partial.ipynb")
+    note = partial.with_suffix(".json").absolute()
+    record = {}
+
+    def take_record(cell, cell_index):
+        # the kernel wrote it before it took the first cell
+        if not record:
+            record.update(_read_record(note))
+
     try:
-        with _ctrl_c_interrupts_the_cell():
+        with _ctrl_c_interrupts_the_cell(), named(partial, output):
             executed = papermill.execute_notebook(
                 notebook,
                 partial,
@@ -58,7 +86,13 @@ def run_notebook(notebook: Path, output: Path, values: Mapping[str, Any]) -> Non
                 cwd=notebook.parent,
                 progress_bar=False,
                 stderr_file=sys.stderr,
-                extra_arguments=_QUIET_KERNEL,
+                kernel_manager_class=_ThisPython,
+                on_cell_execute=take_record,
+                extra_arguments=[
+                    *_QUIET_KERNEL,
+                    "--IPKernelApp.exec_lines=from wavegms.project import note_run; "
+                    f"note_run({str(note)!r}, {str(Path.cwd())!r}); del note_run",
+                ],
             )
         for cell in executed.cells:
             _keep_last_state_of_progress_bars(cell)
@@ -69,6 +103,8 @@ def run_notebook(notebook: Path, output: Path, values: Mapping[str, Any]) -> Non
         for kind in (InputError, Stopped, KeyboardInterrupt):
             if error.ename == kind.__name__:
                 raise kind(error.evalue) from None
+        if refusal := refused_by_the_system(error.evalue):
+            raise refusal from None
         print(_COLOURS.sub("", "\n".join(error.traceback)), file=sys.stderr)
         raise InputError(
             f"{notebook} failed with {error.ename} (traceback above): "
@@ -81,7 +117,20 @@ def run_notebook(notebook: Path, output: Path, values: Mapping[str, Any]) -> Non
             "again, and a training goes on where it was saved"
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        discard(partial)
+        discard(note)
+
+
+def _read_record(note: Path) -> dict[str, Any]:
+    """What the kernel says of itself, if it runs the code that this process runs."""
+    # none was written where the other package has no such function
+    record = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    if record.pop("package", None) != str(PACKAGE):
+        raise InputError(
+            f"the notebook's kernel finds another package wavegms than {PACKAGE}: take away what "
+            "leads it there at its start, such as a file in ~/.ipython/profile_default/startup"
+        )
+    return record
 
 
 @contextmanager
@@ -106,12 +155,13 @@ def refresh_notebook(notebook: Path) -> None:
     Only what another run gives again is stored: no progress bars, no execution times. The notebook
     stays as it is if a cell fails.
     """
-    os.environ |= KEEP_MEMORY | os.environ
+    _prepare_kernels()
     node = nbformat.read(notebook, as_version=4)
     NotebookClient(
         node,
         timeout=None,
         resources={"metadata": {"path": notebook.parent}},
+        kernel_manager_class=_ThisPython,
         extra_arguments=_QUIET_KERNEL,
     ).execute()
     for cell in node.cells:

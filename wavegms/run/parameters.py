@@ -46,8 +46,11 @@ def read_parameters(notebook: Path) -> dict[str, Any]:
 
 def _as_declared(name: str, text: str, default: Any) -> Any:
     """An argument of the command line, in the type of the notebook's default."""
+    # names in a list are text, whatever they look like: YAML reads 000130 as 88
+    numbers = not isinstance(default, list) or any(isinstance(one, int) for one in default)
+    loader = yaml.SafeLoader if numbers else yaml.BaseLoader
     try:
-        value = text if isinstance(default, str) else yaml.safe_load(text)
+        value = text if isinstance(default, str) else yaml.load(text, loader)
     except (yaml.YAMLError, ValueError):  # a date of no calendar, say
         value = None
     if type(value) is not type(default):

@@ -17,10 +17,12 @@ def configure(parser: ArgumentParser) -> None:
 def execute(options: Namespace) -> None:
     """Runs it."""
     from wavegms.files import only_seed
+    from wavegms.project import from_project
     from wavegms.training.card import read_card
 
-    read_card(only_seed(options.model))  # what is no model is named before torch is imported
+    model, out = from_project(options.model, options.out)
+    read_card(only_seed(model))  # what is no model is named before torch is imported
     from wavegms.report.share import share_model
 
-    share_model(options.model, options.out, hub_id=options.push)
+    share_model(model, out, hub_id=options.push)
     print(f"written: {options.out}")

@@ -12,7 +12,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("stage", help="a stage of dvc.yaml with a matrix")
     parser.add_argument("--executor", choices=["slurm", "local"], default="slurm")
     parser.add_argument("--jobs", type=int, help="how many run at once; one locally if not given")
-    parser.add_argument("--logs", type=Path, default=Path("reports/sweep"))
+    parser.add_argument("--logs", type=Path, help="reports/sweep if not given")
     parser.add_argument(
         "--option",
         dest="options",
@@ -25,6 +25,9 @@ def configure(parser: ArgumentParser) -> None:
 
 def execute(options: Namespace) -> None:
     """Runs it."""
+    from wavegms.project import from_project
+
+    (logs,) = from_project(*filter(None, [options.logs])) or [Path("reports/sweep")]
     from wavegms.run.sweep import sweep_stage
 
-    sweep_stage(options.stage, options.executor, options.logs, options.options, options.jobs)
+    sweep_stage(options.stage, options.executor, logs, options.options, options.jobs)
