@@ -36,7 +36,7 @@ def show_augmented(
     """Images as they are, and below them three of the many ways in which training sees them."""
     cases = [dataset[index] for index in range(min(count, len(dataset)))]
     images = PreparedDataset.to_float(torch.stack([case["image"] for case in cases]))
-    masks = PreparedDataset.mask_to_float(torch.stack([case["mask"] for case in cases]))
+    masks = PreparedDataset.foreground_to_float(torch.stack([case["mask"] for case in cases]))
     augment = Augmentation(**settings.model_dump())
     figure, axes = new_grid(4, len(cases), cell=1.4)
     with torch.random.fork_rng(devices=[]):
@@ -55,7 +55,7 @@ def show_reconstructions(
     """Images and masks beside what the autoencoder gives back."""
     cases = [dataset[index] for index in indices]
     images = PreparedDataset.to_float(torch.stack([case["image"] for case in cases]))
-    masks = PreparedDataset.mask_to_float(torch.stack([case["mask"] for case in cases]))
+    masks = PreparedDataset.foreground_to_float(torch.stack([case["mask"] for case in cases]))
     decoded = ((vae.decode(encode_images(vae, images)).sample + 1) / 2).clamp(0, 1)
     soft_masks = decode_masks(vae, encode_masks(vae, masks))
     rows = {

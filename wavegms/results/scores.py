@@ -12,6 +12,7 @@ from tqdm import tqdm
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import write_text
+from wavegms.images import FOREGROUND, IGNORED
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.results.metrics import mask_metrics
 from wavegms.training.card import ModelCard, card_hash
@@ -36,19 +37,20 @@ def score_split(
 
     One row an image: id, label, the fields of `MaskMetrics`, the fraction of the image that truth
     and prediction cover (true_area, predicted_area), and data_hash, of the prepared folder. A pixel
-    belongs to the mask from the threshold on.
+    belongs to the mask from the threshold on. Pixels to be ignored count nowhere.
     """
     rows = []
     for index, soft_mask in enumerate(probabilities):
-        truth = dataset[index]["mask"][0].numpy().astype(bool)
+        mask = dataset[index]["mask"][0].numpy()
+        truth, counted = mask == FOREGROUND, mask != IGNORED
         prediction = soft_mask >= threshold
         rows.append(
             {
                 "id": dataset.ids[index],
                 "label": dataset.labels[index],
-                **mask_metrics(prediction, truth).as_dict(),
-                "true_area": truth.mean(),
-                "predicted_area": prediction.mean(),
+                **mask_metrics(prediction, truth, counted).as_dict(),
+                "true_area": truth[counted].mean(),
+                "predicted_area": prediction[counted].mean(),
             }
         )
     return pd.DataFrame(rows).assign(data_hash=dataset.data_hash)
