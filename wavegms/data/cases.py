@@ -219,7 +219,7 @@ def match_folders(images: Path, masks: Path) -> tuple[list[Case], list[Path]]:
     Both are folders, searched to the bottom where they directly hold no image, or patterns such as
     `PH2/*/*_lesion/*.bmp`; see `match_files` for the names. Images and masks may share a folder.
     """
-    mask_files, others = _listed(masks), _listed(images)
+    others, mask_files = _listed(images), _listed(masks)
     together = set(mask_files) == set(others)
     base = Path(os.path.commonpath([path.parent for path in (*others, *mask_files)]))
     within = [where if where.is_dir() else base for where in (images, masks)]
@@ -240,7 +240,10 @@ def match_files(
     Raises:
         InputError: no name, more than one, or not all masks fit.
     """
-    named = _Names(images, above), _Names(masks, above_masks)
+    named = (
+        _Names(images, above, "would both be called"),
+        _Names(masks, above_masks, "are both masks of"),
+    )
     try:
         found, rest = _by_whole_name(*named, together)
     except InputError:
@@ -276,7 +279,7 @@ def pairing_rule(cases: Sequence[Case]) -> list[str]:
 def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> None:
     """Copy images and masks to the layout that `read_plain` reads, all or none."""
     stems = Counter(_name(path).casefold() for path in (*(c.image for c in cases), *unlabelled))
-    copies, taken = [], {case.image.stem.casefold() for case in cases}
+    copies, of_masks, taken = [], [], {case.image.stem.casefold() for case in cases}
     for case in cases:
         name = case.image.stem if stems[_name(case.image).casefold()] == 1 else case.id
         copies.append((case.image, f"images/{name}{case.image.suffix}"))
@@ -284,7 +287,8 @@ def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> No
         # the suffix tells how the file is written, so it stays
         for mask, number in zip(case.masks, ("", *islice(numbers, len(case.masks))), strict=False):
             ending = number and f" ({number})"
-            copies.append((mask, f"masks/{name}{ending}{mask.suffix}"))
+            of_masks.append((mask, f"masks/{name}{ending}{mask.suffix}"))
+    copies += of_masks
     for path in unlabelled:
         alone = stems[_name(path).casefold()] == 1
         parts = [path.stem] if alone else [*path.parent.parts[-2:], path.stem]
@@ -324,7 +328,7 @@ def _listed(where: Path) -> list[Path]:
 class _Names:
     """What files are called: by their stems, or by folders and stems where stems repeat."""
 
-    def __init__(self, paths: Sequence[Path], above: Path):
+    def __init__(self, paths: Sequence[Path], above: Path, clash: str):
         self.above = above
         self.repeated = len({_name(path) for path in paths}) < len(paths)
         self.files: dict[str, Path] = {}
@@ -333,7 +337,7 @@ class _Names:
             other = self.files.setdefault(name, path)
             if other is not path:
                 raise InputError(
-                    f"{other} and {path} differ only in their endings: remove one of them."
+                    f"{other} and {path} {clash} {name}: rename or remove one of them."
                 )
 
     def split(self) -> "tuple[_Names, _Names]":

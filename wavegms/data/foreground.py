@@ -13,18 +13,22 @@ from wavegms.images import Ranges, written_ranges
 # A value is flat if this share of its pixels lies among its like: labels are, soft borders are not.
 _FLAT = 0.1
 
-# Pixels on soft borders, as a share of the foreground: at most this many of them are believed to be
-# borders, or this many where they take hardly more values than raters would give.
-_BORDER, _STEPPED_BORDER, _STEPS = 0.5, 0.25, 8
+# At most so many pixels, as a share of the foreground, are believed to be soft borders.
+_BORDER = 0.75
 
-# From so many levels on, numbers are of single things such as cells, and not of classes or raters.
-_MANY = 8
+# Raters' masks lie in one another by steps, and few: across an edge, values differ by little more
+# than one step. A soft border leaps over some.
+_STEPS, _LEAP = 8, 1.5
+
+# From so many levels on, numbers are of single things such as cells, and not of classes or raters,
+# if most numbers up to the last are there; and from so many on whatever they are.
+_MANY, _ANY = 8, 32
 
 # Raters' masks lie in one another: less of a level's border than this is on the background.
 _NESTED = 0.25
 
 
-_COUNTS = ("count", "inside", "edges", "bare")
+_COUNTS = ("count", "inside", "edges", "bare", "leaps")
 
 
 class Doubt(Exception):
@@ -39,7 +43,8 @@ class Values:
     """What the masks of one depth hold, counted over all of them.
 
     By grey value: `count` of pixels, `inside` of those whose four neighbours are the same, `edges`
-    to other values, `bare` those of the edges that are to 0. `most` is the largest number of values
+    to other values, `bare` those of the edges that are to 0, `leaps` by how much values differ
+    across all of them. `most` is the largest number of values
     that one mask has.
     """
 
@@ -67,11 +72,13 @@ class Values:
         for one, other in pairs:
             self.edges += self._counted(one) + self._counted(other)
             self.bare += self._counted(one[other == 0]) + self._counted(other[one == 0])
+            leaps = np.abs(one.astype(np.int64) - other)
+            self.leaps += self._counted(one, leaps) + self._counted(other, leaps)
         self.files += 1
         self.most = max(self.most, np.count_nonzero(count))
 
-    def _counted(self, values: np.ndarray) -> np.ndarray:
-        return np.bincount(values.ravel(), minlength=1 << self.depth)
+    def _counted(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(values.ravel(), weights, 1 << self.depth).astype(np.int64)
 
     def __add__(self, other: "Values") -> "Values":
         both = Values(self.depth)
@@ -127,8 +134,9 @@ def _labels(values: Values, present: np.ndarray) -> tuple[Ranges, str] | None:
     if values.most <= 2:
         return ((1, full),), f"each mask has one value beside 0; of all {values.listed()}"
     numbered = labels[-1] == len(labels)
-    dense = 2 * len(labels) >= labels[-1] and labels[-1] < 2 * labels[-2]
-    if not numbered and not (dense and len(labels) >= _MANY):
+    dense = 2 * len(labels) >= labels[-1] and len(labels) >= _MANY
+    far_off = labels[-1] > 2 * labels[-2]  # as 255 for what was not annotated
+    if not numbered and (far_off or not (dense or len(labels) >= _ANY)):
         return None
     large = labels[values.count[labels] >= 0.01 * values.count[labels].sum()]
     nested = values.bare[large] < _NESTED * values.edges[large]
@@ -151,30 +159,33 @@ def _soft(values: Values, present: np.ndarray, flat: np.ndarray) -> tuple[Ranges
     ]
     if len(groups) == 1 and len(flat) == 2:  # labels that lie close, such as 0 and 1
         groups = [flat[:1], flat[1:]]
-    if len(groups) < 2:  # lesions too small to have an inside
+    if len(groups) < 2 and len(flat) <= 1:  # lesions too small to have an inside
         upper = present[2 * present > int(present[0]) + int(present[-1])]
         groups = [present[:1], upper]
-    if len(groups) > 2:
+    if len(groups) != 2:
         raise _doubt(values, present)
     low, high = (int(group[count[group].argmax()]) for group in groups)
     margin = (high - low) / 8
     at_low = count[: int(low + margin) + 1].sum()
     at_high = count[int(np.ceil(high - margin)) : int(high + (high - low) / 2) + 1]
     beyond = count[int(high + (high - low) / 2) + 1 :].sum()
-    between = count[int(low + margin) + 1 : int(np.ceil(high - margin))]
+    middle = np.s_[int(low + margin) + 1 : int(np.ceil(high - margin))]
+    between = count[middle]
     foreground, border = at_high.sum(), between.sum()
     steps = np.count_nonzero(between)
+    leap = values.leaps[middle].sum() / max(1, values.edges[middle].sum())
+    stepped = 0 < steps <= _STEPS and leap < _LEAP * (high - low) / (steps + 1)
     hidden = inside[groups[0]].sum() - inside[low]  # a label that lies close to the background
     if (
         beyond > (0 if len(present) <= 2 * _MANY else 0.01 * foreground)
-        or border > (_STEPPED_BORDER if steps <= _STEPS else _BORDER) * foreground
-        or (between.max(initial=0) > 0.9 * border and border > 0.03 * foreground)
+        or border > _BORDER * foreground
+        or (stepped and border > 0.03 * foreground)
         or (len(groups[0]) > 1 and hidden > 0.2 * inside[groups[1]].sum())
         or not at_low
     ):
         raise _doubt(values, present)
-    middle = full // 2 if high >= 0.97 * full else (low + high) // 2
-    return ((middle + 1, full),), (
+    half = full // 2 if high >= 0.97 * full else (low + high) // 2
+    return ((half + 1, full),), (
         f"{low} and {high} with soft borders between them ({100 * border / foreground:.2g} % as "
         "many pixels as foreground)"
     )

@@ -48,6 +48,9 @@ _ODD_PIXELS = 1e-4
 # Of images that EXIF turns, how many must agree on how their masks lie, and how much better.
 _AGREE, _BETTER = 0.8, 1.5
 
+# Contrast, as a share of the variance, that is none.
+_NO_CONTRAST = 0.02
+
 # Longer side at which masks are tried on images, pixels.
 _FIT_SIDE = 256
 
@@ -214,8 +217,8 @@ def _drawn_on(
     better = len(sure) or abs(np.median(deciding)) >= np.log(_BETTER)
     if agreeing.mean() < (1 if len(sure) else _AGREE) or not better:
         raise InputError(
-            f"EXIF turns {len(cases)} images of {name}, the first {cases[0].image}, and their masks "
-            "fit as well before as after: say on which they were drawn, by --drawn-on shown or "
+            f"EXIF turns {len(cases)} images of {name}, the first {cases[0].image}, and which way "
+            "their masks fit cannot be told: say on which they were drawn, by --drawn-on shown or "
             f"--drawn-on stored to `add`, or by reading.{name}.drawn_on in params.yaml."
         )
     place = "the stored pixels and are turned with the image" if stored else "the turned image"
@@ -248,13 +251,13 @@ def _fit(case: Case, rule: MaskRule, scaled: bool) -> float | None:
 
 
 def _contrast(grey: np.ndarray, mask: np.ndarray) -> float:
-    """How much of the variance in and around a mask lies between the two, in (0, 1]."""
+    """How much of the variance in and around a mask lies between the two; little in noise."""
     width = max(2, round(np.sqrt(mask.sum()) / 4))
     around = ndimage.binary_dilation(mask, iterations=width) & ~mask
     inside, outside = grey[mask], grey[around]
     if not (len(inside) and len(outside)):
-        return 1e-3
+        return _NO_CONTRAST
     both = np.concatenate([inside, outside])
     share = len(inside) / len(both)
     between = share * (1 - share) * (inside.mean() - outside.mean()) ** 2
-    return max(1e-3, between / max(both.var(), 1e-9))
+    return _NO_CONTRAST + between / max(both.var(), 1e-9)

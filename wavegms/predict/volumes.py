@@ -70,19 +70,16 @@ class Volume:
         )
         sides = image.GetSize()
         # one slice is looked at from where it is flat, whichever axis it was stored along
-        across = sides.index(1) if 1 in sides else 2
-        self.plane: Plane = plane or _PLANE_ACROSS[self._orientation[across]]
+        flat = _PLANE_ACROSS[self._orientation[sides.index(1) if 1 in sides else 2]]
+        self.plane: Plane = plane or flat
         self._turned = sitk.DICOMOrient(image, _VIEWS[self.plane])
         self._voxels = sitk.GetArrayViewFromImage(self._turned)
         self.shape: tuple[int, int, int] = self._voxels.shape
         if 1 in self.shape[1:]:
+            way = f"choose the plane {flat}, or none" if sides.count(1) == 1 else "give an image"
             raise InputError(
-                f"{self.plane} slices have {self.shape[1]}×{self.shape[2]} pixels, a line: "
-                + (
-                    "there is no picture to segment."
-                    if sides.count(1) > 1
-                    else f"leave out the plane, or choose {_PLANE_ACROSS[self._orientation[across]]}."
-                )
+                f"its {self.plane} slices are lines of {self.shape[1]}×{self.shape[2]} pixels: "
+                f"{way}."
             )
         self.window = window or _window_of(self._voxels)
         columns, rows, _ = self._turned.GetSpacing()
