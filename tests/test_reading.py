@@ -15,7 +15,7 @@ from wavegms.data.cases import Case, match_folders, pairing_rule, place
 from wavegms.data.catalog import find_cases
 from wavegms.data.pairs import read_pair
 from wavegms.data.reading import find_reading
-from wavegms.images import FOREGROUND, IGNORED, open_image
+from wavegms.images import FOREGROUND, IGNORED, Scale, open_image
 
 COUNT = 10
 
@@ -278,6 +278,19 @@ def test_a_dead_pixel_does_not_make_all_others_black(tmp_path):
     write(tmp_path, grey(255), image=image, count=20)
     _, reading = read(tmp_path)
     assert reading.scale.ranges == {16: (0, 4095)}
+
+
+def test_colour_of_sixteen_bits_that_is_nearly_black_is_refused(tmp_path):
+    """Pillow neither writes nor wholly reads it; SimpleITK does both."""
+    sitk = pytest.importorskip("SimpleITK")
+    write(tmp_path, grey(255))
+    for number in range(COUNT):
+        pixels = np.repeat(scan(lesion(number), number, 4095)[..., None], 3, axis=-1)
+        path = tmp_path / f"images/{number}.png"
+        sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(path))
+    with pytest.raises(InputError, match=r"0.png has 16 bits a colour.*save them as 8-bit"):
+        read(tmp_path)
+    assert "16 bits a colour" in Scale().lies_outside(open_image(path))
 
 
 def test_images_of_eight_bits_are_taken_as_they_are(tmp_path):

@@ -33,6 +33,9 @@ MAX_SIDE = 65_535
 # metrics.
 BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2
 
+# Where it is noted that a file has 16 bits a colour, of which Pillow reads the upper 8.
+DEEP = "16 bits a colour"
+
 # Where EXIF says how a camera was held, and where it is kept once an image was turned.
 _ORIENTATION, _TURNED = 0x0112, "turned by"
 
@@ -50,10 +53,12 @@ def open_image(path: Path) -> Image.Image:
     """
     with _opened(path) as image:
         orientation = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else 1
+        deep = image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(t) for t in image.tile)
         image.load()
         copy = image.copy()
         # Pillow turns a TIFF as it loads it, and forgets that it did
         copy.info[_TURNED] = orientation
+        copy.info[DEEP] = deep
         return copy
 
 
@@ -225,6 +230,11 @@ class Scale:
             return (
                 f"has grey values from {low} to {high}, outside {known[0]} to {known[1]} of the "
                 "images that the model was trained on: what lies outside is cut off"
+            )
+        if image.info.get(DEEP) and high < 128:
+            return (
+                f"has 16 bits a colour, of which only the upper 8 are read, at most {high} of 255: "
+                "save it as 8-bit colour, scaled to what it uses"
             )
         if depth == 16 and not known:
             used = used_range(low, high)

@@ -19,6 +19,7 @@ from wavegms.data.foreground import Doubt, Values, decide
 from wavegms.data.pairs import Reading, fits_size, for_each_case
 from wavegms.errors import InputError
 from wavegms.images import (
+    DEEP,
     FOREGROUND,
     MaskRule,
     Scale,
@@ -89,6 +90,7 @@ class _Survey:
         self.turned: list[Case] = []  # EXIF turns the image and not the mask
         self.greys: dict[int, tuple[int, int]] = {}  # lowest and highest, by depth
         self.sixteen = np.zeros(1 << 16, np.int64)  # pixels of each value
+        self.deep: list[Case] = []  # 16 bits a colour, see `DEEP`
 
     def look(self, case: Case) -> None:
         """Adds one case."""
@@ -117,6 +119,8 @@ class _Survey:
         pixels = np.asarray(image if depth == 16 else image.convert("RGB"))
         with self._lock:
             low, high = self.greys.get(depth, (pixels.min(), pixels.max()))
+            if image.info[DEEP]:
+                self.deep.append(case)
             self.greys[depth] = int(min(low, pixels.min())), int(max(high, pixels.max()))
             if depth == 16:
                 self.sixteen += np.bincount(pixels.ravel(), minlength=1 << 16)
@@ -185,6 +189,12 @@ def _scale_of(survey: _Survey) -> tuple[Scale, list[str]]:
                 low, high = int(usual[0]), int(usual[-1])
         elif high - low >= _HALF_OF_EIGHT_BITS or low == high:
             continue
+        elif survey.deep:
+            raise InputError(
+                f"{survey.deep[0].image} has 16 bits a colour, of which only the upper 8 are read, "
+                f"and all images together use {low} to {high} of their 256 values: save them as "
+                "8-bit colour, scaled to what they use."
+            )
         ranges[depth] = used_range(low, high, least_bits=1)
         said.append(
             f"images of {depth} bits: their values lie between {low} and {high}, so "
