@@ -450,6 +450,7 @@ LAYOUTS = {
                                "s/*/images/*.png", "s/*/masks/*.png"),
     "beginnings of their own": ("Test_Image_{i}.png", "mask_{i}.png", "", ""),
     "an ending on the images": ("a/{i}_image.png", "b/{i}.png", "a", "b"),
+    "a pattern that names all": ("{i}.png", "{i}_mask.png", "*.png", "*_mask.png"),
     "the same folders on both sides": ("a/s{i}/1.png", "b/s{i}/1.png", "a", "b"),
 }  # fmt: skip
 

@@ -221,6 +221,8 @@ def match_folders(images: Path, masks: Path) -> tuple[list[Case], list[Path]]:
     """
     others, mask_files = _listed(images), _listed(masks)
     together = set(mask_files) == set(others)
+    if not together:  # a pattern of all images may well name the masks, too
+        others = [path for path in others if path not in set(mask_files)]
     base = Path(os.path.commonpath([path.parent for path in (*others, *mask_files)]))
     within = [where if where.is_dir() else base for where in (images, masks)]
     return match_files(others, mask_files, within[0], within[1], together)
@@ -248,7 +250,7 @@ def match_files(
         found, rest = _by_whole_name(*named, together)
     except InputError:
         if together:
-            named = named[0].split()
+            named = named[1].split()
         found = _by_what_differs(*named) or _by_folder(*named)
         if not found:
             raise

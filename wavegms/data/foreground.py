@@ -54,8 +54,10 @@ class Values:
             setattr(self, name, np.zeros(1 << depth, np.int64))
         self.files = self.most = 0
 
-    def add(self, values: np.ndarray) -> None:
-        """Counts one mask, uint8 or uint16 (H, W)."""
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Values":
+        """Those of one mask, uint8 or uint16 (H, W)."""
+        self = cls(8 * values.dtype.itemsize)
         inside = np.ones(values.shape, bool)
         pairs = []
         for one, other in (
@@ -66,16 +68,15 @@ class Values:
             inside[one] &= ~differ
             inside[other] &= ~differ
             pairs += [(values[one][differ], values[other][differ])]
-        count = self._counted(values)
-        self.count += count
-        self.inside += self._counted(values[inside])
+        self.count = self._counted(values)
+        self.inside = self._counted(values[inside])
         for one, other in pairs:
             self.edges += self._counted(one) + self._counted(other)
             self.bare += self._counted(one[other == 0]) + self._counted(other[one == 0])
             leaps = np.abs(one.astype(np.int64) - other)
             self.leaps += self._counted(one, leaps) + self._counted(other, leaps)
-        self.files += 1
-        self.most = max(self.most, np.count_nonzero(count))
+        self.files, self.most = 1, np.count_nonzero(self.count)
+        return self
 
     def _counted(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(values.ravel(), weights, 1 << self.depth).astype(np.int64)

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from wavegms.config import ReadingParams
-from wavegms.data.cases import Case
-from wavegms.data.catalog import DatasetSpec, find_cases, root_of, spec_of
+from wavegms.data.cases import Case, pairing_rule
+from wavegms.data.catalog import CATALOG, DatasetSpec, find_cases, root_of, spec_of
 from wavegms.data.duplicates import find_duplicates, merge_groups, read_thumbnails
 from wavegms.data.manifest import (
     MANIFEST_COLUMNS,
@@ -157,7 +157,7 @@ def prepare_dataset(
             *_differences(spec, cases, split_of),
             *inverted_masks(chosen, [one.surrounds for one in results]),
         ],
-        evidence=how.evidence,
+        evidence=(*(pairing_rule(cases) if name not in CATALOG else ()), *how.evidence),
         ignored=float(np.mean([one.ignored for one in results])),
         image_modes=dict(sorted(Counter(one.image_mode for one in results).items())),
         mask_modes=dict(sorted(Counter(chain(*(one.mask_modes for one in results))).items())),

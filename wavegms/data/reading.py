@@ -99,16 +99,17 @@ class _Survey:
         for path in case.masks:
             mask = open_image(path)
             values, alpha = mask_values(mask)
+            held = Values.of(values)
+            clear = None if alpha is None else Values.of(alpha)
             with self._lock:
                 if orientation != 1 == orientation_of(mask) and case not in self.turned:
                     self.turned.append(case)
-                if alpha is None:
-                    self.plain[16 if values.dtype == np.uint16 else 8].add(values)
+                if clear is None:
+                    self.plain[held.depth] += held
                     continue
-                self.colour.add(values)
-                self.alpha.add(alpha)
-                self.colour_varies += bool(values.min() < values.max())
-                self.alpha_varies += bool(alpha.min() < alpha.max())
+                self.colour, self.alpha = self.colour + held, self.alpha + clear
+                self.colour_varies += held.most > 1
+                self.alpha_varies += clear.most > 1
 
     def _look_at_image(self, case: Case, depth: int) -> None:
         low, high = self.greys.get(8, (0, 0))
