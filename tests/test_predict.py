@@ -301,6 +301,8 @@ def test_every_name_counts_and_links_without_end_are_passed_over(tmp_path):
         ("16:0-255", 4095, "outside 0 to 255"),
         ("8:0-100", 100, ""),
         ("8:0-100", 255, "outside 0 to 100"),
+        ("16:0-65535", 4095, "from 0 to 4095 only, where the model takes 0 for black and 65535"),
+        (None, 4095, "from 0 to 4095 only"),
     ],
 )
 def test_greys_are_seen_as_in_training(tmp_path, capfd, greys, top, said):
@@ -316,7 +318,7 @@ def test_greys_are_seen_as_in_training(tmp_path, capfd, greys, top, said):
     assert (f"note: {path} has" in error) == bool(said) and said in error
     soft = np.asarray(Image.open(tmp_path / "out/probabilities/scan.png")) / 65535
     cut = "outside" in said
-    high = int(greys.rpartition("-")[2]) if cut else top
+    high = int(greys.rpartition("-")[2]) if cut else 65535 if "only" in said else top
     assert np.abs(soft - (pixels / high).clip(0, 1)).max() < 0.01
     assert AugmentedPipeline.of(model, [View(False, 0)]).scale == model.scale
 

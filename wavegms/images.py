@@ -231,6 +231,11 @@ class Scale:
                 f"has grey values from {low} to {high}, outside {known[0]} to {known[1]} of the "
                 "images that the model was trained on: what lies outside is cut off"
             )
+        if known and 8 * (high - low) < known[1] - known[0]:
+            return (
+                f"has grey values from {low} to {high} only, where the model takes {known[0]} for "
+                f"black and {known[1]} for white: it sees next to nothing"
+            )
         if image.info.get(DEEP) and high < 128:
             return (
                 f"has 16 bits a colour, of which only the upper 8 are read, at most {high} of 255: "

@@ -256,6 +256,8 @@ def match_files(
             raise
         rest = [path for path in named[0].files.values() if path not in found]
     name_of = {path: name for name, path in named[0].files.items()}
+    if together:
+        _require_no_more_masks([name_of[path] for path in found], [name_of[path] for path in rest])
     cases = [Case.of(path, found[path], name=name_of[path]) for path in images if path in found]
     return checked_cases(cases), rest
 
@@ -387,18 +389,22 @@ def _by_whole_name(
         found.setdefault(owner, []).append(mask)
     for owner, its in found.items():
         its.sort(key=lambda mask: (mask != f"{owner}{ending}", _natural(mask)))
-    for name in images.files if together else ():
-        owner = max((one for one in found if name.startswith(one)), key=len, default=name)
-        if name not in found and re.match(r"[^\w]|_", _unnumbered(name[len(owner) :])):
-            raise InputError(
-                f"{images.files[name]} is called as the image {images.files[owner].name} with "
-                "something after it, but not as a mask is: remove it, call it as the other masks "
-                "with a number, or name images and masks by patterns."
-            )
     pairs = {
         images.files[owner]: [masks.files[mask] for mask in its] for owner, its in found.items()
     }
     return pairs, [path for path in images.files.values() if path not in pairs]
+
+
+def _require_no_more_masks(named: Iterable[str], alone: Iterable[str]) -> None:
+    """Refuse a file that is neither a mask nor plainly an image, among images and masks."""
+    for name in alone:
+        owner = max((one for one in named if name.startswith(one)), key=len, default=name)
+        if re.match(r"[^\w]|_", _unnumbered(name[len(owner) :])):
+            raise InputError(
+                f"{name} is called as the image {owner} with something after it, but not as a mask "
+                "is: remove it, call it as the other masks with a number, or name images and masks "
+                "by patterns."
+            )
 
 
 def _owner(mask: str, names: Container[str], ending: str) -> str | None:

@@ -154,7 +154,9 @@ def _mask_rule(
                 )
     if foreground:
         rule = MaskRule(dict.fromkeys((8, 16), foreground), ignored, in_alpha)
-        return rule, (f"masks: foreground is {written_ranges(foreground)}, as params.yaml says",)
+        rest = f", and {written_ranges(ignored)} is ignored" if ignored else ""
+        said = f"masks: foreground is {written_ranges(foreground)}{rest}, as reading.{name} says"
+        return rule, (said,)
     decided, evidence = {}, []
     for depth, values in found.items():
         try:
@@ -213,7 +215,7 @@ def _drawn_on(
 ) -> tuple[bool, list[str]]:
     """Whether masks were drawn on the stored pixels of images that EXIF turns."""
     if not cases or wanted.drawn_on != "auto":
-        said = [f"masks were drawn on the image as {wanted.drawn_on}, as params.yaml says"]
+        said = [f"masks were drawn on the image as {wanted.drawn_on}, as reading.{name} says"]
         return wanted.drawn_on == "stored", said if cases else []
     fits, _ = for_each_case(
         partial(_fit, rule=rule, scaled=masks_at_another_size), cases, "Trying turns"

@@ -162,13 +162,15 @@ class WaveGMSPipeline(DiffusionPipeline):
         batch_size: int = 12,
         threshold: float = 0.5,
         generator: Generator | None = None,
+        scaled: bool = False,
     ) -> WaveGMSOutput:
         """Segments one image or many, of any size and mode.
 
         An image is a PIL image of any 8- or 16-bit mode; or an array (H, W), (H, W, 1), (H, W, 3)
         or (H, W, 4), uint8, uint16 or float in [0, 1]; or a tensor (1, H, W) or (3, H, W), uint8 or
         float in [0, 1]. Several are a sequence of such, or an array or tensor with one more
-        dimension in front. A pixel belongs to the mask from a probability of `threshold`.
+        dimension in front. A pixel belongs to the mask from a probability of `threshold`. Values
+        are taken on the scale of the training images, unless they are `scaled` already.
 
         Raises:
             InputError: an input has no such form, or its values lie outside [0, 1].
@@ -176,16 +178,14 @@ class WaveGMSPipeline(DiffusionPipeline):
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
         items = _as_list(images)
-        size = self.config.image_size
+        size, scale = self.config.image_size, Scale() if scaled else self.scale
         masks, probabilities = [], []
         # a single batch is over before a bar would be read
         several = len(items) > batch_size
         with self.progress_bar(total=len(items)) if several else nullcontext() as bar:
             for start in range(0, len(items), batch_size):
                 chunk = items[start : start + batch_size]
-                prepared, sizes = zip(
-                    *(_prepare(item, size, self.scale) for item in chunk), strict=True
-                )
+                prepared, sizes = zip(*(_prepare(item, size, scale) for item in chunk), strict=True)
                 soft_masks = self.predict(torch.stack(prepared), generator=generator).cpu()
                 for soft, original_size in zip(soft_masks, sizes, strict=True):
                     resized = _resize(soft, original_size)[0].clamp(0, 1).numpy()
