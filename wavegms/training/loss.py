@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from wavegms.images import FOREGROUND, IGNORED
+from wavegms.images import IGNORED
 from wavegms.models.autoencoder import (
     Autoencoder,
     at_least_float32,
@@ -187,7 +187,7 @@ class _DecodedDiceLoss(torch.autograd.Function):
 
 def _drawn(masks: Tensor) -> Tensor:
     """Masks as an autoencoder is shown them: 0 or 1, black where nothing was annotated."""
-    return masks * (masks == FOREGROUND)
+    return masks * (masks < IGNORED)
 
 
 def _counted_latents(masks: Tensor) -> tuple[Tensor, Tensor]:
