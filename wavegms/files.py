@@ -120,14 +120,31 @@ def walk(
 
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         here = Path(parent)
-        endless = [n for n in folders if (here / n).is_symlink() and is_loop(here / n)]
+        endless = [n for n in folders if (here / n).is_symlink() and _is_loop(here / n)]
         if loops is not None:
             loops += [here / name for name in endless]
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in endless)
         yield here, folders, sorted(files)
 
 
-def is_loop(path: Path) -> bool:
+def matching(pattern: str) -> list[str]:
+    """What a pattern names, in order; `**` stands for any folders, as `walk` finds them.
+
+    glob's own follows links that lead back up, forty deep and along every way.
+    """
+    before, here, after = pattern.partition("/**") if "/" in pattern else ("", "", "")
+    if pattern.startswith("**"):
+        before, here, after = ".", "/**", pattern[2:]
+    if not here or after[:1] not in ("", "/"):
+        return sorted(glob.glob(pattern))
+    found: set[str] = set()
+    for base in filter(os.path.isdir, glob.glob(before or "/")):
+        for folder, _, _ in walk(Path(base)):
+            found.update(matching(glob.escape(str(folder)) + (after or "/*")))
+    return sorted(found)
+
+
+def _is_loop(path: Path) -> bool:
     """Whether a path leads back, by a link, to one of the folders that it goes through."""
     through = [os.path.realpath(parent) for parent in (path, *path.absolute().parents)]
     return len(set(through)) < len(through)

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wavegms.errors import InputError
-from wavegms.files import is_loop, replace_folder, walk
+from wavegms.files import matching, replace_folder, walk
 
 # Room for the endings of what is written under an image's name, where a name may have 255 bytes.
 MAX_ID_BYTES = 200
@@ -319,8 +319,7 @@ def _listed(where: Path) -> list[Path]:
         for parent, _, _ in walk(where) if not found else ():
             found += image_files(parent)
     else:
-        matches = (Path(match) for match in sorted(glob.glob(str(where), recursive=True)))
-        found = [path for path in matches if _is_image(path) and not is_loop(path.parent)]
+        found = [path for path in map(Path, matching(str(where))) if _is_image(path)]
     if not found:
         raise InputError(
             f"{where} holds no image file ({' '.join(IMAGE_SUFFIXES)}): name the folder that "

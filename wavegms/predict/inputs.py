@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, get_args
 
 from wavegms.data.cases import IMAGE_SUFFIXES
 from wavegms.errors import InputError
-from wavegms.files import is_hub_id, is_loop, walk
+from wavegms.files import is_hub_id, matching, walk
 from wavegms.predict import Plane
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def _resolve(inputs: Sequence[str | Path]) -> Iterator[Path]:
         if os.path.exists(item):
             yield Path(item)
         elif isinstance(item, str) and glob.has_magic(item):
-            matches = sorted(glob.glob(item, recursive=True))
-            matches = [match for match in matches if not is_loop(Path(match))]
+            matches = matching(item)
             if not matches:
                 raise InputError(f"nothing matches {item}: correct the pattern.")
             yield from map(Path, matches)
