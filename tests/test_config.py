@@ -119,7 +119,28 @@ LEAVES, SECTIONS = list(leaves(VALUES)), list(sections(VALUES))
 
 
 def test_a_complete_file_is_accepted_as_it_stands():
-    assert check_params(VALUES).model_dump() == VALUES
+    assert check_params(VALUES).model_dump() == VALUES | {"reading": {}}
+
+
+@pytest.mark.parametrize(
+    ("reading", "said"),
+    [
+        ({"foreground": [1, "128-255"], "ignore": [255], "drawn_on": "stored"}, ""),
+        ({"foreground": ["a"]}, "'a' is no grey value"),
+        ({"foreground": ["9-3"]}, "'9-3' is no grey value"),
+        ({"ignore": [-1]}, "-1 is no grey value"),
+        ({"ignore": [70000]}, "70000 is no grey value"),
+        ({"ignore": [True]}, "a number belongs here, not true"),
+        ({"drawn_on": "both"}, "should be 'auto', 'shown' or 'stored'"),
+        ({"scale": 3}, "reading.mine.scale is not a known parameter"),
+    ],
+)
+def test_how_files_are_read_may_be_said(reading, said):
+    values = VALUES | {"reading": {"mine": reading}}
+    if said:
+        assert said in refusal(values)
+    else:
+        assert check_params(values).reading["mine"].model_dump() == reading
 
 
 @pytest.mark.parametrize("section", ["", *SECTIONS])

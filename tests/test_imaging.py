@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,22 @@ from layouts import box_mask, mask_image, picture
 from PIL import Image
 
 from wavegms.errors import InputError
-from wavegms.images import as_mask, as_rgb, resize_image, resize_mask
+from wavegms.images import (
+    MaskRule,
+    Scale,
+    as_mask,
+    as_rgb,
+    grey_table,
+    mask_values,
+    parse_ranges,
+    resize_image,
+    resize_mask,
+    turned,
+    used_range,
+    written_ranges,
+)
+
+BLACK_AND_WHITE = MaskRule({8: ((128, 255),), 16: ((32768, 65535),)})
 
 small = st.tuples(st.integers(1, 9), st.integers(1, 9))
 masks = small.flatmap(lambda shape: arrays(bool, shape))
@@ -60,7 +76,7 @@ def test_modes_without_a_defined_range_are_refused(mode):
     with pytest.raises(InputError, match=f"mode {mode} .*save it as"):
         as_rgb(Image.new(mode, (3, 3)))
     with pytest.raises(InputError, match=f"mode {mode} .*save it as"):
-        as_mask(Image.new(mode, (3, 3)))
+        mask_values(Image.new(mode, (3, 3)))
 
 
 def test_exif_orientation_is_applied_to_images_and_masks():
@@ -68,7 +84,8 @@ def test_exif_orientation_is_applied_to_images_and_masks():
     image = Image.fromarray(np.array([[0, 255, 255]], dtype=np.uint8))
     image.getexif()[0x0112] = 6
     assert np.asarray(as_rgb(image))[..., 0].tolist() == [[0], [255], [255]]
-    assert as_mask(image).tolist() == [[False], [True], [True]]
+    assert as_mask(image, BLACK_AND_WHITE).tolist() == [[0], [1], [1]]
+    assert turned(np.array([[0, 1, 1]], np.uint8), 6).tolist() == [[0], [1], [1]]
 
 
 def test_a_broken_exif_block_is_reported():
@@ -80,36 +97,63 @@ def test_a_broken_exif_block_is_reported():
 
 @given(masks, st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]))
 def test_a_mask_reads_the_same_in_every_mode(mask, mode):
-    assert np.array_equal(as_mask(mask_image(mask, mode)), mask)
+    assert np.array_equal(as_mask(mask_image(mask, mode), BLACK_AND_WHITE), mask)
 
 
 @given(small.flatmap(lambda shape: arrays(np.uint8, shape)))
-def test_foreground_is_the_upper_half_or_everything_above_zero(values):
-    expected = values > 127 if values.max() > 127 else values > 0
-    assert np.array_equal(as_mask(Image.fromarray(values)), expected)
+def test_a_rule_names_foreground_and_ignored_values(values):
+    rule = MaskRule({8: ((1, 3), (9, 9))}, ((200, 255),))
+    expected = np.where(values >= 200, 2, np.isin(values, [1, 2, 3, 9]))
+    assert np.array_equal(as_mask(Image.fromarray(values), rule), expected)
+    sixteen = rule.of(values.astype(np.uint16))  # a depth that the rule knows nothing of
+    assert np.array_equal(sixteen, np.where(values >= 200, 2, 0))
 
 
-@given(small.flatmap(lambda shape: arrays(np.uint16, shape)))
-def test_sixteen_bit_masks_follow_the_same_rule(values):
-    expected = values > 32767 if values.max() > 32767 else values > 0
-    assert np.array_equal(as_mask(Image.fromarray(values)), expected)
-
-
-def test_any_colour_is_foreground_and_transparency_is_not():
+def test_any_colour_is_foreground_and_alpha_counts_where_it_is_said_to():
     image = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
     image.putpixel((0, 0), (0, 255, 0, 0))
-    assert as_mask(image).tolist() == [[True, False, False]]
-
-
-def test_label_maps_keep_every_label():
-    assert as_mask(Image.fromarray(np.array([[0, 1, 2, 3]], dtype=np.uint8))).tolist() == [
-        [False, True, True, True]
-    ]
+    assert as_mask(image, BLACK_AND_WHITE).tolist() == [[1, 0, 0]]
+    alpha = replace(BLACK_AND_WHITE, alpha=True)
+    assert as_mask(image, alpha).tolist() == [[0, 1, 1]]
+    assert as_mask(image.convert("RGB"), alpha).tolist() == [[1, 0, 0]]  # a file without alpha
 
 
 def test_cmyk_mask_is_refused():
     with pytest.raises(InputError, match="mode CMYK"):
-        as_mask(Image.new("CMYK", (2, 2)))
+        mask_values(Image.new("CMYK", (2, 2)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(sorted), max_size=4))
+def test_ranges_are_read_as_they_are_written(pairs):
+    ranges = tuple(sorted(map(tuple, pairs)))
+    assert parse_ranges(written_ranges(ranges).split()) == ranges
+
+
+@given(
+    st.integers(0, 65534).flatmap(lambda low: st.tuples(st.just(low), st.integers(low + 1, 65535)))
+)
+def test_a_scale_is_linear_and_rounds(ends):
+    low, high = ends
+    table = grey_table(low, high, 16)
+    exact = (np.arange(65536).clip(low, high) - low) * 255 / (high - low)
+    assert np.abs(table - exact).max() <= 0.5 + 1e-9
+    assert Scale.parse(str(Scale({16: ends}))) == Scale({16: ends})
+
+
+@pytest.mark.parametrize(
+    ("found", "meant"),
+    [
+        ((0, 65535), (0, 65535)),
+        ((3, 3472), (0, 4095)),
+        ((0, 1020), (0, 1023)),
+        ((0, 100), (0, 100)),
+        ((1000, 3000), (1000, 3000)),
+        ((31_744, 36_000), (31_744, 36_000)),
+        ((0, 0), (0, 1)),
+    ],
+)
+def test_the_range_that_was_meant(found, meant):
+    assert used_range(*found, least_bits=1) == meant
 
 
 def test_image_resizing_is_torch_s_antialiased_bilinear():

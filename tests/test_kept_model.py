@@ -5,12 +5,17 @@ divided into rooms; its weights are rounded to float16, and `last` is left out. 
 that version predicted for `image.png`, a test image.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pytest
 from PIL import Image
 
 from wavegms import WaveGMSPipeline
+from wavegms.data.prepare import prepare_dataset
+from wavegms.phantom.scanner import write_phantoms
 from wavegms.training.card import read_card
 
 KEPT = Path(__file__).parent / "kept"
@@ -29,3 +34,19 @@ def test_a_model_of_an_earlier_version_predicts_as_it_did():
     wanted = np.asarray(Image.open(KEPT / "mask.png")) > 127
     assert wanted.sum() == 680
     assert 2 * (mask & wanted).sum() / (mask.sum() + wanted.sum()) >= 0.999
+
+
+@pytest.mark.slow
+def test_the_sample_is_prepared_as_it_was_for_that_model(tmp_path):
+    """To the byte: its hash is of the manifest, which has the hash of all pixels."""
+    raw, out = tmp_path / "raw/phantom_a", tmp_path / "prepared"
+    write_phantoms("phantom_a", raw, count=160, seed=2333)
+    prepare_dataset(
+        "phantom_a", raw, out, image_size=64, split="random", split_folder=tmp_path,
+        test_fraction=0.2, validation_fraction=0.1, seed=2333,
+    )  # fmt: skip
+    table = pd.read_csv(out / "manifest.csv", dtype=str, keep_default_na=False)
+    known = table.drop(columns=["foreground", "ignored", "scale", "drawn_on", "evidence"])
+    text = known.to_csv(index=False, lineterminator="\n")
+    kept = read_card(KEPT / "model").data_hash
+    assert hashlib.sha256(text.encode()).hexdigest() == kept

@@ -11,6 +11,8 @@ from dermoscopy import draw_skin, write_skin
 from dvc.utils.hydra import compose_and_dump
 from layouts import box_mask, mask_image, save, tree, write_plain
 from PIL import Image
+from test_reading import void
+from test_reading import write as write_scans
 
 from wavegms import InputError
 from wavegms.__main__ import main
@@ -203,16 +205,41 @@ def test_too_few_images_are_refused_before_params_change(project, tmp_path):
     assert (project / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
 
 
-def test_exchanged_masks_and_label_maps_are_remarked(project, tmp_path):
+def test_exchanged_masks_are_remarked(project, tmp_path):
     write_skin(tmp_path / "scans", tmp_path / "outlines")
     for path in (tmp_path / "outlines").iterdir():
         with Image.open(path) as mask:
             inverted = mask.point(lambda value: 255 - value)
-        inverted.putpixel((0, 0), 100)
         inverted.save(path)
     notes = add_dataset("skin", tmp_path / "scans", tmp_path / "outlines").notes
     assert any("black and white are exchanged" in note for note in notes)
-    assert any("20 masks have more than two values" in note for note in notes)
+
+
+@pytest.mark.parametrize("before", ["as committed", "without the knob"])
+def test_what_masks_do_not_tell_is_asked_and_noted(project, tmp_path, capsys, before):
+    params = project / "params.yaml"
+    if before == "without the knob":
+        params.write_text(params.read_text().replace("\nreading: {}\n", "\n"))
+        assert load_params(params).reading == {}
+    write_scans(tmp_path / "voided", void(255), count=20)
+    (project / "notebooks").mkdir()
+    command = ["add", "skin", "--images", str(tmp_path / "voided/images"),
+               "--masks", str(tmp_path / "voided/masks")]  # fmt: skip
+    text = params.read_text()
+    assert main(command) == 1
+    assert "--foreground 1 --ignore 255" in capsys.readouterr().err
+    assert params.read_text() == text and not (project / "data").exists()
+    assert main([*command, "--foreground", "1", "--ignore", "255"]) == 0
+    assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
+    wanted = {"foreground": [1], "ignore": [255], "drawn_on": "auto"}
+    assert load_params(params).reading["skin"].model_dump() == wanted
+    assert composed(project, tmp_path, "skin")["reading"] == {
+        "skin": {"foreground": [1], "ignore": [255]}
+    }
+    assert main(["add", "skin"]) == 0  # read as params.yaml says
+    assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
+    assert main(["add", "skin", "--foreground", "1", "255"]) == 0  # thought better of it
+    assert load_params(params).reading["skin"].foreground == [1, 255]
 
 
 def test_params_that_cannot_be_edited_are_left_alone(project, tmp_path):

@@ -26,6 +26,7 @@ from wavegms.__main__ import main
 from wavegms.predict.inputs import Request, find_sources
 from wavegms.predict.overlays import draw_contour, draw_slices
 from wavegms.predict.run import COLUMNS, SLICE_COLUMNS, measure, predict
+from wavegms.predict.tta import AugmentedPipeline, View
 from wavegms.training.card import weights_hash
 
 
@@ -264,6 +265,62 @@ def test_a_folder_is_searched_to_the_bottom_and_each_file_taken_once(tmp_path, m
     assert len(find_sources(["s/**/*.png"])[0]) == 2
     # named by hand, a file is taken whatever it is
     assert find_sources(["s/notes.txt"])[0][0].name == "notes.txt"
+
+
+def test_every_name_counts_and_links_without_end_are_passed_over(tmp_path):
+    """As DVC and git-annex lay out their files, and folders by links."""
+    store, scans = tmp_path / "store", tmp_path / "scans"
+    (store / "more").mkdir(parents=True)
+    scans.mkdir()
+    for name in ("aa", "bb", "more/cc.png"):
+        picture().save(store / name, "PNG")
+    for name, target in (("1.png", "aa"), ("2.png", "aa"), ("3.png", "bb"), ("set", "more"),
+                         ("again", "more")):  # fmt: skip
+        (scans / name).symlink_to(store / target)
+    (scans / "up").symlink_to(tmp_path)
+    (store / "more/back").symlink_to(store / "more")
+    expected = ["1", "2", "3", "again/cc", "set/cc"]
+    sources, ignored = find_sources([scans])
+    assert sorted(source.name for source in sources) == expected
+    assert sorted(path.name for path in ignored) == ["back", "back", "up"]
+    by_pattern, _ = find_sources([f"{scans}/**/*.png"])
+    assert sorted(source.name for source in by_pattern if "cc" not in source.name) == expected[:3]
+    assert len(by_pattern) == 5
+    assert len(find_sources([scans, scans / "1.png", scans / "set/cc.png"])[0]) == 5
+
+
+# One picture as eight, ten, twelve bits; the model saw eight, or ten and twelve alike.
+@pytest.mark.parametrize(
+    ("greys", "top", "said"),
+    [
+        ("", 255, ""),
+        ("", 4095, "its values from 0 to 4095 were taken for black to white"),
+        ("", 1023, "its values from 0 to 1023"),
+        ("16:0-4095", 4095, ""),
+        ("16:0-1023", 1023, ""),
+        ("16:0-255", 4095, "outside 0 to 255"),
+        ("8:0-100", 100, ""),
+        ("8:0-100", 255, "outside 0 to 100"),
+        ("16:0-65535", 4095, "from 0 to 4095 only, where the model takes 0 for black and 65535"),
+        (None, 4095, "from 0 to 4095 only"),
+    ],
+)
+def test_greys_are_seen_as_in_training(tmp_path, capfd, greys, top, said):
+    model = WaveGMSPipeline(network=Brightness(), image_size=32, greys=greys)
+    rng = np.random.default_rng(0)
+    share = rng.integers(0, 256, (32, 32)) / 255
+    share[0, :2] = 0, 1
+    pixels = (share * top).round().astype(np.uint8 if top < 256 else np.uint16)
+    path = tmp_path / "scan.png"
+    Image.fromarray(pixels).save(path)
+    predict_files(path, model, tmp_path / "out")
+    error = capfd.readouterr().err
+    assert (f"note: {path} has" in error) == bool(said) and said in error
+    soft = np.asarray(Image.open(tmp_path / "out/probabilities/scan.png")) / 65535
+    cut = "outside" in said
+    high = int(greys.rpartition("-")[2]) if cut else 65535 if "only" in said else top
+    assert np.abs(soft - (pixels / high).clip(0, 1)).max() < 0.01
+    assert AugmentedPipeline.of(model, [View(False, 0)]).scale == model.scale
 
 
 @pytest.mark.parametrize("missing", ["nothing.png", "s/*.bmp", "s"])

@@ -27,12 +27,13 @@ from layouts import (
 from PIL import Image
 
 from wavegms.data import prepare
-from wavegms.data.catalog import CATALOG, find_cases
+from wavegms.data.catalog import CATALOG, find_cases, spec_of
 from wavegms.data.manifest import MANIFEST_COLUMNS, data_hash, load_manifest
 from wavegms.data.prepare import PreparationReport, prepare_dataset
+from wavegms.data.reading import find_reading
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of
-from wavegms.images import open_image
+from wavegms.images import as_mask, open_image, read_image
 
 
 def run(name: str, raw: Path, out: Path, **changes) -> PreparationReport:
@@ -466,6 +467,34 @@ def test_replace_folder_refuses_a_file_in_its_place(tmp_path):
         with pytest.raises(InputError, match="file"), replace_folder(target):
             pass
     assert tree(tmp_path) == {"file": b"x"}
+
+
+def legacy(path):
+    """How masks were once read, one by one: the upper half or, if that is empty, all above 0."""
+    with Image.open(path) as image:
+        values = np.asarray(image.convert("RGB")).max(-1)
+    return values > 127 if (values > 127).any() else values > 0
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("busi", "busi"),
+        ("ham10000", "ham10000_sample"),
+        ("stu", "stu"),
+        ("busbra", "busbra_sample"),
+    ],
+)
+def test_published_data_are_read_as_they_always_were(real_data, name, folder):
+    spec = spec_of(name)
+    cases = find_cases(name, real_data / "data/raw" / folder)
+    reading = find_reading(name, cases, None, spec.masks_at_another_size)
+    assert reading.scale.ranges == {} and not reading.stored
+    for case in cases:
+        for path in case.masks:
+            mask, _ = read_image(path, lambda image: as_mask(image, reading.masks))
+            assert np.array_equal(mask, legacy(path)), path
 
 
 @pytest.mark.realdata

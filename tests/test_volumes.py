@@ -198,6 +198,38 @@ def test_other_files_of_that_name_are_refused(name, content, tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("stored", ["LPS", "PIL", "SAR"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["nifti", "array"])
+def test_a_side_of_one_is_the_slice(stored, axis, kind, tmp_path):
+    """Whichever axis it is stored along: one picture, and its mask back in place."""
+    shape = [9, 12, 10]
+    shape[2 - axis] = 1
+    cosines = sitk.DICOMOrientImageFilter.GetDirectionCosinesFromOrientation(stored)
+    image = make(random_voxels(tuple(shape)), direction=cosines)
+    if kind == "nifti":
+        sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+        volume = read_volume(tmp_path / "a.nii.gz")
+    else:
+        volume = Volume(image)
+    assert volume.shape[0] == 1 and sorted(volume.shape[1:]) == sorted(set(shape) - {1})
+    marked = volume.restore((volume[0][None] > 128).astype(np.uint8))
+    greys = sitk.GetArrayFromImage(volume.image)
+    low, high = volume.window
+    assert np.array_equal(
+        sitk.GetArrayFromImage(marked).astype(bool), (greys - low) / (high - low) * 255 > 128.5
+    )
+    others = {"axial", "coronal", "sagittal"} - {volume.plane}
+    for plane in others:
+        with pytest.raises(InputError, match=f"{plane} slices are lines .*choose the plane"):
+            Volume(image, plane)
+
+
+def test_a_line_is_no_picture():
+    with pytest.raises(InputError, match=r"lines of .*: give an image"):
+        Volume(make(random_voxels((1, 1, 12))))
+
+
 def test_one_slice_is_a_volume(tmp_path):
     path = tmp_path / "one.nii"
     sitk.WriteImage(make(random_voxels((1, 9, 12))), str(path))

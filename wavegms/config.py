@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from wavegms.errors import InputError, first_line
+from wavegms.images import parse_ranges
 
 # Ten times what params.yaml has, aliases written out.
 MAX_BYTES = 100_000
@@ -162,6 +163,24 @@ class SplitParams(Section):
     validation_fraction: Fraction
 
 
+def _check_greys(values: list[int | str]) -> list[int | str]:
+    parse_ranges(values)
+    return values
+
+
+Greys = Annotated[
+    list[Annotated[int | str, BeforeValidator(_check_no_truth)]], AfterValidator(_check_greys)
+]
+
+
+class ReadingParams(Section):
+    """How a dataset's files are to be read, where they do not tell it themselves."""
+
+    foreground: Greys = []
+    ignore: Greys = []
+    drawn_on: Literal["auto", "shown", "stored"] = "auto"
+
+
 class AutoencoderTraining(Section):
     """How the small autoencoder of the embedded default is trained."""
 
@@ -283,6 +302,7 @@ class Params(Section):
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_check_unique)]
     image_size: Annotated[Integer, Field(ge=16, le=4096), AfterValidator(_check_size)]
     phantom: PhantomParams
+    reading: dict[Name, ReadingParams] = {}
     split: SplitParams
     autoencoder: AutoencoderParams
     model: ModelParams

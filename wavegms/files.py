@@ -154,14 +154,62 @@ def write_text(target: Path, text: str) -> None:
         fresh.write_text(text, encoding="utf-8")
 
 
+def walk(
+    folder: Path, loops: list[Path] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Every folder below one, with the names of folders and files in it, in order.
+
+    Links to folders are followed, each under its own name; hidden folders are passed over, and
+    links that lead back to a folder above them, which are added to `loops`. What the caller takes
+    out of the names of folders is not entered.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(
+            f"{error.filename} cannot be read ({error.strerror}): check its permissions."
+        ) from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(parent)
+        endless = [n for n in folders if (here / n).is_symlink() and _is_loop(here / n)]
+        if loops is not None:
+            loops += [here / name for name in endless]
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in endless)
+        yield here, folders, sorted(files)
+
+
+def matching(pattern: str) -> list[str]:
+    """What a pattern names, in order; `**` stands for any folders, as `walk` finds them.
+
+    glob's own follows links that lead back up, forty deep and along every way.
+    """
+    before, here, after = pattern.partition("/**") if "/" in pattern else ("", "", "")
+    if pattern.startswith("**"):
+        before, here, after = ".", "/**", pattern[2:]
+    if not here or after[:1] not in ("", "/"):
+        return sorted(glob.glob(pattern))
+    found: set[str] = set()
+    for base in filter(os.path.isdir, glob.glob(before or "/")):
+        for folder, _, _ in walk(Path(base)):
+            found.update(matching(glob.escape(str(folder)) + (after or "/*")))
+    return sorted(found)
+
+
+def _is_loop(path: Path) -> bool:
+    """Whether a path leads back, by a link, to one of the folders that it goes through."""
+    through = [os.path.realpath(parent) for parent in (path, *path.absolute().parents)]
+    return len(set(through)) < len(through)
+
+
 def read_table(
     path: Path, row: type[BaseModel], remedy: str, *, may_be_empty: bool = False
 ) -> pd.DataFrame:
     """Read a CSV table of this project, every cell checked by the model of a row.
 
-    The columns are the model's fields, of types str, int, float or bool; others are left out. Ids,
-    where there are any, differ. A `ValueError` of a field's validator says what the cell is, in
-    words that follow "a {column} ": "that is no file name", "outside 0 to 1".
+    The columns are the model's fields, of types str, int, float or bool; others are left out, and
+    a missing one has the field's default. Ids, where there are any, differ. A `ValueError` of a
+    field's validator says what the cell is, in words that follow "a {column} ": "that is no file
+    name", "outside 0 to 1".
     """
     import pandas as pd
     from pydantic import TypeAdapter, ValidationError
@@ -173,8 +221,8 @@ def read_table(
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read ({first_line(error)}): {remedy}.") from error
-    for column in row.model_fields:
-        if column not in table:
+    for column, field in row.model_fields.items():
+        if column not in table and field.is_required():
             raise InputError(f"{path} lacks the column {column}: {remedy}.")
     if table.empty and not may_be_empty:
         raise InputError(f"{path} has no row: {remedy}.")

@@ -1,11 +1,15 @@
-"""Images: from a file that may be broken to an 8-bit RGB image or a boolean mask, at any size.
+"""Images: from a file that may be broken to an 8-bit RGB image or a mask, at any size.
 
-Nothing here knows about datasets, so that preparation and inference treat an image alike.
+Nothing here knows about datasets, so that preparation and inference treat an image alike. What a
+dataset's files have in common is handed over: the scale of its images, the rule of its masks.
 """
 
+import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +29,16 @@ MAX_PIXELS = 100_000_000
 # JPEG's own limit. Pillow takes many times an image's size for one that is all rows.
 MAX_SIDE = 65_535
 
+# What a pixel of a mask is. An ignored one was not annotated: it counts neither in loss nor in
+# metrics.
+BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2
+
+# Where it is noted that a file has 16 bits a colour, of which Pillow reads the upper 8.
+DEEP = "16 bits a colour"
+
+# Where EXIF says how a camera was held, and where it is kept once an image was turned.
+_ORIENTATION, _TURNED = 0x0112, "turned by"
+
 _Pixels = TypeVar("_Pixels")
 
 # `warnings.catch_warnings` changes the state of the whole process; images are opened by threads.
@@ -32,10 +46,30 @@ _opening = threading.Lock()
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open and fully decode an image; of an animated file, the first frame.
+    """Open and fully decode an image of one page; the content decides, not the name's ending.
 
-    The content decides, not the ending of the name.
+    A file of several pages is refused: none of them may get lost without a word. Previews behind
+    an image, as telephones and slide scanners store them, are no pages.
     """
+    with _opened(path) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else 1
+        deep = image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(t) for t in image.tile)
+        image.load()
+        copy = image.copy()
+        # Pillow turns a TIFF as it loads it, and forgets that it did
+        copy.info[_TURNED] = orientation
+        copy.info[DEEP] = deep
+        return copy
+
+
+def peek(path: Path) -> tuple[str, int]:
+    """An image's mode, and the orientation of EXIF as `orientation_of`, without its pixels."""
+    with _opened(path) as image:
+        return image.mode, orientation_of(image)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     path = Path(path)
     try:
         if not path.is_file():
@@ -48,8 +82,12 @@ def open_image(path: Path) -> Image.Image:
         with image:
             if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError
-            image.load()
-            return image.copy()
+            pages = _count_pages(image)
+            if pages > 1:
+                raise InputError(
+                    f"{path} has {pages} pages: save each that is meant as a file of its own."
+                )
+            yield image
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -78,60 +116,232 @@ def read_image(path: Path, convert: Callable[[Image.Image], _Pixels]) -> tuple[_
         raise InputError(f"{path}: {error}") from error
 
 
-# 65535 = 255 · 257, so dividing by 257 maps one range onto the other; 128 rounds.
-_SIXTEEN_TO_EIGHT_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+def _count_pages(image: Image.Image) -> int:
+    """How many pages or frames of the first one's size an image has, previews left out."""
+    frames = getattr(image, "n_frames", 1)
+    # a JPEG of a telephone (MPO) has a preview or a depth map behind the image
+    if frames == 1 or image.format in ("JPEG", "MPO"):
+        return 1
+    if image.format != "TIFF":
+        return frames
+    pages, size = 1, image.size
+    for number in range(1, frames):
+        image.seek(number)
+        # 254, NewSubfileType: the first bit is set where a page is another one made smaller
+        pages += image.size == size and not int(image.tag_v2.get(254, 0)) & 1
+    image.seek(0)
+    return pages
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+Ranges = tuple[tuple[int, int], ...]
+
+
+def parse_ranges(values: Sequence[int | str]) -> Ranges:
+    """Grey values as they are written, such as 1 or "128-255", both ends included."""
+    ranges = []
+    for value in values:
+        match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", str(value))
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not low <= high <= 65535:
+            raise ValueError(
+                f"{value!r} is no grey value: write one from 0 to 65535, or a range such as 128-255"
+            )
+        ranges.append((low, high))
+    return tuple(sorted(ranges))
+
+
+def written_ranges(ranges: Ranges) -> str:
+    """Ranges as `parse_ranges` takes them, with blanks between."""
+    return " ".join(f"{low}-{high}" if low < high else str(low) for low, high in ranges)
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """Which values of a dataset's masks are foreground, and which are to be ignored.
+
+    `foreground` is by depth, 8 or 16 bits. With `alpha`, the mask of a file that has an alpha
+    channel is there, and not in its colours.
+    """
+
+    foreground: Mapping[int, Ranges]
+    ignored: Ranges = ()
+    alpha: bool = False
+
+    def __str__(self) -> str:
+        several = len(self.foreground) > 1
+        parts = [
+            f"{written_ranges(ranges)}{f' of {depth} bits' if several else ''}"
+            for depth, ranges in sorted(self.foreground.items())
+        ]
+        return ", ".join(parts) + (" in alpha" if self.alpha else "")
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Each pixel's kind, uint8, from grey values (H, W)."""
+        kinds = np.zeros(1 << _depth_of(values), np.uint8)
+        for low, high in self.foreground.get(_depth_of(values), ()):
+            kinds[low : high + 1] = FOREGROUND
+        for low, high in self.ignored:
+            kinds[low : high + 1] = IGNORED
+        return kinds[values]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Which grey values of a dataset's images become 0 and 255, by depth, 8 or 16 bits.
+
+    A depth that is not named was not among the dataset's images: 8 bits are then taken as they
+    are, and 16 bits from those bits that a file uses.
+    """
+
+    ranges: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return " ".join(f"{depth}:{low}-{high}" for depth, (low, high) in self.items())
+
+    @classmethod
+    def parse(cls, text: str) -> "Scale":
+        """From what `str` gives; a ValueError for anything else."""
+        ranges = {}
+        for part in text.split():
+            match = re.fullmatch(r"(8|16):([0-9]{1,5})-([0-9]{1,5})", part)
+            if not match or not int(match[2]) < int(match[3]) < 1 << int(match[1]):
+                raise ValueError("that is no scale of grey values")
+            ranges[int(match[1])] = int(match[2]), int(match[3])
+        return cls(ranges)
+
+    def items(self) -> list[tuple[int, tuple[int, int]]]:
+        """Depths with their ranges, in order."""
+        return sorted(self.ranges.items())
+
+    def range_of(self, image: Image.Image) -> tuple[int, int] | None:
+        """The range for one image; None where its values are taken as they are."""
+        depth = depth_of_mode(image.mode)
+        if depth == 16 and depth not in self.ranges:
+            return used_range(*image.getextrema())
+        return self.ranges.get(depth)
+
+    def lies_outside(self, image: Image.Image) -> str:
+        """Where an image does not fit, in words that follow its name; empty if it does."""
+        depth = depth_of_mode(image.mode)
+        known = self.ranges.get(depth)
+        extremes = np.reshape(image.getextrema(), (-1, 2))
+        low, high = int(extremes[:, 0].min()), int(extremes[:, 1].max())
+        if known and (low < known[0] or high > known[1]):
+            return (
+                f"has grey values from {low} to {high}, outside {known[0]} to {known[1]} of the "
+                "images that the model was trained on: what lies outside is cut off"
+            )
+        if known and 8 * (high - low) < known[1] - known[0]:
+            return (
+                f"has grey values from {low} to {high} only, where the model takes {known[0]} for "
+                f"black and {known[1]} for white: it sees next to nothing"
+            )
+        if image.info.get(DEEP) and high < 128:
+            return (
+                f"has 16 bits a colour, of which only the upper 8 are read, at most {high} of 255: "
+                "save it as 8-bit colour, scaled to what it uses"
+            )
+        if depth == 16 and not known:
+            used = used_range(low, high)
+            return (
+                f"has 16 bits, the images that the model was trained on had 8: its values from "
+                f"{used[0]} to {used[1]} were taken for black to white"
+            )
+        return ""
+
+
+# As models of before scales were kept saw every image.
+FULL_SCALE = Scale({16: (0, 65535)})
+
+
+def used_range(low: int, high: int, least_bits: int = 8) -> tuple[int, int]:
+    """The range that values from `low` to `high` were meant to have.
+
+    That is whole bits, such as 0 to 4095; percent, where there may be as few bits; or, where values
+    keep far from 0, as in CT with an offset, no more than they take.
+    """
+    if 0 < high - low <= 2 * low:
+        return low, high
+    if least_bits < 7 and 64 <= high <= 100:
+        return 0, 100
+    return 0, (1 << max(least_bits, high.bit_length())) - 1
+
+
+def depth_of_mode(mode: str) -> int:
+    """Bits of each channel, 8 or 16, in Pillow's modes that are taken."""
+    return 16 if mode.startswith("I;16") else 8
+
+
+def _depth_of(values: np.ndarray) -> int:
+    return 16 if values.dtype.itemsize == 2 else 8
+
+
+def grey_table(low: int, high: int, depth: int) -> np.ndarray:
+    """What each value becomes where `low` becomes 0 and `high` 255: uint8 (2**depth,), rounded."""
+    inside = np.arange(1 << depth, dtype=np.int64).clip(low, high) - low
+    return ((inside * 510 + high - low) // (2 * (high - low))).astype(np.uint8)
+
+
+def as_rgb(image: Image.Image, scale: Scale = FULL_SCALE) -> Image.Image:
     """Turn an image into 8-bit RGB, upright.
 
-    Grey is repeated to three channels, a palette is replaced by its colours, 16-bit grey is scaled
-    linearly from 0..65535 to 0..255, and the orientation noted in EXIF is applied. Transparency is
+    Grey is repeated to three channels, a palette is replaced by its colours, values are scaled
+    linearly as `scale` says, and the orientation noted in EXIF is applied. Transparency is
     dropped, not composed: a medical image has no background to show through. The modes F and I are
     refused, as they have no defined range.
     """
-    image = _upright(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray(_SIXTEEN_TO_EIGHT_BIT[np.asarray(image)])
+    image = upright(image)
+    require_range(image)
+    used = scale.range_of(image)
+    if depth_of_mode(image.mode) == 16:
+        image = Image.fromarray(grey_table(*used, 16)[np.asarray(image)])
+        used = None
     if image.mode == "P":
         # Straight to RGB, PIL would warn about a palette with transparency.
         image = image.convert("RGBA")
-    if image.mode not in ("1", "L", "LA", "RGB", "RGBA", "CMYK"):
+    image = image.convert("RGB")
+    return image.point(grey_table(*used, 8).tolist() * 3) if used else image
+
+
+def require_range(image: Image.Image) -> None:
+    """Refuse an image whose mode has no defined range of values."""
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK") and not image.mode.startswith(
+        "I;16"
+    ):
         raise InputError(
             f"An image of mode {image.mode} has no defined range of values: "
             "save it as 8-bit or 16-bit grey, or as 8-bit RGB."
         )
-    return image.convert("RGB")
 
 
-def as_mask(image: Image.Image) -> np.ndarray:
-    """Read an image as a boolean mask (H, W), True for foreground, of which there may be none.
+def mask_values(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """A mask's grey values, uint8 or uint16 (H, W), and its alpha channel, None without one.
 
-    Colour channels are combined by their maximum and transparency is ignored; a palette counts by
-    its colours. Published masks come both as black and white (perhaps with grey edges) and as label
-    maps 0, 1, 2, ...: where any value lies in the upper half of the range, foreground is the upper
-    half; otherwise foreground is everything above zero. EXIF orientation is applied as for images.
+    Colour channels are combined by their maximum; a palette counts by its colours; black and white
+    of one bit are 0 and 255. EXIF orientation is applied as for images.
     """
-    image = _upright(image)
+    image = upright(image)
     if image.mode == "P":
-        image = image.convert("RGBA")
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode == "1":
-        return np.asarray(image).astype(bool)
-    values = np.asarray(image)
+        image = image.convert("L")
     if image.mode.startswith("I;16"):
-        half = 32767
-    elif image.mode in ("L", "LA", "RGB", "RGBA"):
-        half = 127
-    else:
+        return np.asarray(image).astype(np.uint16), None
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
         raise InputError(
             f"A mask of mode {image.mode} cannot be read: save it as 8-bit grey with 0 for "
             "background and 255 for foreground."
         )
+    values, alpha = np.asarray(image), None
     if image.mode in ("LA", "RGBA"):
-        values = values[..., :-1]
-    if values.ndim == 3:
-        values = values.max(axis=-1)
-    return values > half if (values > half).any() else values > 0
+        values, alpha = values[..., :-1], values[..., -1]
+    return (values.max(axis=-1) if values.ndim == 3 else values), alpha
+
+
+def as_mask(image: Image.Image, rule: MaskRule) -> np.ndarray:
+    """What each pixel of a mask is, uint8 (H, W); there may be no foreground."""
+    values, alpha = mask_values(image)
+    return rule.of(alpha if rule.alpha and alpha is not None else values)
 
 
 def resize_image(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
@@ -144,19 +354,39 @@ def resize_image(image: Image.Image, size: int | tuple[int, int]) -> Image.Image
 
 
 def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Resize a boolean mask (H, W) by the nearest pixel, so that it stays binary."""
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(grey.resize(_pair(size), Image.Resampling.NEAREST)) > 127
+    """Resize a mask (H, W), boolean or of pixels' kinds, by the nearest pixel: no new value."""
+    grey = Image.fromarray(mask.astype(np.uint8))
+    return np.asarray(grey.resize(_pair(size), Image.Resampling.NEAREST)).astype(mask.dtype)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def orientation_of(image: Image.Image) -> int:
+    """How EXIF turns the stored pixels of an image, opened or loaded: 2 to 8, or 1: not at all."""
+    try:
+        orientation = image.info.get(_TURNED, 1)
+        orientation = image.getexif().get(_ORIENTATION, 1) if orientation == 1 else orientation
+    except Exception as error:  # the parsers of EXIF raise whatever a broken block leads them to
+        raise _broken_exif(error) from error
+    return orientation if orientation in range(2, 9) else 1
+
+
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """An array (H, W) turned as EXIF's orientation turns an image."""
+    image = Image.fromarray(values)
+    image.getexif()[_ORIENTATION] = orientation
+    return np.asarray(upright(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF orientation says."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception as error:  # the parsers of EXIF raise whatever a broken block leads them to
-        raise InputError(
-            f"The EXIF block cannot be read ({error}): save the image again without it."
-        ) from error
+    except Exception as error:
+        raise _broken_exif(error) from error
+
+
+def _broken_exif(error: Exception) -> InputError:
+    return InputError(f"The EXIF block cannot be read ({error}): save the image again without it.")

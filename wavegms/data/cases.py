@@ -1,23 +1,31 @@
 """Cases: an image file with its mask files, found by their names. Nothing is opened here."""
 
 import csv
+import glob
+import os
 import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from wavegms.errors import InputError
-from wavegms.files import replace_folder
+from wavegms.files import matching, replace_folder, walk
 
 # Room for the endings of what is written under an image's name, where a name may have 255 bytes.
 MAX_ID_BYTES = 200
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+
+# What people call masks.
+_MASK = re.compile(r"mask|label|lesion|segm|annot|truth|(?<![a-z])(gt|seg)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,9 +39,11 @@ class Case:
     group: str  # what must stay in one split (a lesion photographed twice); the id where unknown
 
     @classmethod
-    def of(cls, image: Path, masks: Iterable[Path], label: str = "", group: str = "") -> "Case":
-        """The case of these files, called by the image's name."""
-        id = case_id(image.stem)
+    def of(
+        cls, image: Path, masks: Iterable[Path], label: str = "", group: str = "", name: str = ""
+    ) -> "Case":
+        """The case of these files, called by the image's name if no other is given."""
+        id = case_id(name or image.stem)
         return cls(id, image, tuple(masks), label, group or id)
 
 
@@ -110,11 +120,11 @@ def image_files(folder: Path) -> list[Path]:
         raise InputError(
             f"{folder} cannot be read ({error.strerror}): check its rights."
         ) from error
-    return sorted(
-        path
-        for path in entries
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    return sorted(filter(_is_image, entries))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def pair_files(
@@ -168,10 +178,11 @@ UNLABELLED = "unlabelled"
 
 
 def read_plain(root: Path) -> list[Case]:
-    """Pair a folder of one's own: `images/`, `masks/` of the same names, and perhaps `groups.csv`.
+    """Pair a folder of one's own: `images/`, `masks/`, and perhaps `groups.csv`.
 
-    The table has the columns image (a file's name, with or without its ending) and group, such as
-    the patient, whose images then stay in one split; and perhaps label, the class.
+    Masks are called as their images, or as `match_files` pairs them. The table has the columns
+    image (a file's name, with or without its ending) and group, such as the patient, whose images
+    then stay in one split; and perhaps label, the class.
     """
     images, masks = root / "images", root / "masks"
     if image_files(images) and not (masks.is_dir() and image_files(masks)):
@@ -180,7 +191,15 @@ def read_plain(root: Path) -> list[Case]:
             "so add one mask for each image under the same name; without masks, images can be "
             "predicted by `python -m wavegms predict`."
         )
-    cases = read_two_folders(images, masks)
+    try:
+        cases = read_two_folders(images, masks)
+    except InputError:
+        try:
+            cases, rest = match_files(image_files(images), image_files(masks), images, masks, False)
+        except InputError:
+            rest = [root]
+        if rest:  # what was found first is nearer to what was meant
+            raise
     if not (root / GROUPS).exists():
         return cases
     groups, grouped = _read_groups(root / GROUPS), []
@@ -197,53 +216,87 @@ def read_plain(root: Path) -> list[Case]:
 def match_folders(images: Path, masks: Path) -> tuple[list[Case], list[Path]]:
     """Pair files wherever they lie, and list the images without a mask.
 
-    A mask is called as its image is, perhaps with an ending.
-    The ending, such as `_mask` or `_segmentation`, is found from the names and is the same for all
-    masks. With it, images and masks may lie in one folder.
+    Both are folders, searched to the bottom where they directly hold no image, or patterns such as
+    `PH2/*/*_lesion/*.bmp`; see `match_files` for the names. Images and masks may share a folder.
     """
-    mask_files, others = image_files(masks), image_files(images)
-    for folder, found in ((images, others), (masks, mask_files)):
+    others, mask_files = _listed(images), _listed(masks)
+    together = set(mask_files) == set(others)
+    if not together:  # a pattern of all images may well name the masks, too
+        others = [path for path in others if path not in set(mask_files)]
+    base = Path(os.path.commonpath([path.parent for path in (*others, *mask_files)]))
+    within = [where if where.is_dir() else base for where in (images, masks)]
+    return match_files(others, mask_files, within[0], within[1], together)
+
+
+def match_files(
+    images: Sequence[Path], masks: Sequence[Path], above: Path, above_masks: Path, together: bool
+) -> tuple[list[Case], list[Path]]:
+    """Pair images and masks by their names, and list the images without a mask.
+
+    A mask is called as its image, perhaps with an ending that is the same for all, such as `_mask`.
+    Or both have a beginning or an ending of their own (`fine_3_1_fram`, `fine_3_1_mask`). Further
+    masks of an image have a number (`_mask_1`, `_mask (2)`). Where names repeat in several folders,
+    the folders below `above` count as part of them; where each case has a folder with one image,
+    all masks in it are its own. With `together`, both lists are the same files.
+
+    Raises:
+        InputError: no name, more than one, or not all masks fit.
+    """
+    named = (
+        _Names(images, above, "would both be called"),
+        _Names(masks, above_masks, "are both masks of"),
+    )
+    try:
+        found, rest = _by_whole_name(*named, together)
+    except InputError:
+        if together:
+            named = named[1].split()
+        found = _by_what_differs(*named) or _by_folder(*named)
         if not found:
-            raise InputError(
-                f"{folder} holds no image file ({' '.join(IMAGE_SUFFIXES)}): name the folder that "
-                "directly holds them."
-            )
-    together = images.resolve() == masks.resolve()
-    ending = _common_ending(others, mask_files, together)
-    if ending is None:
-        raise InputError(
-            f"no file in {masks} is called as an image in {images} is: give each mask its image's "
-            "name, perhaps with an ending that is the same for all, such as _mask."
-        )
+            raise
+        rest = [path for path in named[0].files.values() if path not in found]
+    name_of = {path: name for name, path in named[0].files.items()}
     if together:
-        mask_files = [path for path in mask_files if _name(path).endswith(ending)]
-        others = [path for path in others if not _name(path).endswith(ending)]
-    names = {_name(path) for path in others}
-    mask_of: dict[str, Path] = {}
-    for path in mask_files:
-        name = _name(path)
-        image_name = name.removesuffix(ending)
-        if not name.endswith(ending) or image_name not in names:
-            raise InputError(
-                f"{path} is the mask of no image in {images}, where it would be called "
-                f"{image_name}: add the image or remove the mask."
-            )
-        if image_name in mask_of:
-            raise InputError(
-                f"{mask_of[image_name]} and {path} are both masks of {image_name}: "
-                "remove one of them."
-            )
-        mask_of[image_name] = path
-    cases = [Case.of(path, [mask_of[_name(path)]]) for path in others if _name(path) in mask_of]
-    return checked_cases(cases), [path for path in others if _name(path) not in mask_of]
+        _require_no_more_masks([name_of[path] for path in found], [name_of[path] for path in rest])
+    cases = [Case.of(path, found[path], name=name_of[path]) for path in images if path in found]
+    return checked_cases(cases), rest
+
+
+def pairing_rule(cases: Sequence[Case]) -> list[str]:
+    """Says by what images and masks were paired, with three examples, and which have several."""
+    first = [(_name(case.image), _name(case.masks[0])) for case in cases]
+    endings = {mask[len(image) :] for image, mask in first if mask.startswith(image)}
+    if len(endings) == 1 and all(mask.startswith(image) for image, mask in first):
+        (ending,) = endings
+        rule = "each mask is called as its image" + (f", with {ending} after it" if ending else "")
+    else:
+        rule = "images and masks are paired by what is left of their names without what all share"
+    shown = [f"{case.image.name} with {case.masks[0].name}" for case in cases[:3]]
+    said = [f"{rule}: {', '.join(shown)}"]
+    several = [case for case in cases if len(case.masks) > 1]
+    if several:
+        names = [" and ".join(path.name for path in case.masks) for case in several[:3]]
+        said.append(f"masks joined for {len(several)} images: {', '.join(names)}")
+    return said
 
 
 def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> None:
     """Copy images and masks to the layout that `read_plain` reads, all or none."""
-    copies = [(case.image, f"images/{case.image.name}") for case in cases]
-    # the suffix tells how the file is written, so it stays
-    copies += [(c.masks[0], f"masks/{c.image.stem}{c.masks[0].suffix}") for c in cases]
-    copies += [(path, f"{UNLABELLED}/{path.name}") for path in unlabelled]
+    stems = Counter(_name(path).casefold() for path in (*(c.image for c in cases), *unlabelled))
+    copies, of_masks, taken = [], [], {case.image.stem.casefold() for case in cases}
+    for case in cases:
+        name = case.image.stem if stems[_name(case.image).casefold()] == 1 else case.id
+        copies.append((case.image, f"images/{name}{case.image.suffix}"))
+        numbers = (n for n in count(2) if f"{name} ({n})".casefold() not in taken)
+        # the suffix tells how the file is written, so it stays
+        for mask, number in zip(case.masks, ("", *islice(numbers, len(case.masks))), strict=False):
+            ending = number and f" ({number})"
+            of_masks.append((mask, f"masks/{name}{ending}{mask.suffix}"))
+    copies += of_masks
+    for path in unlabelled:
+        alone = stems[_name(path).casefold()] == 1
+        parts = [path.stem] if alone else [*path.parent.parts[-2:], path.stem]
+        copies.append((path, f"{UNLABELLED}/{'_'.join(parts)}{path.suffix}"))
     with replace_folder(folder) as fresh:
         for source, name in tqdm(copies, desc="Copying", unit="file"):
             try:
@@ -256,15 +309,197 @@ def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> No
                 ) from error
 
 
-def _common_ending(images: Sequence[Path], masks: Sequence[Path], together: bool) -> str | None:
+def _listed(where: Path) -> list[Path]:
+    """Image files of a folder, of all folders below it if it has none itself, or of a pattern."""
+    if where.is_file():
+        raise InputError(f"{where} is a file: name the folder that holds it, or a pattern.")
+    found: list[Path] = []
+    if where.exists() or not glob.has_magic(str(where)):
+        found = image_files(where)
+        for parent, _, _ in walk(where) if not found else ():
+            found += image_files(parent)
+    else:
+        found = [path for path in map(Path, matching(str(where))) if _is_image(path)]
+    if not found:
+        raise InputError(
+            f"{where} holds no image file ({' '.join(IMAGE_SUFFIXES)}): name the folder that "
+            "holds them, or a pattern such as 'scans/*/image.png'."
+        )
+    return found
+
+
+class _Names:
+    """What files are called: by their stems, or by folders and stems where stems repeat."""
+
+    def __init__(self, paths: Sequence[Path], above: Path, clash: str):
+        self.above = above
+        self.repeated = len({_name(path) for path in paths}) < len(paths)
+        self.files: dict[str, Path] = {}
+        for path in paths:
+            name = self._of(path)
+            other = self.files.setdefault(name, path)
+            if other is not path:
+                raise InputError(
+                    f"{other} and {path} {clash} {name}: rename or remove one of them."
+                )
+
+    def split(self) -> "tuple[_Names, _Names]":
+        """Images, and what is called a mask by a word in its name."""
+        parts = copy(self), copy(self)
+        for part, wanted in zip(parts, (False, True), strict=True):
+            chosen = {n: p for n, p in self.files.items() if bool(_MASK.search(n)) == wanted}
+            part.files = chosen
+        return parts
+
+    def _of(self, path: Path) -> str:
+        name = _name(path)
+        if self.repeated:
+            name = "/".join((*path.parent.relative_to(self.above).parts, name))
+        return name
+
+
+def _by_whole_name(
+    images: _Names, masks: _Names, together: bool
+) -> tuple[dict[Path, list[Path]], list[Path]]:
+    """Masks that are called as their image, perhaps with an ending and a number."""
+    ending = _common_ending(images.files, masks.files, together)
+    if ending is None:
+        raise InputError(
+            f"no file in {masks.above} is called as an image in {images.above} is: give each mask "
+            "its image's name, perhaps with an ending that is the same for all, such as _mask."
+        )
+    owners = {mask: _owner(mask, images.files, ending) for mask in masks.files}
+    if together:
+        # a mask may be the beginning of the name of a second one
+        owners = {
+            mask: owner
+            for mask, owner in owners.items()
+            if owner is not None or mask.endswith(ending)
+        }
+        images.files = {name: path for name, path in images.files.items() if name not in owners}
+        owners = {mask: _owner(mask, images.files, ending) for mask in owners}
+    found: dict[str, list[str]] = {}
+    for mask, owner in sorted(owners.items(), key=lambda pair: _natural(pair[0])):
+        if owner is None:
+            raise InputError(
+                f"{masks.files[mask]} is the mask of no image in {images.above}, where it would be "
+                f"called {mask.removesuffix(ending)}: add the image or remove the mask."
+            )
+        found.setdefault(owner, []).append(mask)
+    for owner, its in found.items():
+        its.sort(key=lambda mask: (mask != f"{owner}{ending}", _natural(mask)))
+    pairs = {
+        images.files[owner]: [masks.files[mask] for mask in its] for owner, its in found.items()
+    }
+    return pairs, [path for path in images.files.values() if path not in pairs]
+
+
+def _require_no_more_masks(named: Iterable[str], alone: Iterable[str]) -> None:
+    """Refuse a file that is neither a mask nor plainly an image, among images and masks."""
+    for name in alone:
+        owner = max((one for one in named if name.startswith(one)), key=len, default=name)
+        if re.match(r"[^\w]|_", _unnumbered(name[len(owner) :])):
+            raise InputError(
+                f"{name} is called as the image {owner} with something after it, but not as a mask "
+                "is: remove it, call it as the other masks with a number, or name images and masks "
+                "by patterns."
+            )
+
+
+def _owner(mask: str, names: Container[str], ending: str) -> str | None:
+    """The image that a mask's name begins with, if an ending and at most a number follow.
+
+    A number straight after the image's name needs brackets: `case_1_2` may be an image of its own,
+    which got lost.
+    """
+    parts = [(mask[:length], mask[length:]) for length in range(len(mask), 0, -1)]
+    known = [(name, rest) for name, rest in parts if name in names]
+    for name, rest in known:
+        if rest == ending:
+            return name
+    for name, rest in known:
+        if _unnumbered(rest) == ending and (ending or rest.endswith(")")):
+            return name
+    return None
+
+
+def _unnumbered(text: str) -> str:
+    """A name without the number at its end: `_mask_1`, `_mask2`, `_mask (3)`."""
+    return re.sub(r"([ _.-]*\([0-9]+\)|[ _.-]+[0-9]+|(?<=[^\W\d_])[0-9]+)$", "", text)
+
+
+def _by_what_differs(images: _Names, masks: _Names) -> dict[Path, list[Path]] | None:
+    """Names with a beginning and an ending that all images share, and others that all masks do."""
+    if min(len(images.files), len(masks.files)) < 2:
+        return None
+    numbered = all(re.search("[0-9]", name) for name in (*images.files, *masks.files))
+    keys = []
+    for names in (images.files, masks.files):
+        head, tail = _shared(list(names), numbered)
+        middle = {}
+        for name, path in names.items():
+            whole = name if name.startswith(head) and name.endswith(tail) else _unnumbered(name)
+            if not (whole.startswith(head) and whole.endswith(tail)):
+                return None
+            key = whole[len(head) : len(whole) - len(tail)]
+            middle.setdefault(key if whole == name else (key, name), path)
+        keys.append(middle)
+    of_images, of_masks = keys
+    if (
+        len(of_images) < len(images.files)
+        or "" in of_images
+        or any(isinstance(key, tuple) for key in of_images)
+    ):
+        return None
+    found: dict[Path, list[Path]] = {}
+    for key, path in of_masks.items():
+        image = of_images.get(key[0] if isinstance(key, tuple) else key)
+        if image is None:
+            return None
+        found.setdefault(image, []).append(path)
+    return found if len(found) > 1 else None
+
+
+def _shared(names: Sequence[str], numbered: bool) -> tuple[str, str]:
+    """What most names begin and end with: all before and after digits, or up to a separator."""
+    if numbered:
+        heads = Counter(re.match(r"[^0-9]*", name)[0] for name in names)
+        tails = Counter(re.search(r"[^0-9]*$", name)[0] for name in names)
+        return heads.most_common(1)[0][0], tails.most_common(1)[0][0]
+    head = os.path.commonprefix(names)  # noqa: RUF071 - letters, not folders
+    tail = os.path.commonprefix([name[::-1] for name in names])[::-1]  # noqa: RUF071
+    return re.match(r"(.*[\W_])?", head)[0], re.search(r"([\W_].*)?$", tail)[0]
+
+
+def _by_folder(images: _Names, masks: _Names) -> dict[Path, list[Path]] | None:
+    """Masks that lie in a folder of their own with one image, whatever they are called."""
+    tops: dict[str, Path] = {}
+    for path in images.files.values():
+        top, *below = path.relative_to(images.above).parts
+        if not below or top in tops:
+            return None
+        tops[top] = path
+    found: dict[Path, list[Path]] = {}
+    for path in masks.files.values():
+        image = tops.get(path.relative_to(masks.above).parts[0])
+        if image is None:
+            return None
+        found.setdefault(image, []).append(path)
+    return found
+
+
+def _common_ending(images: Container[str], masks: Iterable[str], together: bool) -> str | None:
     """What most masks' names have after the name of an image; None if none has such a name."""
-    names = {_name(path) for path in images}
+    # within a number, or a word if all lie together, no name ends
+    inside = re.compile("[0-9]{2}|[^\\W\\d_]{2}" if together else "[0-9]{2}")
     endings = Counter(
-        _name(mask)[length:]
+        _unnumbered(mask[length:])
         for mask in masks
-        for length in range(1, len(_name(mask)) + 1)
-        if _name(mask)[:length] in names and not (together and length == len(_name(mask)))
+        for length in range(1, len(mask) + 1)
+        if mask[:length] in images and not inside.fullmatch(mask[length - 1 : length + 1])
     )
+    if together:
+        del endings[""]
     # of several that are as frequent, the shortest: "case 1" is also the start of "case 12"
     return min(endings, key=lambda ending: (-endings[ending], len(ending)), default=None)
 

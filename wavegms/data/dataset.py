@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wavegms.data.manifest import SPLITS, data_hash, load_manifest, pixels_hash
+from wavegms.data.manifest import MASK_GREYS, SPLITS, data_hash, load_manifest, pixels_hash
 from wavegms.errors import InputError
-from wavegms.images import as_mask, open_image, read_image
+from wavegms.images import FOREGROUND, Scale, open_image
+
+# From the greys of a prepared mask to what its pixels are.
+_KINDS = np.full(256, len(MASK_GREYS), np.uint8)
+_KINDS[MASK_GREYS] = range(len(MASK_GREYS))
 
 
 class PreparedDataset(Dataset):
@@ -19,8 +23,9 @@ class PreparedDataset(Dataset):
 
     Pixels are checked against the manifest whenever they are decoded, so `data_hash`, that of the
     whole folder, does identify what a model has seen. `manifest` has the rows of these splits;
-    `images` (N, 3, H, W), 0..255, and `masks` (N, 1, H, W), 0 or 1, are uint8, or None where they
-    are not held in memory.
+    `images` (N, 3, H, W), 0..255, and `masks` (N, 1, H, W), 0, 1 or 2 where a pixel is to be
+    ignored, are uint8, or None where they are not held in memory. `scale` is how grey values of the
+    raw images were taken, for a model to see others alike.
     """
 
     def __init__(self, folder: Path, split: str | Sequence[str], in_memory: bool | None = None):
@@ -46,6 +51,10 @@ class PreparedDataset(Dataset):
         self.manifest = manifest[manifest["split"].isin(wanted)].reset_index(drop=True)
         self.ids: list[str] = self.manifest["id"].tolist()
         self.labels: list[str] = self.manifest["label"].tolist()
+        # of a manifest of before, none is known
+        self.scale: Scale | None = None
+        if self.manifest["foreground"][0]:
+            self.scale = Scale.parse(self.manifest["scale"][0])
         self.data_hash = data_hash(self._folder)
         self.image_size = open_image(self._image_path(self.ids[0])).width
         self.images: Tensor | None = None
@@ -64,7 +73,7 @@ class PreparedDataset(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        """A pair as uint8: image (3, H, W), 0..255, mask (1, H, W), 0 or 1, and their index."""
+        """A pair as uint8: image (3, H, W), 0..255, mask (1, H, W), 0, 1 or 2, and their index."""
         if self.images is None:
             image, mask = self._decode(index)
         else:
@@ -78,8 +87,13 @@ class PreparedDataset(Dataset):
 
     @staticmethod
     def mask_to_float(masks: Tensor) -> Tensor:
-        """Masks as losses take them: float32."""
+        """Masks as losses take them: float32, 2 where a pixel is to be ignored."""
         return masks.to(torch.float32)
+
+    @staticmethod
+    def foreground_to_float(masks: Tensor) -> Tensor:
+        """Masks as pictures: float32, 0 or 1."""
+        return (masks == FOREGROUND).to(torch.float32)
 
     def _image_path(self, id: str) -> Path:
         return self._folder / "images" / f"{id}.png"
@@ -90,7 +104,8 @@ class PreparedDataset(Dataset):
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         id = self.ids[index]
         image = np.array(open_image(self._image_path(id)))
-        mask, _ = read_image(self._folder / "masks" / f"{id}.png", as_mask)
+        grey = open_image(self._folder / "masks" / f"{id}.png")
+        mask = _KINDS[np.array(grey)] if grey.mode == "L" else np.zeros(0, np.uint8)
         side = self.image_size
         # The hash is of bytes alone, which another shape may have too.
         as_prepared = image.shape == (side, side, 3) and mask.shape == (side, side)
@@ -99,6 +114,4 @@ class PreparedDataset(Dataset):
                 f"{self._image_path(id)} or its mask was changed since it was prepared: "
                 "run the prepare stage again."
             )
-        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(
-            mask[None].astype(np.uint8)
-        )
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask[None])

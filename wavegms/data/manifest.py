@@ -1,7 +1,7 @@
 """The contract of a prepared folder: its manifest, its hash, and the audit beside it.
 
-`images/<id>.png` (RGB), `masks/<id>.png` (grey, 0 or 255) and `manifest.csv`, one `ManifestRow` an
-image.
+`images/<id>.png` (RGB), `masks/<id>.png` (grey, as in `MASK_GREYS`) and `manifest.csv`, one
+`ManifestRow` an image.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from pydantic import AfterValidator, BaseModel, Field
 from wavegms.data.cases import is_id
 from wavegms.errors import InputError
 from wavegms.files import read_table, sha256_of
+from wavegms.images import Scale
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SPLITS = ("train", "val", "test")
+
+# How a prepared mask shows background, foreground and pixels to ignore, in the order of their
+# numbers in `wavegms.images`.
+MASK_GREYS = np.array([0, 255, 128], np.uint8)
 
 
 def _check_id(id: str) -> str:
@@ -28,6 +33,11 @@ def _check_id(id: str) -> str:
     if not is_id(id):
         raise ValueError("that cannot be a file's name")
     return id
+
+
+def _check_scale(text: str) -> str:
+    Scale.parse(text)
+    return text
 
 
 # Of an array's index; Python's own numbers have no end.
@@ -49,6 +59,12 @@ class ManifestRow(BaseModel):
     # Of the prepared pixels, see `pixels_hash`: they stand for the masks too, joined and resized,
     # so the mask files themselves need no hash.
     pixels: str
+    # How the raw files were read, decided once for the dataset; empty in a manifest of before.
+    foreground: str = ""  # values of the masks
+    ignored: str = ""  # likewise
+    scale: Annotated[str, AfterValidator(_check_scale)] = ""  # see `Scale`
+    drawn_on: str = ""  # shown or stored, where EXIF turned this image and not its mask
+    evidence: str = ""  # what says so
 
 
 class PairRow(BaseModel):
@@ -113,8 +129,8 @@ def data_hash(folder: Path) -> str:
 def pixels_hash(image: np.ndarray, mask: np.ndarray) -> str:
     """Hash a prepared pair by its pixels, which do not depend on how PNG compresses them.
 
-    It is the SHA-256 of the bytes of the image, uint8 (H, W, 3), and then of the mask, boolean
-    (H, W), one byte a pixel, 0 or 1.
+    It is the SHA-256 of the bytes of the image, uint8 (H, W, 3), and then of the mask (H, W), one
+    byte a pixel, 0, 1 or 2 as in `wavegms.images`.
     """
     return hashlib.sha256(image.tobytes() + mask.astype(np.uint8).tobytes()).hexdigest()
 

@@ -6,7 +6,7 @@ What is wrong with a pair is found here, for preparation and for the check that 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -15,9 +15,33 @@ from tqdm import tqdm
 
 from wavegms.data.cases import Case
 from wavegms.errors import InputError
-from wavegms.images import as_mask, as_rgb, read_image, resize_image, resize_mask
+from wavegms.images import (
+    BACKGROUND,
+    FOREGROUND,
+    IGNORED,
+    MaskRule,
+    Scale,
+    as_mask,
+    as_rgb,
+    orientation_of,
+    read_image,
+    resize_image,
+    resize_mask,
+    turned,
+)
 
 _Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a dataset are read."""
+
+    masks: MaskRule
+    scale: Scale = field(default_factory=Scale)
+    # Whether masks were drawn on the pixels as they are stored, before EXIF turned the image.
+    stored: bool = False
+    evidence: tuple[str, ...] = ()  # a sentence each
 
 
 @dataclass(frozen=True)
@@ -25,42 +49,72 @@ class Pair:
     """One image with its mask at the original size."""
 
     image: Image.Image  # RGB, upright
-    mask: np.ndarray  # boolean (H, W) of the image's size with some foreground; all masks joined
+    # What each pixel is, uint8 (H, W) of the image's size, with some foreground; all masks joined.
+    mask: np.ndarray
     image_mode: str  # PIL's mode of the image file
     mask_modes: tuple[str, ...]  # and of each mask file
+    drawn_on: str  # "shown" or "stored" where EXIF turned the image and not the mask, else empty
 
 
-def read_pair(
-    case: Case,
-    masks_at_another_size: bool = False,
-    to_mask: Callable[[Image.Image], np.ndarray] = as_mask,
-) -> Pair:
-    """Read the files of a case; a mask of another size but the same shape may be scaled."""
-    image, image_mode = read_image(case.image, as_rgb)
-    mask, mask_modes = None, []
+def read_pair(case: Case, reading: Reading, masks_at_another_size: bool = False) -> Pair:
+    """Read the files of a case; a mask of another size but the same shape may be scaled.
+
+    Of several masks, a pixel is foreground where one says so, and else ignored where one does.
+    """
+    orientation = 1
+
+    def to_rgb(image: Image.Image) -> Image.Image:
+        nonlocal orientation
+        orientation = orientation_of(image)
+        return as_rgb(image, reading.scale)
+
+    def to_mask(image: Image.Image) -> np.ndarray:
+        nonlocal drawn_on
+        part = as_mask(image, reading.masks)
+        if orientation == 1 or orientation_of(image) != 1:
+            return part
+        drawn_on = "stored" if reading.stored else "shown"
+        return turned(part, orientation) if reading.stored else part
+
+    image, image_mode = read_image(case.image, to_rgb)
+    mask, mask_modes, drawn_on = None, [], ""
     for path in case.masks:
         part, mode = read_image(path, to_mask)
         mask_modes.append(mode)
-        if masks_at_another_size and _same_shape(part.shape, (image.height, image.width)):
-            part = resize_mask(part, (image.width, image.height))
-        if part.shape != (image.height, image.width):
+        if not fits_size(part.shape, (image.height, image.width), masks_at_another_size):
             raise InputError(
                 f"{path} is {part.shape[1]}×{part.shape[0]} pixels but its image {case.image.name} "
-                f"is {image.width}×{image.height}: replace the one that is wrong."
+                f"is {image.width}×{image.height}{_turned_by(drawn_on)}: replace the one that is "
+                "wrong."
             )
-        mask = part if mask is None else mask | part
-    if not mask.any():
+        if part.shape != (image.height, image.width):
+            part = resize_mask(part, (image.width, image.height))
+        mask = part if mask is None else _join(mask, part)
+    if not (mask == FOREGROUND).any():
         raise InputError(
-            f"{_names_of(case)} has no foreground: correct the mask or remove the image with its "
-            "mask."
+            f"{_names_of(case)} has no foreground (values {reading.masks}): correct the mask or "
+            "remove the image with its mask."
         )
-    return Pair(image, mask, image_mode, tuple(mask_modes))
+    return Pair(image, mask, image_mode, tuple(mask_modes), drawn_on)
+
+
+def _join(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    joined = np.full_like(one, BACKGROUND)
+    joined[(one == IGNORED) | (other == IGNORED)] = IGNORED
+    joined[(one == FOREGROUND) | (other == FOREGROUND)] = FOREGROUND
+    return joined
+
+
+def _turned_by(drawn_on: str) -> str:
+    if not drawn_on:
+        return ""
+    return f", once EXIF turned it; its mask was taken for one drawn on the pixels as {drawn_on}"
 
 
 def resize_pair(case: Case, pair: Pair, image_size: int) -> tuple[Image.Image, np.ndarray]:
-    """Resize a pair to a square: RGB image, and boolean mask with something left in it."""
+    """Resize a pair to a square: RGB image, and mask with some foreground left in it."""
     mask = resize_mask(pair.mask, image_size)
-    if not mask.any():
+    if not (mask == FOREGROUND).any():
         raise InputError(
             f"{_names_of(case)} has foreground too small to be left at image_size {image_size}: "
             "set a larger image_size or remove the image with its mask."
@@ -113,9 +167,11 @@ def inverted_masks(cases: Sequence[Case], surround: Sequence[bool]) -> list[str]
     ]
 
 
-def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether one is the other scaled, to the pixel."""
-    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+def fits_size(mask: tuple[int, ...], image: tuple[int, ...], may_be_scaled: bool) -> bool:
+    """Whether a mask has its image's size, or is it scaled, to the pixel; both (H, W)."""
+    if may_be_scaled:
+        return abs(mask[0] * image[1] - mask[1] * image[0]) <= max(*mask, *image)
+    return mask == image
 
 
 def _names_of(case: Case) -> str:

@@ -17,15 +17,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from wavegms.data.cases import Case
-from wavegms.data.catalog import DatasetSpec, find_cases, root_of, spec_of
+from wavegms.config import ReadingParams
+from wavegms.data.cases import Case, pairing_rule
+from wavegms.data.catalog import CATALOG, DatasetSpec, find_cases, root_of, spec_of
 from wavegms.data.duplicates import find_duplicates, merge_groups, read_thumbnails
-from wavegms.data.manifest import MANIFEST_COLUMNS, SPLITS, data_hash, pixels_hash
-from wavegms.data.pairs import for_each_case, inverted_masks, read_pair, resize_pair, surrounds
+from wavegms.data.manifest import (
+    MANIFEST_COLUMNS,
+    MASK_GREYS,
+    SPLITS,
+    data_hash,
+    pixels_hash,
+)
+from wavegms.data.pairs import (
+    Reading,
+    for_each_case,
+    inverted_masks,
+    read_pair,
+    resize_pair,
+    surrounds,
+)
+from wavegms.data.reading import find_reading
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of
-from wavegms.images import as_rgb, read_image
+from wavegms.images import FOREGROUND, IGNORED, Scale, as_rgb, read_image, written_ranges
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +57,8 @@ class PreparationReport:
     published: dict[str, int] | None
     # Sentences on whatever deviates from the paper's table, was left out, or looks inverted.
     differences: list[str]
+    evidence: tuple[str, ...]  # how the files were read, and what says so
+    ignored: float  # share of the prepared pixels that were not annotated
     image_modes: dict[str, int]  # image files of each mode of PIL
     mask_modes: dict[str, int]
     joined: int  # images whose mask was joined from several files
@@ -78,9 +95,11 @@ def prepare_dataset(
     test_fraction: float,
     validation_fraction: float,
     seed: int,
+    reading: ReadingParams | None = None,
 ) -> PreparationReport:
     """Read a dataset in its published layout and write the prepared folder.
 
+    How files are read is decided once from all of them, as far as `reading` does not say it.
     Several masks of one image are joined by OR before resizing. All images are read and checked
     before an earlier prepared folder is replaced. For the split "grouped", all images are read once
     before, and duplicates become one group; see `assign_splits` for the others.
@@ -96,8 +115,9 @@ def prepare_dataset(
     _check_target(raw, out)
     spec = spec_of(name)
     cases = find_cases(name, raw)
+    how = find_reading(name, cases, reading, spec.masks_at_another_size)
     if split == "grouped":
-        cases = _group_duplicates(cases)
+        cases = _group_duplicates(cases, how.scale)
     split_of = assign_splits(
         cases,
         split,
@@ -111,7 +131,7 @@ def prepare_dataset(
     with replace_folder(out) as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
-        prepare = partial(_prepare_case, spec, raw, folder, image_size, split_of)
+        prepare = partial(_prepare_case, spec, how, raw, folder, image_size, split_of)
         results, problems = for_each_case(prepare, chosen, f"Preparing {spec.name}")
         if len(problems) > 1:
             raise InputError(
@@ -137,6 +157,8 @@ def prepare_dataset(
             *_differences(spec, cases, split_of),
             *inverted_masks(chosen, [one.surrounds for one in results]),
         ],
+        evidence=(*(pairing_rule(cases) if name not in CATALOG else ()), *how.evidence),
+        ignored=float(np.mean([one.ignored for one in results])),
         image_modes=dict(sorted(Counter(one.image_mode for one in results).items())),
         mask_modes=dict(sorted(Counter(chain(*(one.mask_modes for one in results))).items())),
         joined=sum(len(case.masks) > 1 for case in chosen),
@@ -153,6 +175,7 @@ class _Prepared:
     image_mode: str
     mask_modes: tuple[str, ...]
     surrounds: bool
+    ignored: float
 
 
 def _check_target(raw: Path, out: Path) -> None:
@@ -167,24 +190,29 @@ def _check_target(raw: Path, out: Path) -> None:
         )
 
 
-def _group_duplicates(cases: Sequence[Case]) -> list[Case]:
+def _group_duplicates(cases: Sequence[Case], scale: Scale) -> list[Case]:
     paths = [case.image for case in cases]
-    duplicates = find_duplicates(*read_thumbnails(paths, lambda path: read_image(path, as_rgb)[0]))
+
+    def read(path: Path) -> Image.Image:
+        return read_image(path, lambda image: as_rgb(image, scale))[0]
+
+    duplicates = find_duplicates(*read_thumbnails(paths, read))
     return merge_groups(cases, [(pair.first, pair.second) for pair in duplicates])
 
 
 def _prepare_case(
     spec: DatasetSpec,
+    reading: Reading,
     raw: Path,
     folder: Path,
     image_size: int,
     split_of: dict[str, str],
     case: Case,
 ) -> _Prepared:
-    pair = read_pair(case, spec.masks_at_another_size)
+    pair = read_pair(case, reading, spec.masks_at_another_size)
     image, mask = resize_pair(case, pair, image_size)
     image.save(folder / "images" / f"{case.id}.png")
-    Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{case.id}.png")
+    Image.fromarray(MASK_GREYS[mask]).save(folder / "masks" / f"{case.id}.png")
     row = {
         "id": case.id,
         "split": split_of[case.id],
@@ -193,11 +221,23 @@ def _prepare_case(
         "original_width": pair.image.width,
         "original_height": pair.image.height,
         "sha256": sha256_of(case.image),
-        "mask_area": float(mask.mean()),
+        "mask_area": float((mask == FOREGROUND).mean()),
         "label": case.label,
         "pixels": pixels_hash(np.asarray(image), mask),
+        "foreground": str(reading.masks),
+        "ignored": written_ranges(reading.masks.ignored),
+        "scale": str(reading.scale),
+        "drawn_on": pair.drawn_on,
+        "evidence": "; ".join(reading.evidence),
     }
-    return _Prepared(row, pair.image.size, pair.image_mode, pair.mask_modes, surrounds(mask))
+    return _Prepared(
+        row,
+        pair.image.size,
+        pair.image_mode,
+        pair.mask_modes,
+        surrounds(mask == FOREGROUND),
+        float((mask == IGNORED).mean()),
+    )
 
 
 def _differences(spec: DatasetSpec, cases: list[Case], split_of: dict[str, str]) -> list[str]:

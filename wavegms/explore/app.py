@@ -259,7 +259,8 @@ class Explorer:
             self._show()
 
     def _read_upload(self, name: str, content: bytes) -> Case:
-        return read_upload(name, content, self._bench.pipeline.config.image_size)
+        pipeline = self._bench.pipeline
+        return read_upload(name, content, pipeline.config.image_size, pipeline.scale)
 
     def _keep_all_bands(self) -> None:
         for slider in self.bands.values():

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
-from wavegms.images import as_rgb, open_image, resize_image
+from wavegms.images import FOREGROUND, FULL_SCALE, IGNORED, Scale, as_rgb, open_image, resize_image
 from wavegms.models.autoencoder import channels_last, decode_masks
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import map_latents
@@ -51,6 +51,7 @@ class Case:
     picture: np.ndarray  # for the eye, uint8 (H, W, 3)
     pixels: Tensor  # for the network, float32 (1, 3, S, S) in [0, 1]
     truth: np.ndarray | None  # bool (H, W); None for an uploaded image
+    counted: np.ndarray | None  # likewise: pixels that are not to be ignored
     index: int | None  # its place in the split; None for an uploaded image
 
 
@@ -105,7 +106,7 @@ def attenuate(images: Tensor, kept: Mapping[Band, float]) -> Tensor:
     return running.clamp(0, 1)
 
 
-def read_upload(name: str, content: bytes, size: int) -> Case:
+def read_upload(name: str, content: bytes, size: int, scale: Scale = FULL_SCALE) -> Case:
     """An image that someone brought, of any size and mode, seen by the network at `size`.
 
     Its picture has its own proportions and is at most 512 pixels long. What cannot be read as an
@@ -115,7 +116,7 @@ def read_upload(name: str, content: bytes, size: int) -> Case:
         path = Path(folder) / "upload"
         path.write_bytes(content)
         try:
-            image = as_rgb(open_image(path))
+            image = as_rgb(open_image(path), scale)
         except InputError as error:
             problem = str(error).replace(str(path), name)
             raise InputError(problem if name in problem else f"{name}: {problem}") from error
@@ -123,7 +124,7 @@ def read_upload(name: str, content: bytes, size: int) -> Case:
     picture.thumbnail((_UPLOAD_SIDE, _UPLOAD_SIDE), Image.Resampling.BILINEAR)
     size_text = f"{image.width} × {image.height} pixels"
     pixels = torch.from_numpy(np.array(resize_image(image, size))).movedim(-1, 0)[None]
-    return Case(name, size_text, np.asarray(picture), PreparedDataset.to_float(pixels), None, None)
+    return Case(name, size_text, np.asarray(picture), PreparedDataset.to_float(pixels), *[None] * 3)
 
 
 class Workbench:
@@ -142,7 +143,7 @@ class Workbench:
         self._prepared, self._seed = Path(prepared), seed
         # going back to a model should not read it again; four of the largest are 1.5 GB
         self._load = lru_cache(maxsize=4)(WaveGMSPipeline.from_pretrained)
-        self._seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._seen: dict[int, tuple[np.ndarray, ...]] = {}
 
     def open_split(self, dataset: str, split: str) -> None:
         """Takes another split; if it cannot be opened, the one before stays."""
@@ -159,13 +160,14 @@ class Workbench:
     def case(self, index: int) -> Case:
         """One image of the split."""
         pair = self.data[index]
-        image = pair["image"]
+        image, mask = pair["image"], pair["mask"][0].numpy()
         return Case(
             self.data.ids[index],
             self.data.labels[index],
             image.movedim(0, -1).numpy(),
             PreparedDataset.to_float(image[None]),
-            pair["mask"][0].numpy().astype(bool),
+            mask == FOREGROUND,
+            mask != IGNORED,
             index,
         )
 
@@ -205,9 +207,9 @@ class Workbench:
             indices = range(start, min(start + _BATCH, count))
             self._see([self.case(index) for index in indices if index not in self._seen])
             for index in indices:
-                soft, truth = self._seen[index]
+                soft, truth, counted = self._seen[index]
                 about = {"id": self.data.ids[index], "label": self.data.labels[index]}
-                yield {"index": index} | about | score_mask(soft >= threshold, truth)
+                yield {"index": index} | about | score_mask(soft >= threshold, truth, counted)
 
     def _see(self, cases: list[Case]) -> None:
         cases = [case for case in cases if case.index not in self._seen]
@@ -215,7 +217,7 @@ class Workbench:
             images = torch.cat([case.pixels for case in cases])
             soft_masks = self.pipeline.predict(images, self._generator())
             for case, soft in zip(cases, soft_masks, strict=True):
-                self._seen[case.index] = soft[0].cpu().numpy(), case.truth
+                self._seen[case.index] = soft[0].cpu().numpy(), case.truth, case.counted
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed)

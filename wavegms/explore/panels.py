@@ -95,7 +95,7 @@ def show_case(bench: Workbench, case: Case, threshold: float) -> Panel:
             + legend(MISSED, f"missed: {missed} px (false negative)"),
         )
         pictures = [image, truth, shown, painted]
-        scores = mask_metrics(prediction, case.truth)
+        scores = mask_metrics(prediction, case.truth, case.counted)
         metrics = (
             f'<span>Dice <b class="dice">{scores.dsc:.3f}</b></span>'
             f"<span>IoU <b>{scores.iou:.3f}</b></span>"

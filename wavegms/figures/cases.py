@@ -21,7 +21,7 @@ from wavegms.figures.style import (
     new_panels,
     write_in_corner,
 )
-from wavegms.images import open_image
+from wavegms.images import FOREGROUND, open_image
 from wavegms.phantom.scanner import Phantom
 from wavegms.results.metrics import mask_metrics
 
@@ -39,7 +39,7 @@ def as_picture(image: "Tensor") -> np.ndarray:
 def _case(dataset: "PreparedDataset", index: int) -> tuple[np.ndarray, np.ndarray]:
     """Image, uint8 (H, W, 3), and mask, bool (H, W)."""
     case = dataset[int(index)]
-    return as_picture(case["image"]), case["mask"][0].numpy().astype(bool)
+    return as_picture(case["image"]), case["mask"][0].numpy() == FOREGROUND
 
 
 def draw_pairs(folder: Path, pairs: pd.DataFrame, columns: int = 3) -> Figure:

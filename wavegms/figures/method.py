@@ -69,7 +69,7 @@ def _cases(dataset: PreparedDataset, indices: Sequence[int]) -> tuple[Tensor, Te
     """Images (B, 3, H, W) and masks (B, 1, H, W) of a split, in [0, 1]."""
     cases = [dataset[index] for index in indices]
     images, masks = (torch.stack([case[name] for case in cases]) for name in ("image", "mask"))
-    return PreparedDataset.to_float(images), PreparedDataset.mask_to_float(masks)
+    return PreparedDataset.to_float(images), PreparedDataset.foreground_to_float(masks)
 
 
 def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:

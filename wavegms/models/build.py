@@ -3,6 +3,7 @@
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from wavegms.errors import InputError
+from wavegms.images import Scale
 from wavegms.models.autoencoder import Autoencoder
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.guided import GuidedLatentMappingModel
@@ -43,12 +44,15 @@ def require_autoencoder(name: str, vae: Autoencoder | None) -> None:
         )
 
 
-def as_pipeline(model: Network, vae: Autoencoder | None, image_size: int) -> WaveGMSPipeline:
+def as_pipeline(
+    model: Network, vae: Autoencoder | None, image_size: int, scale: Scale | None = None
+) -> WaveGMSPipeline:
     """The pipeline around a network of `build_variant`, whose weights it shares.
 
-    `image_size` is the side in pixels at which it is trained; a network without latents leaves the
-    autoencoder out.
+    `image_size` is the side in pixels at which it is trained, `scale` that of the raw images' grey
+    values; a network without latents leaves the autoencoder out.
     """
+    seen = {"image_size": image_size, "greys": None if scale is None else str(scale)}
     if isinstance(model, MaskNetwork):
-        return WaveGMSPipeline(network=model, image_size=image_size)
-    return WaveGMSPipeline(model.encoder, model.mapping, vae, image_size=image_size)
+        return WaveGMSPipeline(network=model, **seen)
+    return WaveGMSPipeline(model.encoder, model.mapping, vae, **seen)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from wavegms.errors import InputError, first_line, require_number
 from wavegms.files import is_hub_id, only_seed
-from wavegms.images import as_rgb, resize_image
+from wavegms.images import FULL_SCALE, Scale, as_rgb, resize_image
 from wavegms.models.autoencoder import channels_last, decode_masks, freeze
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.export import OnnxExport, write_onnx
@@ -68,7 +68,8 @@ class WaveGMSPipeline(DiffusionPipeline):
     only part of its pipeline.
 
     `image_size` is the side in pixels at which the network was trained. Inputs of another size are
-    resized to it and the predictions back.
+    resized to it and the predictions back. `greys` is the scale of the images it was trained on, as
+    `Scale` writes it; None, of models of before, takes 16 bits as 0 to 65535.
     """
 
     _optional_components = ["encoder", "mapping", "vae", "network"]  # noqa: RUF012
@@ -80,6 +81,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         vae: AutoencoderTiny | AutoencoderKL | None = None,
         network: MaskNetwork | None = None,
         image_size: int = 224,
+        greys: str | None = None,
     ):
         super().__init__()
         if network is None and (mapping is None or vae is None):
@@ -87,7 +89,8 @@ class WaveGMSPipeline(DiffusionPipeline):
         if network is not None and any(part is not None for part in (encoder, mapping, vae)):
             raise ValueError("a pipeline with a network takes no other part")
         self.register_modules(encoder=encoder, mapping=mapping, vae=vae, network=network)
-        self.register_to_config(image_size=image_size)
+        self.scale = FULL_SCALE if greys is None else Scale.parse(greys)
+        self.register_to_config(image_size=image_size, greys=greys)
         for part in self._parts():
             part.eval()
         if vae is not None:
@@ -166,6 +169,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         batch_size: int = 12,
         threshold: float = 0.5,
         generator: Generator | None = None,
+        scaled: bool = False,
     ) -> WaveGMSOutput:
         """Segments one image or many, of any size and mode.
 
@@ -173,7 +177,8 @@ class WaveGMSPipeline(DiffusionPipeline):
         or (H, W, 4), uint8, uint16 or float in [0, 1]; or a tensor (1, H, W) or (3, H, W), uint8 or
         float in [0, 1]. Several are a sequence of such, or an array or tensor with one more
         dimension in front; an array (3, H, W) or (4, H, W) is refused, as it may also be an image
-        with its channels in front. A pixel belongs to the mask from a probability of `threshold`,
+        with its channels in front. Values are taken on the scale of the training images, unless
+        they are `scaled` already. A pixel belongs to the mask from a probability of `threshold`,
         above 0 and at most 1.
 
         Raises:
@@ -187,14 +192,14 @@ class WaveGMSPipeline(DiffusionPipeline):
                 "torch.Generator().manual_seed(...)"
             )
         items = _as_list(images)
-        size = self.config.image_size
+        size, scale = self.config.image_size, Scale() if scaled else self.scale
         masks, probabilities = [], []
         # a single batch is over before a bar would be read
         several = len(items) > batch_size
         with self.progress_bar(total=len(items)) if several else nullcontext() as bar:
             for start in range(0, len(items), batch_size):
                 chunk = items[start : start + batch_size]
-                prepared, sizes = zip(*(_prepare(item, size) for item in chunk), strict=True)
+                prepared, sizes = zip(*(_prepare(item, size, scale) for item in chunk), strict=True)
                 soft_masks = self.predict(torch.stack(prepared), generator=generator).cpu()
                 for soft, original_size in zip(soft_masks, sizes, strict=True):
                     resized = _resize(soft, original_size)[0].clamp(0, 1).numpy()
@@ -254,7 +259,7 @@ def _as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     return list(images)
 
 
-def _prepare(image: ImageInput, size: int) -> tuple[Tensor, tuple[int, int]]:
+def _prepare(image: ImageInput, size: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
     """An image as float (3, size, size) in [0, 1], and its own (height, width).
 
     8-bit input takes the same way as in data preparation (Pillow), so that predicting on a raw
@@ -276,7 +281,9 @@ def _prepare(image: ImageInput, size: int) -> tuple[Tensor, tuple[int, int]]:
         if np.issubdtype(image.dtype, np.floating):
             return _prepare_float(image, size)
         if image.dtype == np.uint16 and image.ndim == 3:
-            return _prepare_float(image / np.float32(65535), size)
+            low, high = scale.ranges.get(16, (0, 65535))
+            share = (image.astype(np.float32) - low) / np.float32(high - low)
+            return _prepare_float(share.clip(0, 1), size)
         if image.dtype not in (np.uint8, np.uint16):
             raise InputError(f"an image must be uint8, uint16 or float, not {image.dtype}")
         image = Image.fromarray(image)
@@ -286,7 +293,7 @@ def _prepare(image: ImageInput, size: int) -> tuple[Tensor, tuple[int, int]]:
         raise InputError(f"expected a PIL image, array or tensor, not {type(image).__name__}")
     if 0 in image.size:
         raise InputError(f"an image must have pixels, but its size is {image.size}")
-    rgb = as_rgb(image)
+    rgb = as_rgb(image, scale)
     pixels = torch.from_numpy(np.array(resize_image(rgb, size)))
     return pixels.movedim(-1, 0).float() / 255, (rgb.height, rgb.width)
 

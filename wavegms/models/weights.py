@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from wavegms.errors import InputError, first_line
 from wavegms.files import check_pickle, is_hub_id, missing_folder
+from wavegms.images import Scale
 from wavegms.models.autoencoder import Autoencoder, encode_images, freeze
 
 _ORIGINAL_FAMILIES = ("taesd", "taesdxl")
@@ -318,6 +319,13 @@ def _parts_of(
                     f"{path}: image_size is {value!r}, not a multiple of 8 up to 8192: copy the "
                     "folder anew"
                 )
+        elif name == "greys":
+            try:
+                Scale.parse(value or "")
+            except (ValueError, AttributeError) as error:
+                raise InputError(
+                    f"{path}: greys is {value!r}, no scale of grey values: copy the folder anew"
+                ) from error
         elif name not in networks:
             raise InputError(
                 f"{path} names {name!r}, which is no part of a pipeline: install the version of "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, get_args
 
 from wavegms.data.cases import IMAGE_SUFFIXES
 from wavegms.errors import InputError, require_number
-from wavegms.files import is_hub_id, missing_folder
+from wavegms.files import is_hub_id, matching, missing_folder, walk
 from wavegms.predict import Plane
 
 if TYPE_CHECKING:
@@ -97,20 +97,22 @@ class Request:
         self.sources, ignored = find_sources([self.inputs] if single else self.inputs)
         if ignored:
             print(
-                f"passed over as neither images nor volumes: {len(ignored)}, such as {ignored[0]}",
+                "passed over as neither images nor volumes, or as links back to a folder above: "
+                f"{len(ignored)}, such as {ignored[0]}",
                 file=sys.stderr,
             )
 
 
 def find_sources(inputs: Sequence[str | Path]) -> tuple[list[Source], list[Path]]:
-    """Lists what a command line names, each file once, and the files of folders passed over.
+    """Lists what a command line names, each name once, and what was passed over in folders.
 
-    A file is taken whatever its name. Of a folder, everything below it is taken that is an image,
-    NIfTI or DICOM by name or by the mark inside; hidden files and folders are passed over, and so
-    are the results of an earlier prediction. DICOM without pixels is passed over wherever it is.
-    Where DICOM files of a folder are the slices of a volume, they are one source. A pattern (`*`,
-    `?`, `[...]`, and `**` for any folders) is resolved here if the shell has not done it. Sources
-    stand in the order of the inputs, and by name in each.
+    Two names of one file, as links are, count as two. A file is taken whatever its name. Of a
+    folder, everything below it is taken that is an image, NIfTI or DICOM by name or by the mark
+    inside; hidden files and folders are passed over, and so are the results of an earlier
+    prediction, and links back to a folder above. DICOM without pixels is passed over wherever it
+    is. Where DICOM files of a folder are the slices of a volume, they are one source. A pattern
+    (`*`, `?`, `[...]`, and `**` for any folders) is resolved here if the shell has not done it.
+    Sources stand in the order of the inputs, and by name in each.
     """
     found: dict[Path, tuple[Path, Path, tuple[Path, ...]]] = {}
     ignored: list[Path] = []
@@ -120,7 +122,7 @@ def find_sources(inputs: Sequence[str | Path]) -> tuple[list[Source], list[Path]
             continue
         single = path, Path(_stem(path)), ()
         for file, stem, series in _below(path, ignored) if path.is_dir() else [single]:
-            found.setdefault(file.resolve(), (file, stem, series))
+            found.setdefault(Path(os.path.abspath(file)), (file, stem, series))
     if not found:
         raise InputError(
             f"{', '.join(map(str, inputs))} holds no image ({' '.join(IMAGE_SUFFIXES)}), NIfTI or "
@@ -166,7 +168,7 @@ def _resolve(inputs: Sequence[str | Path]) -> Iterator[Path]:
         if os.path.exists(item):
             yield Path(item)
         elif isinstance(item, str) and glob.has_magic(item):
-            matches = sorted(glob.glob(item, recursive=True))
+            matches = matching(item)
             if not matches:
                 raise InputError(f"nothing matches {item}: correct the pattern.")
             yield from map(Path, matches)
@@ -176,20 +178,12 @@ def _resolve(inputs: Sequence[str | Path]) -> Iterator[Path]:
 
 def _below(folder: Path, ignored: list[Path]) -> Iterator[tuple[Path, Path, tuple[Path, ...]]]:
     """Path, stem and series of what a folder holds; the rest is added to `ignored`."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(
-            f"{error.filename} cannot be read ({error.strerror}): check its permissions."
-        ) from error
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    for here, folders, files in walk(folder, ignored):
         if "predictions.csv" in files and "masks" in folders:
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = Path(parent)
         inside = here.relative_to(folder)
-        paths = [here / name for name in sorted(files) if not name.startswith(".")]
+        paths = [here / name for name in files if not name.startswith(".")]
         known = {path for path in paths if is_nifti(path) or path.suffix.lower() in IMAGE_SUFFIXES}
         # not to open every image; scanners name files 000123, IM.0001 or by a UID, without suffix
         dicom = {path for path in paths if path not in known and is_dicom(path)}

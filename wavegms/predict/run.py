@@ -30,9 +30,8 @@ from tqdm import tqdm
 from wavegms import __version__
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, write_text
-from wavegms.images import FORMATS, as_rgb, read_image
+from wavegms.images import as_rgb, read_image
 from wavegms.models.pipeline import WaveGMSPipeline
-from wavegms.predict import Plane
 from wavegms.predict.inputs import Request, Source, is_dicom, is_nifti
 from wavegms.predict.overlays import draw_contour, draw_slices
 from wavegms.predict.tta import AugmentedPipeline, add_views
@@ -156,7 +155,7 @@ class _Run:
         with tqdm(total=len(sources), desc="predicting", unit="file") as bar:
             for index, source in enumerate(sources):
                 try:
-                    content = _open(source, self.request.plane)
+                    content = self._open(source)
                 except InputError as error:
                     self.rows[index] = {"file": _shown(source.path), "error": str(error)}
                     bar.write(f"not predicted: {error}", file=sys.stderr)
@@ -184,13 +183,33 @@ class _Run:
             _write_table(self.folder / "slices.csv", slices)
         return table
 
+    def _open(self, source: Source) -> Image.Image | Volume:
+        plane = self.request.plane
+        if source.series or is_nifti(source.path):
+            return read_volume(source.path, source.series, plane)
+        if is_dicom(source.path):
+            return read_picture(source.path)
+        scale = self.pipeline.scale
+
+        def to_rgb(image: Image.Image) -> Image.Image:
+            rgb = as_rgb(image, scale)  # first, as it refuses modes
+            if said := scale.lies_outside(image):
+                tqdm.write(f"note: {source.path} {said}", file=sys.stderr)
+            return rgb
+
+        return read_image(source.path, to_rgb)[0]
+
     def _call(self, images: Sequence[Image.Image | np.ndarray]) -> tuple[list, list]:
         """Masks and probabilities; a sampling encoder draws the same for the same images."""
         batch_size, threshold = self.request.batch_size, self.request.threshold
         generator = torch.Generator().manual_seed(0)
         try:
             output = self.pipeline(
-                images, batch_size=batch_size, threshold=threshold, generator=generator
+                images,
+                batch_size=batch_size,
+                threshold=threshold,
+                generator=generator,
+                scaled=True,
             )
         except torch.OutOfMemoryError as error:
             raise InputError(
@@ -287,22 +306,6 @@ def measure(mask: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
         for (first, end), side in zip(names, reversed(box), strict=False):
             values |= {first: side.start, end: side.stop}
     return values
-
-
-def _open(source: Source, plane: Plane | None) -> Image.Image | Volume:
-    if source.series or is_nifti(source.path):
-        return read_volume(source.path, source.series, plane)
-    if is_dicom(source.path):
-        return read_picture(source.path)
-    picture, _ = read_image(source.path, as_rgb)
-    # a JPEG of a telephone has a preview behind the image, so its number of pages says nothing
-    with Image.open(source.path, formats=FORMATS) as file:
-        pages = getattr(file, "n_frames", 1) if file.format in ("GIF", "TIFF", "WEBP") else 1
-    if pages > 1:
-        raise InputError(
-            f"{source.path} has {pages} pages: save each that is to be predicted as a file."
-        )
-    return picture
 
 
 def _shown(path: str | Path) -> str:

@@ -73,7 +73,8 @@ class AugmentedPipeline(WaveGMSPipeline):
     @classmethod
     def of(cls, pipeline: WaveGMSPipeline, views: Sequence[View]) -> Self:
         """Shares the networks of a pipeline, which are not copied."""
-        augmented = cls(**pipeline.components, image_size=pipeline.config.image_size)
+        config = pipeline.config
+        augmented = cls(**pipeline.components, image_size=config.image_size, greys=config.greys)
         augmented.views = tuple(views)
         return augmented
 

@@ -48,7 +48,8 @@ class Volume:
 
     Attributes:
         image: as it was read, on its own grid.
-        plane: of the slices; that which is nearest to the stored slices if none is asked for.
+        plane: of the slices; if none is asked for, that of a single slice, or the one that is
+            nearest to the stored slices.
         window: (low, high), the intensities that became 0 and 255: percentiles 0.5 and 99.5 of all
             voxels if none is given, or their extremes where those two are equal.
         shape: (slices, rows, columns).
@@ -67,10 +68,19 @@ class Volume:
         self._orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
             image.GetDirection()
         )
-        self.plane: Plane = plane or _PLANE_ACROSS[self._orientation[2]]
+        sides = image.GetSize()
+        # one slice is looked at from where it is flat, whichever axis it was stored along
+        flat = _PLANE_ACROSS[self._orientation[sides.index(1) if 1 in sides else 2]]
+        self.plane: Plane = plane or flat
         self._turned = sitk.DICOMOrient(image, _VIEWS[self.plane])
         self._voxels = sitk.GetArrayViewFromImage(self._turned)
         self.shape: tuple[int, int, int] = self._voxels.shape
+        if 1 in self.shape[1:]:
+            way = f"choose the plane {flat}, or none" if sides.count(1) == 1 else "give an image"
+            raise InputError(
+                f"its {self.plane} slices are lines of {self.shape[1]}×{self.shape[2]} pixels: "
+                f"{way}."
+            )
         self.window = window or _window_of(self._voxels)
         columns, rows, _ = self._turned.GetSpacing()
         self.spacing = rows, columns

@@ -24,11 +24,15 @@ class MaskMetrics:
     empty_prediction: bool
 
 
-def mask_metrics(prediction: np.ndarray, truth: np.ndarray) -> MaskMetrics:
-    """Compares two masks of one shape, bool (H, W), by MedPy."""
+def mask_metrics(
+    prediction: np.ndarray, truth: np.ndarray, counted: np.ndarray | None = None
+) -> MaskMetrics:
+    """Compares two masks of one shape, bool (H, W), by MedPy; uncounted pixels are of neither."""
     if prediction.shape != truth.shape or prediction.ndim != 2:
         raise ValueError(f"masks of shapes {prediction.shape} and {truth.shape} cannot be compared")
     prediction, truth = prediction.astype(bool), truth.astype(bool)
+    if counted is not None:
+        prediction, truth = prediction & counted, truth & counted
     if not (prediction.any() or truth.any()):
         # MedPy's Dice would divide 0 by 0
         return MaskMetrics(1.0, 1.0, 0.0, 0.0, empty_prediction=True)

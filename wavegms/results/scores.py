@@ -13,6 +13,7 @@ from tqdm import tqdm
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import write_text
+from wavegms.images import FOREGROUND, IGNORED
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.results.metrics import mask_metrics
 from wavegms.training.card import ModelCard, card_hash
@@ -30,10 +31,12 @@ def predict_split(
     return np.concatenate(chunks)
 
 
-def score_mask(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float | bool]:
-    """The fields of `MaskMetrics`, and the fraction of the image that each mask covers."""
-    areas = {"true_area": truth.mean(), "predicted_area": prediction.mean()}
-    return asdict(mask_metrics(prediction, truth)) | areas
+def score_mask(
+    prediction: np.ndarray, truth: np.ndarray, counted: np.ndarray
+) -> dict[str, float | bool]:
+    """The fields of `MaskMetrics`, and the fraction of what is counted that each mask covers."""
+    areas = {"true_area": truth[counted].mean(), "predicted_area": prediction[counted].mean()}
+    return asdict(mask_metrics(prediction, truth, counted)) | areas
 
 
 def score_split(
@@ -42,13 +45,14 @@ def score_split(
     """Metrics of every image of a split, given its soft masks, (N, H, W) in [0, 1].
 
     One row an image: id, label, what `score_mask` gives, and data_hash, of the prepared folder. A
-    pixel belongs to the mask from the threshold on.
+    pixel belongs to the mask from the threshold on. Pixels to be ignored count nowhere.
     """
     rows = []
     for index, soft_mask in enumerate(probabilities):
-        truth = dataset[index]["mask"][0].numpy().astype(bool)
+        mask = dataset[index]["mask"][0].numpy()
         about = {"id": dataset.ids[index], "label": dataset.labels[index]}
-        rows.append(about | score_mask(soft_mask >= threshold, truth))
+        scored = score_mask(soft_mask >= threshold, mask == FOREGROUND, mask != IGNORED)
+        rows.append(about | scored)
     return pd.DataFrame(rows).assign(data_hash=dataset.data_hash)
 
 

@@ -12,15 +12,29 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
 
-from wavegms.config import check_params, load_params, require_name
-from wavegms.data.cases import UNLABELLED, Case, image_files, match_folders, place
+from wavegms.config import ReadingParams, check_params, load_params, require_name
+from wavegms.data.cases import (
+    UNLABELLED,
+    Case,
+    image_files,
+    match_folders,
+    pairing_rule,
+    place,
+)
 from wavegms.data.catalog import CATALOG, find_cases
-from wavegms.data.pairs import for_each_case, inverted_masks, read_pair, resize_pair, surrounds
+from wavegms.data.pairs import (
+    Reading,
+    for_each_case,
+    inverted_masks,
+    read_pair,
+    resize_pair,
+    surrounds,
+)
+from wavegms.data.reading import find_reading
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, write_text
-from wavegms.images import as_mask
+from wavegms.images import FOREGROUND
 from wavegms.run.check import check_dataset
 
 _RAW = Path("data/raw")
@@ -60,13 +74,19 @@ class Added:
     changed: dict[str, Any] = field(default_factory=dict)
 
 
-def add_dataset(name: str, images: Path | None = None, masks: Path | None = None) -> Added:
+def add_dataset(
+    name: str,
+    images: Path | None = None,
+    masks: Path | None = None,
+    reading: ReadingParams | None = None,
+) -> Added:
     """Sets up a dataset of one's own, to be trained on by `dvc repro`; in the project's folder.
 
-    Files are copied to `data/raw/<name>`, or taken as they lie there already; without either,
-    empty folders are made. All are opened and checked. Then `conf/profile/<name>.yaml` is written
-    and params.yaml set to it, unless params.yaml names the dataset already. Whatever fails leaves
-    params.yaml as it was.
+    Files are copied to `data/raw/<name>` from folders or patterns, or taken as they lie there
+    already; without either, empty folders are made. All are opened and checked, read as `reading`
+    says or as params.yaml does. Then `conf/profile/<name>.yaml` is written and params.yaml set to
+    it, unless params.yaml names the dataset already; the reading is noted in any case. Whatever
+    fails leaves params.yaml as it was.
     """
     require_name(name)
     params = load_params(_PARAMS)
@@ -83,6 +103,13 @@ def add_dataset(name: str, images: Path | None = None, masks: Path | None = None
         if name not in values["datasets"]:
             raise InputError(f"{profile} is a profile of other datasets: choose another name.")
         params = check_params(values, str(profile))
+    asked = reading.model_dump(exclude_defaults=True) if reading else {}
+    if asked:
+        if known:
+            values = yaml.safe_load(_PARAMS.read_text(encoding="utf-8"))
+        values = values | {"reading": {**(values.get("reading") or {}), name: asked}}
+    else:
+        reading = params.reading.get(name)
     folder = _RAW / name
     if images is None and masks is None:
         if not folder.exists():
@@ -104,18 +131,24 @@ def add_dataset(name: str, images: Path | None = None, masks: Path | None = None
     else:
         cases, rest = match_folders(Path(images), Path(masks))
 
-    found, notes = _examine(cases, params.image_size)
+    found, notes, how = _examine(name, cases, reading, params.image_size)
+    found = [*pairing_rule(cases), *found]
     if images is not None:
         place(cases, rest, folder)
-    preview = _write_preview(name, find_cases(name, folder))
+    preview = _write_preview(name, find_cases(name, folder), how)
     if name not in params.external:
         tests = check_dataset(name, folder, params)
         if tests < _FEW_TESTS:
             notes.append(f"a score is the mean over {tests} test images: mind its interval")
     changed = {}
-    if not known:
-        if not written:
-            write_text(profile, _PROFILE.format(name=name))
+    if asked and written:
+        notes.append(
+            f"{profile} was there and is left as it is: write {_reading(name, asked)} there"
+        )
+    if not known and not written:
+        said = f"{_reading(name, asked)}\n" if asked else ""
+        write_text(profile, _PROFILE.format(name=name) + said)
+    if asked or not known:
         changed = _change_params(values)
     return Added(folder, len(cases), len(rest), found, notes, preview, changed)
 
@@ -144,6 +177,10 @@ def report(added: Added) -> str:
     return "\n".join([*lines, "next: dvc repro", ""])
 
 
+def _reading(name: str, asked: Mapping[str, Any]) -> str:
+    return f"reading: {_flow({name: dict(asked)})}"
+
+
 @dataclass(frozen=True)
 class _Seen:
     size: tuple[int, int]
@@ -151,12 +188,14 @@ class _Seen:
     mask_mode: str
     area: float
     surrounds: bool
-    several: bool
 
 
-def _examine(cases: Sequence[Case], image_size: int) -> tuple[list[str], list[str]]:
-    """What the files are, and what may be wrong with them."""
-    examine = partial(_examine_case, image_size=image_size)
+def _examine(
+    name: str, cases: Sequence[Case], wanted: ReadingParams | None, image_size: int
+) -> tuple[list[str], list[str], Reading]:
+    """What the files are, what may be wrong with them, and how they are read."""
+    reading = find_reading(name, cases, wanted)
+    examine = partial(_examine_case, reading=reading, image_size=image_size)
     seen, problems = for_each_case(examine, cases, "Checking")
     if len(problems) > 1:
         print(*problems, sep="\n", file=sys.stderr)
@@ -173,34 +212,20 @@ def _examine(cases: Sequence[Case], image_size: int) -> tuple[list[str], list[st
         + _count(one.image_mode for one in seen),
         f"masks: {areas.min():.1f} to {areas.max():.1f} % of the image, {np.median(areas):.1f} % "
         f"in the middle; {_count(one.mask_mode for one in seen)}",
+        *reading.evidence,
     ]
-    notes = inverted_masks(cases, [one.surrounds for one in seen])
-    several = [case.masks[0].name for case, one in zip(cases, seen, strict=True) if one.several]
-    if several:
-        notes.append(
-            f"{len(several)} masks have more than two values (the first: {several[0]}): foreground "
-            "is the upper half of the range or, if nothing lies there, all above 0"
-        )
-    return found, notes
+    return found, inverted_masks(cases, [one.surrounds for one in seen]), reading
 
 
-def _examine_case(case: Case, image_size: int) -> _Seen:
-    values = 0
-
-    def to_mask(image: Image.Image) -> np.ndarray:
-        nonlocal values
-        values = len(image.convert("L").getcolors())
-        return as_mask(image)
-
-    pair = read_pair(case, to_mask=to_mask)
+def _examine_case(case: Case, reading: Reading, image_size: int) -> _Seen:
+    pair = read_pair(case, reading)
     _, small = resize_pair(case, pair, image_size)
     return _Seen(
         size=pair.image.size,
         image_mode=pair.image_mode,
         mask_mode=pair.mask_modes[0],
-        area=float(small.mean()),
-        surrounds=surrounds(small),
-        several=values > 2,
+        area=float((small == FOREGROUND).mean()),
+        surrounds=surrounds(small == FOREGROUND),
     )
 
 
@@ -208,12 +233,14 @@ def _count(modes: Iterable[str]) -> str:
     return ", ".join(f"{count} {mode}" for mode, count in Counter(modes).most_common())
 
 
-def _write_preview(name: str, cases: Sequence[Case]) -> Path:
+def _write_preview(name: str, cases: Sequence[Case], reading: Reading) -> Path:
     from wavegms.figures.cases import show_pairs  # takes seconds, and comes last
 
     chosen = np.linspace(0, len(cases) - 1, min(_SHOWN, len(cases))).round().astype(int)
-    pairs = [(textwrap.fill(cases[i].id, 30), read_pair(cases[i])) for i in chosen]
-    figure = show_pairs([(title, np.asarray(pair.image), pair.mask) for title, pair in pairs])
+    pairs = [(textwrap.fill(cases[i].id, 30), read_pair(cases[i], reading)) for i in chosen]
+    figure = show_pairs(
+        [(title, np.asarray(pair.image), pair.mask == FOREGROUND) for title, pair in pairs]
+    )
     path = _PREVIEWS / f"{name}.png"
     with replace_file(path) as fresh:
         figure.savefig(fresh, format="png", dpi=100)
@@ -249,6 +276,9 @@ def _change_params(values: Mapping[str, Any]) -> dict[str, Any]:
     places = _places(yaml.compose(text), yaml.safe_load(text), values)
     for start, end, value in sorted(places.values(), key=lambda place: place[0], reverse=True):
         text = text[:start] + f" {_flow(value)}" + text[end:]
+    if values.get("reading") and "reading" not in yaml.safe_load(text):  # a file of before
+        text = f"{text.rstrip()}\n\nreading: {_flow(values['reading'])}\n"
+        places["reading"] = (0, 0, values["reading"])
     write_text(_PARAMS, text)
     return {name: value for name, (_, _, value) in places.items()}
 

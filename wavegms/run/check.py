@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wavegms.config import Params, load_params
+from wavegms.config import Params, ReadingParams, load_params
 from wavegms.data.catalog import find_cases, root_of, spec_of
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
@@ -45,6 +45,12 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             f"autoencoder.path {params.autoencoder.path} is not a folder: put the weights there "
             "(see data/README.md), or set autoencoder.source to hub or train"
         )
+    for name in params.reading:
+        if name not in (*params.datasets, *params.external):
+            raise InputError(
+                f"reading names {name}, which is neither among datasets nor external: correct the "
+                "name, or remove it"
+            )
     for name in params.external:
         if name not in params.phantom.datasets:
             find_cases(name, raw / name)
@@ -69,6 +75,9 @@ def _check_epochs(dataset: str, what: str, epochs: int, params: Params) -> None:
 def _note_imports(folder: Path, params: Params) -> None:
     source, path = params.autoencoder.source, params.autoencoder.path
     _note(folder / "autoencoder.txt", Path(path) if source == "path" else None)
+    for dataset in (*params.datasets, *params.external):
+        reading = params.reading.get(dataset, ReadingParams())
+        write_text(folder / dataset / "reading.json", reading.model_dump_json() + "\n")
     for dataset in params.datasets:
         spec = spec_of(dataset)
         lists = Path(params.split.folder) / spec.split_file if spec.split_file else None

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from wavegms.images import IGNORED
 from wavegms.models.autoencoder import (
     Autoencoder,
     at_least_float32,
@@ -30,6 +31,9 @@ AlignmentDistance = Literal["l1", "smooth_l1"]
 
 _SMOOTHING = 1e-5
 
+# Pixels of a side to one latent.
+_LATENT = 8
+
 # How many pixels are encoded or decoded at once. A CPU: one image of 128x128; smaller images one by
 # one take longer (at 64x64 a step by 13 %), larger ones together do not take less. A GPU wants more
 # work at a time: five images of 224x224, whose decoder graph takes about half a GiB.
@@ -39,9 +43,11 @@ _CPU_PIXELS, _GPU_PIXELS = 128 * 128, 512 * 512
 def soft_dice(probabilities: Tensor, masks: Tensor) -> Tensor:
     """Soft Dice coefficient of each image, without squares, smoothed by 1e-5 above and below.
 
-    (B, 1, H, W) in [0, 1] against 0 or 1 -> (B,) in [0, 1], at least float32; 1 is a perfect match.
+    (B, 1, H, W) in [0, 1] against 0, 1, or 2 for pixels that do not count -> (B,) in [0, 1], at
+    least float32; 1 is a perfect match.
     """
-    probabilities = at_least_float32(probabilities)
+    counted = masks < IGNORED
+    probabilities, masks = at_least_float32(probabilities) * counted, masks * counted
     overlap = (probabilities * masks).flatten(1).sum(1)
     total = probabilities.flatten(1).sum(1) + masks.flatten(1).sum(1)
     return (2 * overlap + _SMOOTHING) / (total + _SMOOTHING)
@@ -94,13 +100,13 @@ class WaveGMSLoss:
         supervised = self._supervised(levels)
         seg = sum(_DecodedDiceLoss.apply(level, vae, masks) for level in supervised)
         with torch.no_grad():
-            targets = [channels_last(masks.expand(-1, 3, -1, -1))]
+            targets = [channels_last(_drawn(masks).expand(-1, 3, -1, -1))]
             if latents is not None:
                 targets.append(images)
             at_once = _at_once(masks)
             encoded = [encode_images(vae, part) for part in torch.cat(targets).split(at_once)]
             mask_latents, *image_latents = torch.cat(encoded).split(len(masks))
-        return self._total(seg, supervised, mask_latents, latents, *image_latents)
+        return self._total(seg, supervised, masks, mask_latents, latents, *image_latents)
 
     def plain(
         self,
@@ -117,9 +123,9 @@ class WaveGMSLoss:
             decoded = vae.decode(level / scale).sample.mean(dim=1, keepdim=True)
             seg = seg + (1 - soft_dice(((decoded + 1) / 2).clamp(0, 1), masks)).mean()
         with torch.no_grad():
-            mask_latents = encode_masks(vae, masks)
+            mask_latents = encode_masks(vae, _drawn(masks))
             image_latents = None if latents is None else encode_images(vae, images)
-        return self._total(seg, supervised, mask_latents, latents, image_latents)
+        return self._total(seg, supervised, masks, mask_latents, latents, image_latents)
 
     def _supervised(self, levels: list[Tensor]) -> list[Tensor]:
         return levels if self.supervision == "all_levels" else levels[1:]
@@ -128,12 +134,17 @@ class WaveGMSLoss:
         self,
         seg: Tensor,
         supervised: list[Tensor],
+        masks: Tensor,
         mask_latents: Tensor,
         latents: Tensor | None = None,
         image_latents: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        mask_latents = at_least_float32(mask_latents)
-        lm = sum(functional.mse_loss(at_least_float32(one), mask_latents) for one in supervised)
+        counted, share = _counted_latents(masks)
+        mask_latents = at_least_float32(mask_latents) * counted
+        errors = [
+            functional.mse_loss(at_least_float32(one) * counted, mask_latents) for one in supervised
+        ]
+        lm = sum(errors) / share
         if latents is None:
             return {"loss": seg + lm, "seg": seg, "lm": lm}
         align = alignment_loss(latents, image_latents, self.alignment_distance)
@@ -172,6 +183,17 @@ class _DecodedDiceLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
         return factor * ctx.saved_tensors[0], None, None
+
+
+def _drawn(masks: Tensor) -> Tensor:
+    """Masks as an autoencoder is shown them: 0 or 1, black where nothing was annotated."""
+    return masks * (masks < IGNORED)
+
+
+def _counted_latents(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Which latents (B, 1, H/8, W/8) see no ignored pixel in their square, and their share."""
+    counted = functional.max_pool2d(masks, _LATENT) < IGNORED
+    return counted, counted.float().mean().clamp_min(1 / counted.numel())
 
 
 def _at_once(masks: Tensor) -> int:

@@ -130,9 +130,10 @@ def train(run: Run) -> TrainingResult:
     if vae is not None:
         vae.to(device)
     selection_batches = DataLoader(run.selection_set, batch_size=batch_size)
+    seen = run.train_set.image_size, run.train_set.scale
     if not spec.trained:
         model.mapping = load_gms_mapping(run.model.gms_checkpoint_for(run.dataset))
-        pipeline = as_pipeline(model.to(device), vae, run.train_set.image_size)
+        pipeline = as_pipeline(model.to(device), vae, *seen)
         return _keep_untrained(run, accelerator, pipeline, accelerator.prepare(selection_batches))
     # fused: one call for all weights; 37 ms a step without it on 2 cores, a tenth of a small step
     optimizer = torch.optim.AdamW(
@@ -160,7 +161,7 @@ def train(run: Run) -> TrainingResult:
     )
     if settings.compile:
         model.compile()
-    pipeline = as_pipeline(model, vae, run.train_set.image_size)
+    pipeline = as_pipeline(model, vae, *seen)
     wrapped, selection_batches = accelerator.prepare(model, selection_batches)
     loss, described = WaveGMSLoss(**run.loss.model_dump()), describe_run(run, precision)
     loop = TrainingLoop(

@@ -10,16 +10,37 @@ HELP = "set up and check images of your own for training"
 def configure(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("name", help="what to call them; they come to lie in data/raw/NAME")
-    parser.add_argument("--images", type=Path, help="a folder of images to copy")
-    parser.add_argument("--masks", type=Path, help="the folder of their masks, called as they are")
+    parser.add_argument("--images", type=Path, help="a folder of images to copy, or a pattern")
+    parser.add_argument("--masks", type=Path, help="likewise of their masks, called as they are")
+    values = {"nargs": "+", "default": [], "metavar": "VALUE"}
+    parser.add_argument(
+        "--foreground",
+        **values,
+        help="values of the masks, such as 1 or 128-255; found if left out",
+    )
+    parser.add_argument("--ignore", **values, help="values of pixels that were not annotated")
+    parser.add_argument(
+        "--drawn-on",
+        choices=["auto", "shown", "stored"],
+        default="auto",
+        help="whether masks were drawn on the image as shown, or stored before EXIF turned it",
+    )
 
 
 def execute(options: Namespace) -> None:
     """Runs it."""
+    from wavegms.config import ReadingParams
     from wavegms.project import enter_project
     from wavegms.run.add import add_dataset
     from wavegms.run.add import report as say
 
     images, masks = (path and path.absolute() for path in (options.images, options.masks))
+    reading = ReadingParams.check(
+        {
+            "foreground": [int(one) if one.isdecimal() else one for one in options.foreground],
+            "ignore": [int(one) if one.isdecimal() else one for one in options.ignore],
+            "drawn_on": options.drawn_on,
+        }
+    )
     enter_project()
-    print(say(add_dataset(options.name, images, masks)), end="")
+    print(say(add_dataset(options.name, images, masks, reading)), end="")

@@ -1,0 +1,276 @@
+"""How a dataset's files are to be read, decided once from all of them: masks, greys, turns.
+
+A file alone does not tell which of its values are foreground, which greys are black and white, or
+whether a mask was drawn before or after EXIF turned its image. What is found is said with its
+evidence; where files allow more than one reading, it is asked for.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from threading import Lock
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from wavegms.config import ReadingParams
+from wavegms.data.cases import Case
+from wavegms.data.foreground import Doubt, Values, decide
+from wavegms.data.pairs import Reading, fits_size, for_each_case
+from wavegms.errors import InputError
+from wavegms.images import (
+    DEEP,
+    FOREGROUND,
+    MaskRule,
+    Scale,
+    as_mask,
+    depth_of_mode,
+    mask_values,
+    open_image,
+    orientation_of,
+    parse_ranges,
+    peek,
+    require_range,
+    resize_image,
+    resize_mask,
+    turned,
+    upright,
+    used_range,
+    written_ranges,
+)
+
+# 8 bits are stretched only where all images of a dataset together use less than half of them.
+_HALF_OF_EIGHT_BITS = 128
+
+# Pixels beyond this share on either side are taken for errors, if the range were four times as
+# wide with them.
+_ODD_PIXELS = 1e-4
+
+# Of images that EXIF turns, how many must agree on how their masks lie, and how much better.
+_AGREE, _BETTER = 0.8, 1.5
+
+# Contrast, as a share of the variance, that is none.
+_NO_CONTRAST = 0.02
+
+# Longer side at which masks are tried on images, pixels.
+_FIT_SIDE = 256
+
+
+def find_reading(
+    name: str,
+    cases: Sequence[Case],
+    wanted: ReadingParams | None = None,
+    masks_at_another_size: bool = False,
+) -> Reading:
+    """Decide how the files of a dataset are read, as far as `wanted` does not say it.
+
+    Files that cannot be read count for nothing here: whoever reads them next names them.
+
+    Raises:
+        InputError: the files allow more than one reading, or have nothing that `wanted` names.
+    """
+    wanted = wanted or ReadingParams()
+    survey = _Survey()
+    for_each_case(survey.look, cases, f"Looking at {name}")
+    masks, evidence = _mask_rule(name, survey, wanted)
+    scale, said = _scale_of(survey)
+    stored, turns = _drawn_on(name, survey.turned, masks, wanted, masks_at_another_size)
+    return Reading(masks, scale, stored, (*evidence, *said, *turns))
+
+
+class _Survey:
+    """What the files of a dataset hold together, however many threads look at them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self.plain = {depth: Values(depth) for depth in (8, 16)}
+        # of files with an alpha channel, what is in the colours and in alpha
+        self.colour, self.alpha = Values(8), Values(8)
+        self.colour_varies = self.alpha_varies = 0
+        self.turned: list[Case] = []  # EXIF turns the image and not the mask
+        self.greys: dict[int, tuple[int, int]] = {}  # lowest and highest, by depth
+        self.sixteen = np.zeros(1 << 16, np.int64)  # pixels of each value
+        self.deep: list[Case] = []  # 16 bits a colour, see `DEEP`
+
+    def look(self, case: Case) -> None:
+        """Adds one case."""
+        mode, orientation = peek(case.image)
+        self._look_at_image(case, depth_of_mode(mode))
+        for path in case.masks:
+            mask = open_image(path)
+            values, alpha = mask_values(mask)
+            held = Values.of(values)
+            clear = None if alpha is None else Values.of(alpha)
+            with self._lock:
+                if orientation != 1 == orientation_of(mask) and case not in self.turned:
+                    self.turned.append(case)
+                if clear is None:
+                    self.plain[held.depth] += held
+                    continue
+                self.colour, self.alpha = self.colour + held, self.alpha + clear
+                self.colour_varies += held.most > 1
+                self.alpha_varies += clear.most > 1
+
+    def _look_at_image(self, case: Case, depth: int) -> None:
+        low, high = self.greys.get(8, (0, 0))
+        if depth == 8 and high - low >= _HALF_OF_EIGHT_BITS:
+            return  # whatever else comes, 8 bits are taken as they are
+        image = open_image(case.image)
+        require_range(image)
+        pixels = np.asarray(image if depth == 16 else image.convert("RGB"))
+        with self._lock:
+            low, high = self.greys.get(depth, (pixels.min(), pixels.max()))
+            if image.info[DEEP]:
+                self.deep.append(case)
+            self.greys[depth] = int(min(low, pixels.min())), int(max(high, pixels.max()))
+            if depth == 16:
+                self.sixteen += np.bincount(pixels.ravel(), minlength=1 << 16)
+
+
+def _mask_rule(
+    name: str, survey: _Survey, wanted: ReadingParams
+) -> tuple[MaskRule, tuple[str, ...]]:
+    in_alpha = survey.alpha_varies > 0
+    if in_alpha and survey.colour_varies:
+        # transparency around a drawing of several colours is no mask; all files must be alike
+        in_alpha = False
+        if survey.colour_varies < survey.alpha.files:
+            raise InputError(
+                f"{survey.alpha.files - survey.colour_varies} masks of {name} are one colour with "
+                f"an alpha channel, {survey.colour_varies} have the mask in their colours: save "
+                "all of them as grey without alpha."
+            )
+    found = dict(survey.plain)
+    found[8] = found[8] + (survey.alpha if in_alpha else survey.colour)
+    found = {depth: values for depth, values in found.items() if values.files}
+    foreground, ignored = (parse_ranges(part) for part in (wanted.foreground, wanted.ignore))
+    for key, ranges in (("foreground", foreground), ("ignore", ignored)):
+        for low, high in ranges:
+            if found and not any(one.count[low : high + 1].any() for one in found.values()):
+                held = "; ".join(values.listed() for values in found.values())
+                raise InputError(
+                    f"reading.{name}.{key} names {written_ranges(((low, high),))}, but no mask has "
+                    f"it (they have {held}): correct it, or leave it out."
+                )
+    if foreground:
+        rule = MaskRule(dict.fromkeys((8, 16), foreground), ignored, in_alpha)
+        rest = f", and {written_ranges(ignored)} is ignored" if ignored else ""
+        said = f"masks: foreground is {written_ranges(foreground)}{rest}, as reading.{name} says"
+        return rule, (said,)
+    decided, evidence = {}, []
+    for depth, values in found.items():
+        try:
+            decided[depth], why = decide(values.without(ignored))
+        except Doubt as doubt:
+            ways = " or ".join(
+                f"--foreground {one}" + (f" --ignore {other}" if other else "")
+                for one, other in doubt.choices
+            )
+            raise InputError(
+                f"The masks of {name} have the values {doubt}, and which of them are foreground "
+                f"cannot be told: say so to `add`, by {ways}, or by reading.{name}.foreground and "
+                f"reading.{name}.ignore in params.yaml."
+            ) from doubt
+        where = " in the alpha channel" if in_alpha and depth == 8 else ""
+        evidence.append(
+            f"masks: foreground is {written_ranges(decided[depth])}{where}, as {why}; "
+            f"{values.files} files"
+        )
+    # no mask could be read: whoever reads them next says why
+    return MaskRule(decided, ignored, in_alpha), tuple(evidence)
+
+
+def _scale_of(survey: _Survey) -> tuple[Scale, list[str]]:
+    ranges, said = {}, []
+    for depth, (low, high) in sorted(survey.greys.items()):
+        if depth == 16:
+            usual = np.flatnonzero(
+                (survey.sixteen.cumsum() > _ODD_PIXELS * survey.sixteen.sum())
+                & (survey.sixteen[::-1].cumsum()[::-1] > _ODD_PIXELS * survey.sixteen.sum())
+            )
+            if 4 * (usual[-1] - usual[0]) <= high - low and len(usual) > 1:
+                low, high = int(usual[0]), int(usual[-1])
+        elif high - low >= _HALF_OF_EIGHT_BITS or low == high:
+            continue
+        elif survey.deep:
+            raise InputError(
+                f"{survey.deep[0].image} has 16 bits a colour, of which only the upper 8 are read, "
+                f"and all images together use {low} to {high} of their 256 values: save them as "
+                "8-bit colour, scaled to what they use."
+            )
+        ranges[depth] = used_range(low, high, least_bits=1)
+        said.append(
+            f"images of {depth} bits: their values lie between {low} and {high}, so "
+            f"{ranges[depth][0]} is black and {ranges[depth][1]} white"
+        )
+    return Scale(ranges), said
+
+
+def _drawn_on(
+    name: str,
+    cases: Sequence[Case],
+    rule: MaskRule,
+    wanted: ReadingParams,
+    masks_at_another_size: bool,
+) -> tuple[bool, list[str]]:
+    """Whether masks were drawn on the stored pixels of images that EXIF turns."""
+    if not cases or wanted.drawn_on != "auto":
+        said = [f"masks were drawn on the image as {wanted.drawn_on}, as reading.{name} says"]
+        return wanted.drawn_on == "stored", said if cases else []
+    fits, _ = for_each_case(
+        partial(_fit, rule=rule, scaled=masks_at_another_size), cases, "Trying turns"
+    )
+    fits = np.array([fit for fit in fits if fit is not None])  # log of how much better stored is
+    sure = fits[np.isinf(fits)]
+    deciding = sure if len(sure) else fits
+    if not len(deciding):
+        return False, []
+    stored = deciding.mean() > 0 if not len(sure) else sure[0] > 0
+    agreeing = (deciding > 0) == stored
+    better = len(sure) or abs(np.median(deciding)) >= np.log(_BETTER)
+    if agreeing.mean() < (1 if len(sure) else _AGREE) or not better:
+        raise InputError(
+            f"EXIF turns {len(cases)} images of {name}, the first {cases[0].image}, and which way "
+            "their masks fit cannot be told: say on which they were drawn, by --drawn-on shown or "
+            f"--drawn-on stored to `add`, or by reading.{name}.drawn_on in params.yaml."
+        )
+    place = "the stored pixels and are turned with the image" if stored else "the turned image"
+    how = "by their shape" if len(sure) else "by the contrast at their borders"
+    return bool(stored), [
+        f"EXIF turns {len(cases)} images: their masks were drawn on {place}, {how} in "
+        f"{agreeing.sum()} of {len(deciding)}"
+    ]
+
+
+def _fit(case: Case, rule: MaskRule, scaled: bool) -> float | None:
+    """How much better a mask fits if it is turned as its image: a logarithm, infinite if sure.
+
+    None if it makes no difference, or if neither fits.
+    """
+    image = open_image(case.image)
+    orientation = orientation_of(image)
+    grey = np.asarray(upright(image).convert("L"))
+    mask = as_mask(open_image(case.masks[0]), rule)
+    ways = [mask, turned(mask, orientation)]
+    ways = [way if fits_size(way.shape, grey.shape, scaled) else None for way in ways]
+    if ways[0] is None or ways[1] is None:
+        return None if ways[0] is ways[1] else float(np.inf if ways[0] is None else -np.inf)
+    size = tuple(max(1, round(side * _FIT_SIDE / max(grey.shape))) for side in grey.shape[::-1])
+    small = np.asarray(resize_image(Image.fromarray(grey), size), float)
+    shown, stored = (resize_mask(way, size) == FOREGROUND for way in ways)
+    if (shown & stored).sum() > 0.95 * (shown | stored).sum():
+        return None
+    return float(np.log(_contrast(small, stored) / _contrast(small, shown)))
+
+
+def _contrast(grey: np.ndarray, mask: np.ndarray) -> float:
+    """How much of the variance in and around a mask lies between the two; little in noise."""
+    width = max(2, round(np.sqrt(mask.sum()) / 4))
+    around = ndimage.binary_dilation(mask, iterations=width) & ~mask
+    inside, outside = grey[mask], grey[around]
+    if not (len(inside) and len(outside)):
+        return _NO_CONTRAST
+    both = np.concatenate([inside, outside])
+    share = len(inside) / len(both)
+    between = share * (1 - share) * (inside.mean() - outside.mean()) ** 2
+    return _NO_CONTRAST + between / max(both.var(), 1e-9)
