@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # DVC calls `python`: it must be the one with the pins, and kernels must find themselves.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro nothing_else repository test test-full bench lab lint audit notebooks
+.PHONY: repro nothing_else repository test test-full bench gpu lab lint audit notebooks
 # What does not need each other runs side by side, as many at once as JOBS says, each with its share
 # of the cores: at the sample's size a second core adds little to one training step. A GPU takes one
 # training at a time. `dvc repro`, here for whatever is left, does all, one after the other.
@@ -64,6 +64,12 @@ test-full: repository $(VENV)/installed
 # the like change what is measured, see `python -m wavegms bench --help`.
 bench: $(VENV)/installed
 	$(BIN)/python -m wavegms bench $(BENCH)
+
+# On a machine with a CUDA card: tests, benchmark and the paper's training on BUSI, in MINUTES for all.
+# It leaves results/proof/gpu. For a machine without network see docs/large_runs.md.
+MINUTES ?= 9
+gpu: $(VENV)/installed
+	$(BIN)/python -m wavegms gpu --minutes $(MINUTES)
 
 # Without the feed of news and the question for a newer version, which it would ask of its makers.
 lab: $(VENV)/installed

@@ -128,12 +128,10 @@ def test_a_small_run_leaves_tables_and_a_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "open_onnx", lambda pipe: (Session(pipe), 0.0))
     in_a_process = benchmark.measured_points
 
-    def measured(workload, image_size, batch_sizes, steps, keep_memory):
+    def measured(workload, image_size, batch_sizes, steps, **options):
         """The stand-in for ONNX Runtime is in this process alone."""
         if workload.form != "onnx":
-            yield from in_a_process(
-                workload, image_size, batch_sizes, steps, keep_memory=keep_memory
-            )
+            yield from in_a_process(workload, image_size, batch_sizes, steps, **options)
         else:
             (size,) = batch_sizes
             yield {"batch_size": size} | measure_point(workload, size, image_size, steps)

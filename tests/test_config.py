@@ -49,6 +49,8 @@ VALUES = {
     "loss": {"supervision": "all_levels", "alignment_distance": "l1"},
     "training": {
         "epochs": 1000,
+        "minutes": None,
+        "start_from": None,
         "epochs_by_dataset": {"ham10000": 300},
         "batch_size": 12,
         "learning_rate": 0.002,
@@ -57,6 +59,7 @@ VALUES = {
         "selection": "best_on_validation",
         "precision": "auto",
         "compile": False,
+        "cuda_graph": False,
         "augmentation": {
             "horizontal_flip": 0.5,
             "vertical_flip": 0.5,
@@ -149,26 +152,48 @@ def test_an_unknown_key_is_refused_by_name(section):
     assert refusal(changed(key, 1)).startswith(f"{key} is not a known parameter")
 
 
-# Younger than files that are in use; without it an autoencoder takes all of its steps, as before.
-OPTIONAL = "autoencoder.train.target_dice"
+# Younger than files that are in use, and what is meant without them: what was before.
+OPTIONAL = {
+    "autoencoder.train.target_dice": 1,
+    "training.minutes": None,
+    "training.start_from": None,
+    "training.cuda_graph": True,
+}
 
 
-@pytest.mark.parametrize("key", [key for key in (*LEAVES, *SECTIONS) if key != OPTIONAL])
+@pytest.mark.parametrize("key", [key for key in (*LEAVES, *SECTIONS) if key not in OPTIONAL])
 def test_a_missing_key_is_refused_by_name(key):
     assert refusal(changed(key, remove=True)).startswith(f"{key} is missing")
 
 
-def test_a_file_of_before_the_autoencoders_target_is_accepted():
-    assert check_params(changed(OPTIONAL, remove=True)).autoencoder.train.target_dice == 1
+@pytest.mark.parametrize("key", OPTIONAL)
+def test_a_file_of_before_a_key_is_accepted(key):
+    found = check_params(changed(key, remove=True)).model_dump()
+    for step in key.split("."):
+        found = found[step]
+    assert found == OPTIONAL[key]
+
+
+def test_several_seeds_need_a_number_of_epochs():
+    values = changed("seeds", [1, 2])
+    values["training"] |= {"epochs": None, "minutes": 30}
+    assert "training.minutes gives each of several seeds" in refusal(values)
+    check_params(values | {"seeds": [1]})
 
 
 @pytest.mark.parametrize("key", [*LEAVES, *SECTIONS])
 @pytest.mark.parametrize("value", [None, [[]], {"a": {"b": 1}}])
 def test_a_wrong_type_is_refused_by_name(key, value):
+    if value is None and key in MAY_BE_NONE:
+        return
     assert refusal(changed(key, value)).startswith(key)
 
 
+# Of epochs and minutes, one: see test_minutes.py.
+MAY_BE_NONE = ("training.epochs", "training.minutes", "training.start_from")
+
 TEXT = {
+    "training.start_from",
     "split.folder",
     "autoencoder.hub",
     "autoencoder.path",

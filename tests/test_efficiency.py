@@ -285,3 +285,13 @@ def test_predictions_of_torch_and_onnx_runtime_are_compared(monkeypatch):
     assert (table[["torch_seconds", "onnx_seconds"]] > 0).all(axis=None)
     assert (table["lowest"] <= table["ratio"]).all() and (table["ratio"] <= table["highest"]).all()
     assert table["max_difference"].between(0, 1e-4).all()
+
+
+def test_what_is_forked_has_asked_for_no_card():
+    """A process that has cannot be forked into ones that use a card; diffusers asks on import."""
+    code = (
+        "import torch; asked = []; torch.cuda.is_available = lambda: asked.append(1) or True; "
+        "import wavegms.costs.warm, sys; assert 'diffusers' in sys.modules and not asked; "
+        "assert torch.cuda.is_available() and asked"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -47,7 +47,9 @@ def sound(params, _path) -> None:
     assert set(given_back) == set(LEAVES)
     for path, value in given_back.items():
         default = LEAVES[path]
-        assert type(value) is type(default) or {type(value), type(default)} == {int, float}, path
+        kinds = {type(value), type(default)}
+        either = path[-1] in ("epochs", "minutes", "start_from") and type(None) in kinds
+        assert len(kinds) == 1 or kinds == {int, float} or either, path
         entries = value if isinstance(value, list) else [value]
         for entry in entries:
             if isinstance(entry, int | float) and not isinstance(entry, bool):

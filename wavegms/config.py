@@ -65,7 +65,7 @@ def _check_name(name: object) -> object:
         )
     if len(name) > 64:
         raise ValueError("a name may have 64 letters, as it becomes part of the names of files")
-    if name in ("ablation", "autoencoder"):
+    if name in ("ablation", "autoencoder", "kept"):
         raise ValueError(f"models/{name} is taken, choose another name")
     return name
 
@@ -234,7 +234,9 @@ class AugmentationParams(Section):
 class TrainingParams(Section):
     """The training recipe."""
 
-    epochs: PositiveInt
+    epochs: PositiveInt | None
+    minutes: Annotated[Number, Field(gt=0, le=1_000_000)] | None = None
+    start_from: Place | None = None
     epochs_by_dataset: dict[Name, PositiveInt]
     batch_size: PositiveInt
     learning_rate: Annotated[Number, Field(gt=0, allow_inf_nan=False)]
@@ -243,7 +245,15 @@ class TrainingParams(Section):
     selection: Literal["best_on_validation", "best_on_test"]
     precision: Precision
     compile: bool
+    cuda_graph: bool = True
     augmentation: AugmentationParams
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.epochs is None) == (self.minutes is None):
+            given = f"are {self.epochs} and {self.minutes}" if self.epochs else "are both null"
+            raise ValueError(f"epochs and minutes {given}: give one and set the other to null")
+        return self
 
     @property
     def train_splits(self) -> tuple[str, ...]:
@@ -255,8 +265,8 @@ class TrainingParams(Section):
         """The split that chooses the epoch."""
         return "test" if self.selection == "best_on_test" else "val"
 
-    def epochs_for(self, dataset: str) -> int:
-        """The number of epochs for one dataset."""
+    def epochs_for(self, dataset: str) -> int | None:
+        """The number of epochs for one dataset; None where `minutes` decide."""
         return self.epochs_by_dataset.get(dataset, self.epochs)
 
 
@@ -331,6 +341,11 @@ class Params(Section):
                     f"external names {name}, which is among datasets and so trained on: remove it "
                     "on one side"
                 )
+        if self.training.minutes and len(self.seeds) > 1:
+            raise ValueError(
+                "training.minutes gives each of several seeds another number of epochs, over which "
+                "no mean is taken: give training.epochs instead, or one seed"
+            )
         if self.training.selection == "best_on_validation" and not self.split.validation_fraction:
             raise ValueError(
                 "split.validation_fraction is 0, but training.selection best_on_validation needs "

@@ -11,17 +11,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from wavegms import __version__
 from wavegms.errors import InputError
 
 # The code that runs.
 PACKAGE = Path(__file__).resolve().parent
 
-_LIBRARIES = ("torch", "diffusers", "accelerate", "kornia", "numpy", "wavegms")
+_LIBRARIES = ("torch", "diffusers", "accelerate", "kornia", "numpy")
 
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that a trained weight depends on."""
-    return {name: version(name) for name in _LIBRARIES}
+    # of this package its own word: it may run where it is not installed
+    return {**{name: version(name) for name in _LIBRARIES}, "wavegms": __version__}
+
+
+# Trained weights that came with this code, see `wavegms.training.kept`.
+KEPT = Path(__file__).parents[1] / "weights"
+
+
+def is_kept(where: str | Path, folder: Path = KEPT) -> bool:
+    """Whether this is the name of such a model."""
+    name = isinstance(where, str) and where.replace("_", "").replace("-", "").isalnum()
+    return name and (folder / f"{where}.safetensors").is_file()
 
 
 # glibc gives large blocks back to the system at once and asks for them anew in every step, whose

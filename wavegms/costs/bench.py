@@ -4,7 +4,9 @@ Every workload is measured in a process of its own, all of them in each of sever
 a ratio compares neighbours in time and its spread over the rounds says how much to trust it.
 """
 
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -12,10 +14,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from wavegms.costs.cases import COMPARISONS, Case, Plan, cases
-from wavegms.costs.figure import plot_costs
 from wavegms.costs.harness import MEASURES, apart, measured_points
 from wavegms.costs.tables import GIB
-from wavegms.figures.style import save_figure
 from wavegms.files import require_writable, write_text
 
 
@@ -26,17 +26,23 @@ def run_benchmark(plan: Plan, folder: Path) -> None:
     """
     require_writable(folder)  # it takes half an hour to know what to write there
     chosen = cases(apart("torch.cuda:is_available"))
-    points = pd.DataFrame(_measure(chosen, plan))
+    points = pd.DataFrame(measure(chosen, plan))
     kinds = tqdm(sorted(set(points["precision"])), desc="matrix products")
     peaks = {kind: apart(f"{MEASURES}:measure_peak", kind) for kind in kinds}
     costs, ratios = tabulate_costs(points, peaks), tabulate_ratios(points)
     for name, table in (("measurements", points), ("costs", costs), ("ratios", ratios)):
         write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "summary.md", summarise(points, costs, ratios))
+    from wavegms.figures.style import save_figure  # here: to measure, no picture is needed
+
     save_figure(draw(points), folder / "training")
 
 
-def _measure(chosen: list[Case], plan: Plan) -> Iterator[dict]:
+def measure(chosen: list[Case], plan: Plan, until: float | None = None) -> Iterator[dict]:
+    """The points of all cases in all rounds, each with what it is of.
+
+    What is not done at `until`, by time.monotonic(), has a note that says so.
+    """
     with tqdm(total=plan.rounds * len(chosen), desc="measuring", unit="case") as bar:
         for number in range(1, plan.rounds + 1):
             for case in chosen:
@@ -53,8 +59,14 @@ def _measure(chosen: list[Case], plan: Plan) -> Iterator[dict]:
                     "memory_kept": case.keep_memory,
                     "image_size": plan.image_size,
                 }
+                left = until and max(1.0, until - time.monotonic())
                 for point in measured_points(
-                    workload, plan.image_size, sizes, plan.steps, keep_memory=case.keep_memory
+                    workload,
+                    plan.image_size,
+                    sizes,
+                    plan.steps,
+                    keep_memory=case.keep_memory,
+                    seconds=left,
                 ):
                     yield about | point
                 bar.update()
@@ -76,8 +88,8 @@ def tabulate_costs(points: pd.DataFrame, peaks: dict[str, float]) -> pd.DataFram
         group = group[group["batch_size"] == group["batch_size"].max()]
         first = group.iloc[0]
         seconds = (group["step_seconds"] / group["batch_size"]).median()
-        work = (first["variant"], task, first["form"], int(first["image_size"]))
-        gflop = apart(f"{MEASURES}:count_gflop", *work)
+        form = first["form"] if first["form"] in ("plain", "onnx") else "lean"
+        gflop = _counted(first["variant"], task, form, int(first["image_size"]))
         own = group["peak_bytes"].astype(float) - group["base_bytes"].astype(float)
         rows.append(
             {
@@ -92,6 +104,11 @@ def tabulate_costs(points: pd.DataFrame, peaks: dict[str, float]) -> pd.DataFram
             }
         )
     return pd.DataFrame(rows)
+
+
+@cache
+def _counted(*work: str | int) -> float:
+    return apart(f"{MEASURES}:count_gflop", *work)
 
 
 def tabulate_ratios(points: pd.DataFrame) -> pd.DataFrame:
@@ -150,6 +167,8 @@ def _measured(points: pd.DataFrame) -> pd.DataFrame:
 
 def draw(points: pd.DataFrame) -> Figure:
     """Memory and time of a training step against the batch size, medians over the rounds."""
+    from wavegms.costs.figure import plot_costs
+
     training = _measured(points[points["task"] == "train"])
     columns = ["peak_bytes", "step_seconds"]
     keys = ["case", "batch_size", "image_size", "memory"]

@@ -17,14 +17,15 @@ class Workload:
         variant: a key of `VARIANTS`.
         task: "train", a step of the training loop: forward, loss, backward and the fused AdamW
             (reading and augmenting images is no part of it); or "predict", `pipeline.predict`.
-        form: "lean", as this package computes; "plain", as the paper writes it, with diffusers'
+        form: "lean", as this package computes; "graph", the same as one CUDA graph, or "compiled",
+            with the network through torch.compile; "plain", as the paper writes it, with diffusers'
             autoencoder called as it is; or "onnx", a prediction in ONNX Runtime on the CPU.
         precision: "fp32", "tf32", "bf16" or "fp16".
     """
 
     variant: str
     task: Literal["train", "predict"] = "train"
-    form: Literal["lean", "plain", "onnx"] = "lean"
+    form: Literal["lean", "graph", "compiled", "plain", "onnx"] = "lean"
     precision: Precision = "fp32"
 
 
@@ -74,6 +75,13 @@ def cases(gpu: bool) -> list[Case]:
         case("GMS", "gms", "train", "lean", "fp32"),
         case("UNet", "unet", "train", "lean", "fp32"),
     ]
+    if gpu:
+        training += [
+            case("lean bf16, one launch", "wave_gms", "train", "graph", "bf16"),
+            case("UNet bf16", "unet", "train", "lean", "bf16"),
+            case("GMS bf16", "gms", "train", "lean", "bf16"),
+            case("lean bf16, compiled", "wave_gms", "train", "compiled", "bf16"),
+        ]
     prediction = [
         case("plain", "wave_gms", "predict", "plain", "fp32"),
         case("lean", "wave_gms", "predict", "lean", "fp32"),
@@ -96,9 +104,14 @@ COMPARISONS = {
         ("plain bf16", "plain"),
         ("lean bf16", "lean"),
         ("lean bf16", "plain"),
+        ("lean bf16, one launch", "plain"),
+        ("lean bf16, one launch", "lean bf16"),
+        ("lean bf16, compiled", "lean bf16"),
         ("Tiny-VAE", "lean"),
         ("GMS", "lean"),
         ("UNet", "lean"),
+        ("GMS bf16", "lean bf16"),
+        ("UNet bf16", "lean bf16"),
     ],
     "predict": [
         ("lean", "plain"),

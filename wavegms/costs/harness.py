@@ -18,18 +18,19 @@ from wavegms.errors import InputError, first_line
 from wavegms.project import KEEP_MEMORY
 
 MEASURES = "wavegms.costs.measure"
-# The UNet is MONAI's, which takes as long to import as torch.
-_WARM = [MEASURES, "monai"]
+_WARM = ["wavegms.costs.warm"]
 POINT = f"{MEASURES}:measure_point"
 
 
-def apart(function: str, *arguments: Any, keep_memory: bool = True) -> Any:
+def apart(
+    function: str, *arguments: Any, keep_memory: bool = True, seconds: float | None = None
+) -> Any:
     """What a function, named as "module:function", gives in a process of its own.
 
     With `keep_memory` the process holds on to memory as training in the pipeline does, see
     `KEEP_MEMORY`; otherwise it takes and returns it as the system does, and is not forked, since
-    the warm parent was started with those settings. Raises what the function raises, and
-    `BrokenProcessPool` if the process was killed.
+    the warm parent was started with those settings. Raises what the function raises,
+    `BrokenProcessPool` if the process was killed, and `TimeoutError` after so many seconds.
     """
     forked = keep_memory and "forkserver" in get_all_start_methods()  # not on Windows
     context = get_context("forkserver" if forked else "spawn")
@@ -38,7 +39,7 @@ def apart(function: str, *arguments: Any, keep_memory: bool = True) -> Any:
     others = set(active_children())
     with _environment(keep_memory), ProcessPoolExecutor(1, context) as pool:
         try:
-            return pool.submit(_call, function, *arguments).result()
+            return pool.submit(_call, function, *arguments).result(seconds)
         except BaseException:  # Ctrl-C, say: nothing is left running
             for child in set(active_children()) - others:
                 child.kill()
@@ -69,6 +70,7 @@ def measured_points(
     steps: int,
     *,
     keep_memory: bool = True,
+    seconds: float | None = None,
 ) -> Iterator[dict]:
     """What `measure_point` finds for each batch size, as it comes, up to the first without memory.
 
@@ -77,7 +79,9 @@ def measured_points(
     for batch_size in batch_sizes:
         try:
             work = (workload, batch_size, image_size, steps)
-            point = apart(POINT, *work, keep_memory=keep_memory)
+            point = apart(POINT, *work, keep_memory=keep_memory, seconds=seconds)
+        except TimeoutError:
+            point = {"note": f"not done after {seconds:.0f} s"}
         except BrokenProcessPool:
             point = {"note": "killed, as a system does when memory runs out"}
         except Exception as error:

@@ -22,12 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wavegms.config import Precision
 from wavegms.costs.cases import Workload
+from wavegms.data.batches import Batch
 from wavegms.models.autoencoder import Autoencoder, freeze
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.export import PlainPipeline
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.training.graph import GraphedStep
 from wavegms.training.loss import WaveGMSLoss, mask_loss
-from wavegms.training.recipe import loss_terms
+from wavegms.training.recipe import frozen_for_steps, loss_terms
 from wavegms.training.safeguards import HALVES, choose_precision, computing_with
 from wavegms.variants import VariantSpec, variant_spec
 
@@ -112,8 +114,8 @@ def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
 def measure_point(workload: Workload, batch_size: int, image_size: int, steps: int) -> dict:
     """Repeats a workload on random images; on the GPU if there is one, otherwise on the CPU.
 
-    `steps` are timed after one that is not; one of 20 s and more needs no warm-up: it is timed, and
-    the only one.
+    `steps` are timed after one that is not, on a GPU after five, in which kernels are chosen and a
+    graph is captured; one of 20 s and more needs no warm-up: it is timed, and the only one.
 
     Returns:
         device (its name), threads (of the CPU), memory (what was measured: `PROCESS_MEMORY` or
@@ -125,7 +127,8 @@ def measure_point(workload: Workload, batch_size: int, image_size: int, steps: i
     device = torch.device("cuda" if on_gpu else "cpu")
     choose_precision(workload.precision, device)
     base = torch.cuda.memory_reserved() if on_gpu else peak_process_bytes()
-    seconds = []
+    seconds, warm = [], 5 if on_gpu else 1
+    torch.backends.cudnn.benchmark = on_gpu  # as in training
     try:
         network, vae = build_untrained(workload.variant)
         network.to(device)
@@ -136,7 +139,10 @@ def measure_point(workload: Workload, batch_size: int, image_size: int, steps: i
         autocast = computing_with(workload.precision, device)
         images = torch.rand(batch_size, 3, image_size, image_size, device=device)
         masks = torch.rand(batch_size, 1, image_size, image_size, device=device).round()
-        while len(seconds) <= steps and max(seconds, default=0) < _NEEDS_NO_WARM_UP:
+        compiling = workload.form == "compiled"  # its first step is no measure of the others
+        while len(seconds) < warm + steps and (
+            compiling or max(seconds, default=0) < _NEEDS_NO_WARM_UP
+        ):
             start = _now(on_gpu)
             work(images, masks, autocast)
             seconds.append(_now(on_gpu) - start)
@@ -153,7 +159,7 @@ def measure_point(workload: Workload, batch_size: int, image_size: int, steps: i
         "base_bytes": base,
         "peak_bytes": _peak_bytes(on_gpu) if measurable else None,
         "allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-        "step_seconds": statistics.median(seconds[1:] or seconds),
+        "step_seconds": statistics.median(seconds[warm:] or seconds[-1:]),
     }
 
 
@@ -161,17 +167,59 @@ def _training(
     workload: Workload, network: Network, vae: Autoencoder | None, image_size: int
 ) -> Work:
     spec, loss = variant_spec(workload.variant), WaveGMSLoss()
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    device, graph = next(network.parameters()).device, workload.form == "graph"
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True, capturable=graph)
     terms_of = plain_terms if workload.form == "plain" else loss_terms
+    if workload.form != "plain":
+        vae = frozen_for_steps(vae, workload.precision, device)
+    if workload.form == "compiled":
+        network.compile()
+    autocast = computing_with(workload.precision, device)
 
-    def step(images: Tensor, masks: Tensor, autocast: torch.autocast) -> None:
+    def step(batch: Batch) -> dict[str, Tensor]:
         with autocast:
-            terms = terms_of(spec, network, loss, vae, images, masks)
+            terms = terms_of(spec, network, loss, vae, batch.images, batch.masks)
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
+        return {name: value.detach() for name, value in terms.items()}
 
-    return step
+    taken = GraphedStep(step) if graph else step
+    noise = torch.empty(0, device=device)  # drawn by the network from torch's own state
+
+    def take(images: Tensor, masks: Tensor, autocast: torch.autocast) -> None:
+        taken(Batch(images, masks, noise))
+        if graph and taken.failure:
+            raise RuntimeError(f"it cannot be captured: {taken.failure}")
+
+    return take
+
+
+def profile_steps(workload: Workload, batch_size: int, image_size: int) -> str:
+    """What three training steps spend their time on: launches, waits, and the longest kernels."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network, vae = (part.to(device) for part in build_untrained(workload.variant))
+    work = _training(workload, network, vae, image_size)
+    images = torch.rand(batch_size, 3, image_size, image_size, device=device)
+    masks = torch.rand(batch_size, 1, image_size, image_size, device=device).round()
+    autocast = computing_with(workload.precision, device)
+    for _ in range(3):
+        work(images, masks, autocast)
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(3):
+            work(images, masks, autocast)
+        _now(device.type == "cuda")
+    rows = profile.key_averages()
+    calls = {
+        row.key: row.count for row in rows if re.match("cuda[A-Z]|aten::_local_scalar", row.key)
+    }
+    order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    table = rows.table(sort_by=order, row_limit=20, max_name_column_width=60)
+    return f"three steps of {workload}, batch {batch_size}: calls {calls}\n{table}"
 
 
 def plain_terms(

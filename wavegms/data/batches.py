@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wavegms.data.dataset import PreparedDataset
+from wavegms.models.autoencoder import Generators
 
 
 class Augmentation(torch.nn.Module):
@@ -57,6 +58,7 @@ class Augmentation(torch.nn.Module):
                 ),
             )
         ]
+        self.chances = [probability for probability, _ in self._steps]
 
     @torch.no_grad()
     def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,12 +86,12 @@ _MOST_WORKERS = 8
 class Batch:
     """One process's part of a batch, augmented: images (B, 3, H, W) in [0, 1], masks 0 or 1.
 
-    The generators are a random state for each image, for what a network draws.
+    For what a network draws: a random state for each image, or what they would draw.
     """
 
     images: Tensor
     masks: Tensor
-    generators: list[Generator]
+    generators: Generators
 
 
 class TrainingBatches:
@@ -100,7 +102,8 @@ class TrainingBatches:
     size is that of all together.
 
     `waiting` are the seconds spent so far on having batches at hand, `running` those since the
-    first was asked for, as far as batches were being worked on.
+    first was asked for, as far as batches were being worked on; beside a GPU, which works on
+    meanwhile, both are the processor's.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class TrainingBatches:
         process: int = 0,
         processes: int = 1,
     ):
-        self._order = _Order(len(dataset), batch_size, seed, process, processes)
+        self._order = Order(len(dataset), batch_size, seed, process, processes)
         self._seed, self._device = seed, device
         on_gpu = device.type == "cuda"
         workers = min(_MOST_WORKERS, (os.cpu_count() or 1) // processes) if on_gpu else 0
@@ -134,17 +137,21 @@ class TrainingBatches:
         """The batches of an epoch from the `first` on; the same number gives the same batches."""
         self._order.epoch, self._order.first = number, first
         started = self._now()
-        for images, masks, indices in self._loader:
-            batch = Batch(
-                images.to(self._device, non_blocking=True),
-                masks.to(self._device, non_blocking=True),
-                [_generator(self._seed, number, index, 1) for index in indices.tolist()],
-            )
+        for batch in self._made():
             fetched = self._now()
             self.waiting += fetched - started
             yield batch
             self.running += self._now() - started
             started = self._now()
+
+    def _made(self) -> Iterator[Batch]:
+        """The batches of the epoch that the order is set to."""
+        for images, masks, indices in self._loader:
+            yield Batch(
+                images.to(self._device, non_blocking=True),
+                masks.to(self._device, non_blocking=True),
+                [_generator(self._seed, self._order.epoch, index, 1) for index in indices.tolist()],
+            )
 
     @property
     def share(self) -> float:
@@ -152,28 +159,26 @@ class TrainingBatches:
         return self.waiting / self.running if self.running else 0.0
 
     def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()  # the step before is still running there
         return time.perf_counter()
 
 
-class _Order:
-    """A batch sampler: lists of (epoch, index)."""
+class Order:
+    """A batch sampler: lists of (epoch, index), those of one process's `part` of each batch."""
 
     def __init__(self, images: int, batch_size: int, seed: int, process: int, processes: int):
         self.epoch = self.first = 0
-        self._images, self._batch_size, self._seed = images, batch_size, seed
+        self._images, self.batch_size, self._seed = images, batch_size, seed
         share = batch_size // processes
-        self._part = slice(process * share, (process + 1) * share)
+        self.part = slice(process * share, (process + 1) * share)
 
     def __len__(self) -> int:
-        return self._images // self._batch_size
+        return self._images // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = torch.randperm(self._images, generator=_generator(self._seed, self.epoch)).tolist()
         for number in range(self.first, len(self)):
-            batch = order[number * self._batch_size : (number + 1) * self._batch_size]
-            yield [(self.epoch, index) for index in batch[self._part]]
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in batch[self.part]]
 
 
 class _Augmented(Dataset):

@@ -112,8 +112,9 @@ def _quarter_kernels(weight: Tensor) -> Tensor:
 
 Autoencoder = AutoencoderTiny | AutoencoderKL
 
-# As in diffusers: torch's own random state, another, or one for each image of a batch.
-Generators = Generator | list[Generator] | None
+# As in diffusers: torch's own random state, another, or one for each image of a batch. Or what they
+# would draw, standard normal numbers of the shape of the latents.
+Generators = Generator | list[Generator] | Tensor | None
 
 
 def freeze(vae: Autoencoder) -> Autoencoder:
@@ -137,7 +138,10 @@ def encode_images(
     if not isinstance(vae, AutoencoderKL):
         return encoded.latents
     posterior = encoded.latent_dist
-    latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+    if sample_posterior and isinstance(generator, Tensor):
+        latents = posterior.mean + posterior.std * generator
+    else:
+        latents = posterior.sample(generator) if sample_posterior else posterior.mode()
     return latents * vae.config.scaling_factor
 
 

@@ -131,6 +131,8 @@ class MultiResolutionEncoder(ModelMixin, ConfigMixin):
         """
         mean, log_variance = self.distribution(images)
         if self.training or self.config.sample_at_inference:
-            noise = randn_tensor(mean.shape, generator, device=mean.device, dtype=mean.dtype)
+            noise = generator
+            if not isinstance(noise, Tensor):
+                noise = randn_tensor(mean.shape, generator, device=mean.device, dtype=mean.dtype)
             mean = mean + torch.exp(0.5 * log_variance) * noise
         return mean.to(images.dtype)

@@ -14,7 +14,9 @@ HELP = "segment images and volumes with a trained model"
 def configure(parser: ArgumentParser) -> None:
     """Adds the options; they bear the names of the fields of `Request`."""
     parser.add_argument("inputs", nargs="+", help="files, folders, or patterns such as 'scans/*'")
-    parser.add_argument("--model", required=True, help="its folder, or a hub id")
+    parser.add_argument(
+        "--model", required=True, help="its folder, a name in weights/, or a hub id"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--threshold", type=float, default=0.5, help="of the mask; 0.5 by default")
     parser.add_argument("--batch-size", type=int, default=12, help="12 by default")
@@ -38,7 +40,12 @@ def configure(parser: ArgumentParser) -> None:
 def execute(options: Namespace) -> None:
     """Predicts, and refuses to call it well if a source could not be predicted."""
     from wavegms.predict.inputs import Request
+    from wavegms.project import is_kept
 
+    if not Path(options.model).is_dir() and is_kept(options.model):
+        from wavegms.training.kept import model_folder
+
+        options.model = model_folder(options.model)
     names = [name for name, field in Request.__dataclass_fields__.items() if field.init]
     request = Request(**{name: getattr(options, name) for name in names})
 

@@ -160,14 +160,15 @@ def _score_rows(params: Params, folder: Path) -> tuple[list[dict[str, Any]], lis
 
 def _settings(params: Params) -> list[tuple[str, str]]:
     training, autoencoder = params.training, params.autoencoder
-    epochs = {training.epochs_for(name) for name in params.datasets}
-    if len(epochs) > 1:
-        epochs = [f"{spec_of(n).title} {training.epochs_for(n)}" for n in params.datasets]
+    fitting = f"as many as {training.minutes} minutes allow"
+    epochs = {name: training.epochs_for(name) or fitting for name in params.datasets}
+    many = len(set(epochs.values())) > 1
+    epochs = [f"{spec_of(n).title} {e}" for n, e in epochs.items()] if many else epochs.values()
     sources = {"train": "trained on the spot", "hub": autoencoder.hub}
     return [
         ("Networks", ", ".join(map(title_of, params.variants))),
         ("Images", f"{params.image_size}×{params.image_size} pixels"),
-        ("Epochs", ", ".join(map(str, epochs))),
+        ("Epochs", ", ".join(map(str, dict.fromkeys(epochs)))),
         ("Epoch chosen", _CHOSEN[training.selection]),
         ("Batch size", str(training.batch_size)),
         ("Peak learning rate", str(training.learning_rate)),

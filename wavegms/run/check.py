@@ -8,6 +8,7 @@ from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import SCANNERS
+from wavegms.project import KEPT, is_kept
 from wavegms.variants import VARIANTS, require_side
 
 
@@ -51,6 +52,12 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
                 f"reading names {name}, which is neither among datasets nor external: correct the "
                 "name, or remove it"
             )
+    start = params.training.start_from
+    if start and not (Path(start).is_dir() or is_hub_id(start) or is_kept(start)):
+        raise InputError(
+            f"training.start_from {start} is no folder, and no name in weights/: correct it, or "
+            "set it to null"
+        )
     for name in params.external:
         if name not in params.phantom.datasets:
             find_cases(name, raw / name)
@@ -64,8 +71,8 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
     _note_imports(out.parent / "imported", params)
 
 
-def _check_epochs(dataset: str, what: str, epochs: int, params: Params) -> None:
-    if params.training.warmup_epochs >= epochs:
+def _check_epochs(dataset: str, what: str, epochs: int | None, params: Params) -> None:
+    if epochs and params.training.warmup_epochs >= epochs:
         raise InputError(
             f"training.warmup_epochs is {params.training.warmup_epochs}, but {dataset} {what} "
             f"for {epochs} epochs: the warm-up must be shorter"
@@ -74,35 +81,36 @@ def _check_epochs(dataset: str, what: str, epochs: int, params: Params) -> None:
 
 def _note_imports(folder: Path, params: Params) -> None:
     source, path = params.autoencoder.source, params.autoencoder.path
-    _note(folder / "autoencoder.txt", Path(path) if source == "path" else None)
+    _note(folder / "autoencoder.txt", [Path(path)] if source == "path" else [])
     for dataset in (*params.datasets, *params.external):
         reading = params.reading.get(dataset, ReadingParams())
         write_text(folder / dataset / "reading.json", reading.model_dump_json() + "\n")
+    start = params.training.start_from
+    starts = [KEPT / f"{start}.safetensors" if is_kept(start) else Path(start)] if start else []
+    starts = [path for path in starts if path.exists()]
     for dataset in params.datasets:
         spec = spec_of(dataset)
         lists = Path(params.split.folder) / spec.split_file if spec.split_file else None
         published = params.split.method == "published"
-        _note(folder / dataset / "split.txt", lists if published else None)
+        _note(folder / dataset / "split.txt", [lists] if published and lists else [])
         ablation = params.ablation.variants if dataset in params.ablation.datasets else []
         for variant in dict.fromkeys([*params.variants, *ablation]):
-            needed = None
+            needed = [*starts]
             if not VARIANTS[variant].trained:
-                needed = params.model.gms_checkpoint_for(dataset)
+                needed = [params.model.gms_checkpoint_for(dataset)]
             elif VARIANTS[variant].autoencoder == "kl" and Path(params.autoencoder.sd_vae).is_dir():
-                needed = Path(params.autoencoder.sd_vae)
+                needed.append(Path(params.autoencoder.sd_vae))
             _note(folder / dataset / f"{variant}.txt", needed)
 
 
-def _note(note: Path, needed: Path | None) -> None:
-    """Writes the hashes of a file, or of all files in a folder."""
-    if needed is None:
-        lines = ["none needed"]
-    elif needed.is_dir():
-        files = sorted(path for path in needed.rglob("*") if path.is_file())
-        lines = [f"{path.as_posix()}: {sha256_of(path)}" for path in files]
-    else:
-        lines = [f"{needed.as_posix()}: {sha256_of(needed) if needed.is_file() else 'missing'}"]
-    write_text(note, "\n".join(lines) + "\n")
+def _note(note: Path, needed: list[Path]) -> None:
+    """Writes the hashes of files, and of all files in folders."""
+    lines = []
+    for place in needed:
+        inner = place.rglob("*") if place.is_dir() else [place]
+        files = sorted(path for path in inner if path.is_file() or path == place)
+        lines += [f"{p.as_posix()}: {sha256_of(p) if p.is_file() else 'missing'}" for p in files]
+    write_text(note, "\n".join(lines or ["none needed"]) + "\n")
 
 
 def _check_network(variants_key: str, name: str, size_key: str, size: int) -> None:

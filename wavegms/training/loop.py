@@ -1,16 +1,18 @@
 """The loop over epochs and steps: what is saved when, and how a training goes on or ends."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from dvclive import Live
+from accelerate.utils import broadcast
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -21,14 +23,25 @@ from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError, Stopped
 from wavegms.files import replace_folder
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.training.graph import GraphedStep
 from wavegms.training.loss import soft_dice
 from wavegms.training.run import Run
-from wavegms.training.safeguards import Forecast, StopRequest, say
+from wavegms.training.safeguards import Budget, Forecast, StopRequest, say
 from wavegms.training.state import TrainingState, discard_state, save_state
+
+if TYPE_CHECKING:
+    from dvclive import Live
 
 # A state of 2.6 million weights is 43 MB and takes 0.1 to 0.4 s to write. What a kill loses is no
 # more than this much work and the step that was begun.
 _SAVE_SECONDS = 30.0
+
+
+@dataclass
+class Plan:
+    """How many epochs the learning rate is planned for; 0 until `training.minutes` is measured."""
+
+    epochs: int
 
 
 @dataclass
@@ -37,7 +50,9 @@ class TrainingLoop:
 
     `described` is of `describe_run`; `step` the forward half, from a batch to the loss and its
     terms by name; `model` the network without what accelerate puts around it, and `pipeline` the
-    same network as it predicts and is saved.
+    same network as it predicts and is saved. `checked` says whether every step's loss is looked at
+    before it goes backward; on a GPU that would make both wait for each other, so an epoch's sum is
+    looked at instead, and where it is not finite, the epoch's steps are taken again to find which.
     """
 
     run: Run
@@ -52,6 +67,9 @@ class TrainingLoop:
     schedule: LambdaLR
     autocast: torch.autocast
     scaler: torch.amp.GradScaler
+    plan: Plan
+    checked: bool
+    graphed: bool
 
     def go(self, saved: TrainingState | None) -> TrainingState:
         """Trains to the end, from the beginning or from a saved state.
@@ -64,11 +82,17 @@ class TrainingLoop:
         # several processes hold a part each of the losses within an epoch, and would have to agree
         # on when to stop or save
         self.alone = self.accelerator.num_processes == 1
-        state = self._restore(saved) if saved else TrainingState()
+        self.kept: list[torch.Tensor] = []
+        self.best_is_written = True
+        self.written_at = time.monotonic()
+        state = self._restore(saved) if saved else TrainingState(epochs=self.run.epochs or 0)
+        self.plan.epochs = state.epochs
+        self.backward = GraphedStep(self._backward) if self.graphed else self._backward
+        minutes, device = self.run.training.minutes or 0, self.accelerator.device
+        self.budget = Budget(minutes, len(self.batches), device, state.seconds)
         done = (state.epoch - 1) * len(self.batches) + state.step
-        epochs = self.run.epochs
-        total = epochs * len(self.batches)
-        forecast = Forecast(total - done, self.accelerator.device)
+        total = state.epochs * len(self.batches) or None
+        forecast = Forecast(total and total - done, device)
         stop = StopRequest()
         self.saved_at = time.monotonic()
         with (
@@ -80,21 +104,26 @@ class TrainingLoop:
                 mininterval=1,
                 disable=not self.main,
             ) as bar,
-            open_metrics(self.run.live) if self.main else nullcontext() as live,
+            open_metrics(self.run.live if self.main else None) as live,
             stop.awaited() if self.alone else nullcontext(),
         ):
             if self.main:
                 for row in state.rows:
                     log_row(live, row)
-            while state.epoch <= epochs:
+            while not state.over:
                 self.model.train()
+                self._snapshot(state)
                 for batch in self.batches.epoch(state.epoch, state.step):
                     self._take_step(state, batch)
                     state.step += 1
+                    self.budget.count()
                     bar.update()
                     forecast.count()
                     if self.alone and state.step < len(self.batches):
                         self._save_if_due(state, stop)
+                if not self.checked:
+                    self._find_divergence(state)
+                self.budget.count_epoch()
                 self._end_epoch(state, bar, live)
                 self._save_if_due(state, stop)
         self.accelerator.wait_for_everyone()  # what was saved is there for all of them
@@ -102,23 +131,76 @@ class TrainingLoop:
 
     def _take_step(self, state: TrainingState, batch: Batch) -> None:
         # what a network draws does not depend on what came before, so no random state is saved
-        set_seed(mixed_seed(self.run.seed, state.epoch, state.step) % 2**32)
+        torch.manual_seed(mixed_seed(self.run.seed, state.epoch, state.step) % 2**32)
+        terms = self.backward(batch)
+        if self.checked and not torch.isfinite(terms["loss"]):
+            raise self._diverged("loss", terms["loss"].item(), state)
+        for name, value in terms.items():
+            state.sums[name] = state.sums.get(name, 0) + value
+
+    def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """All of a step; nothing in it waits for a value from the device."""
         with self.autocast:
             terms = self.step(batch)
-        if not torch.isfinite(terms["loss"]):
-            raise self._diverged("loss", terms["loss"].item(), state)
         self.optimizer.zero_grad()
         self.scaler.scale(terms["loss"]).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for name, value in terms.items():
-            state.sums[name] = state.sums.get(name, 0) + value.detach()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _snapshot(self, state: TrainingState) -> None:
+        """Keeps where an epoch begins, on the device, for when it has to be taken again."""
+        if self.checked:
+            return
+        values = self._tensors()
+        if len(values) == len(self.kept):
+            _copy_all(self.kept, values)
+        else:
+            self.kept = [value.clone() for value in values]
+        self.kept_step, self.kept_scale = state.step, self.scaler.state_dict()
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """All that a step changes: of the network, then of the optimiser."""
+        moments = [one for kept in self.optimizer.state.values() for one in kept.values()]
+        return [*self.model.state_dict().values(), *moments]
+
+    def _return(self, state: TrainingState) -> None:
+        """Back to where the epoch began; its weights, the last good ones, are written."""
+        if self.checked:
+            return
+        values = self._tensors()
+        _copy_all(values[: len(self.kept)], self.kept)
+        for moment in values[len(self.kept) :]:  # of the first epoch: there were none
+            moment.zero_()
+        self.scaler.load_state_dict(self.kept_scale)
+        if self.kept_step == 0 and state.rows:
+            self._save_weights(state)
+
+    def _find_divergence(self, state: TrainingState) -> None:
+        """Takes the epoch's steps again, looking at each, if the sum of their losses is not finite.
+
+        Reading that sum is where a GPU is waited for.
+        """
+        loss = self.accelerator.reduce(state.sums["loss"], "sum").item()
+        if math.isfinite(loss):
+            return
+        self._return(state)
+        state.step = self.kept_step
+        for batch in self.batches.epoch(state.epoch, state.step):
+            torch.manual_seed(mixed_seed(self.run.seed, state.epoch, state.step) % 2**32)
+            terms = self._backward(batch)
+            again = self.accelerator.reduce(terms["loss"], "sum").item()
+            if not math.isfinite(again):
+                loss = again
+                break  # else, as a GPU may round otherwise the second time, no step is named
+            state.step += 1
+        raise self._diverged("loss", loss, state)
 
     def _end_epoch(self, state: TrainingState, bar: tqdm, live: Live | None) -> None:
         self.model.eval()
         row = {
             "epoch": state.epoch,
-            "learning_rate": self.schedule.get_last_lr()[0],
+            "learning_rate": float(self.schedule.get_last_lr()[0]),
             **{
                 name: self.accelerator.reduce(value / len(self.batches), "mean").item()
                 for name, value in state.sums.items()
@@ -129,14 +211,16 @@ class TrainingLoop:
         }
         if not math.isfinite(row["selection_dice"]):
             # the epoch's last step broke the weights: they must not become `last`
+            self._return(state)
             raise self._diverged("selection Dice", row["selection_dice"], state)
+        if not state.epochs:
+            self._fix_epochs(state, bar)
         self.schedule.step()
         state.rows.append(row)
-        names = ("last",)
         if row["selection_dice"] > state.best_dice:
             state.best_dice, state.best_epoch = row["selection_dice"], state.epoch
             state.best = _copy(self.model)
-            names = ("best", "last")
+            self.best_is_written = False
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         bar.set_postfix(
             loss=f"{row['loss']:.3f}",
@@ -144,13 +228,55 @@ class TrainingLoop:
             data=f"{self.batches.share:.1%}",
         )
         if self.main:
-            save_weights(self.pipeline, self.run.checkpoints, names)
+            # a GPU's epoch may take less time than writing its weights
+            waited = time.monotonic() - self.written_at
+            if self.checked or state.over or waited >= _SAVE_SECONDS:
+                self._save_weights(state)
             log_row(live, row)
+
+    def _fix_epochs(self, state: TrainingState, bar: tqdm) -> None:
+        """Once the warm-up is over: until then the learning rate is the same for any number."""
+        epochs = self.budget.epochs(state.epoch)
+        epochs = torch.tensor(epochs, device=self.accelerator.device)
+        epochs = int(broadcast(epochs).item())  # what the first process measured
+        warmup = self.run.training.warmup_epochs
+        if epochs <= warmup:
+            needed = math.ceil(10 * self.run.training.minutes * (warmup + 1) / epochs) / 10
+            if self.main:
+                discard_state(self.run.checkpoints)
+            raise InputError(
+                f"training.minutes is {self.run.training.minutes:g}, enough for {epochs} epochs "
+                f"here, but the warm-up alone takes {warmup}: give at least {needed:g} minutes, "
+                "or lower training.warmup_epochs"
+            )
+        if state.epoch <= warmup:
+            return
+        state.epochs = self.plan.epochs = epochs
+        if self.main:
+            bar.total = epochs * len(self.batches)
+            say(f"{epochs} epochs fit into the {self.run.training.minutes:g} minutes")
+
+    def _save_weights(self, state: TrainingState) -> None:
+        """Writes those of the model as `last`, and `best` where that is not what lies there."""
+        if not self.main:
+            return
+        if not self.best_is_written and state.best_epoch == state.epoch - 1:
+            save_weights(self.pipeline, self.run.checkpoints, ("best", "last"))
+        else:
+            if not self.best_is_written:
+                current = _copy(self.model)
+                self.model.load_state_dict(state.best)
+                save_weights(self.pipeline, self.run.checkpoints, ("best",))
+                self.model.load_state_dict(current)
+            save_weights(self.pipeline, self.run.checkpoints, ("last",))
+        self.best_is_written, self.written_at = True, time.monotonic()
 
     def _save_if_due(self, state: TrainingState, stop: StopRequest) -> None:
         due = time.monotonic() - self.saved_at >= _SAVE_SECONDS
-        over = state.epoch > self.run.epochs
+        over = state.over
         if self.main and (due or over or stop.made):
+            if self.run.epochs is None:
+                state.seconds = self.budget.spent()
             state.model = self.model.state_dict()
             state.optimizer = self.optimizer.state_dict()
             state.schedule = self.schedule.state_dict()
@@ -171,20 +297,26 @@ class TrainingLoop:
                 self.model.load_state_dict(state.best)
                 save_weights(self.pipeline, self.run.checkpoints, ("best",))
         self.model.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer)
+        self._load_optimizer(state.optimizer)
         self.schedule.load_state_dict(state.schedule)
         self.scaler.load_state_dict(state.scaler)
         device = self.accelerator.device
         state.sums = {name: value.to(device) for name, value in state.sums.items()}
         return state
 
+    def _load_optimizer(self, values: Mapping[str, Any]) -> None:
+        """The state is another device's, perhaps; and a graph knows the rate by its tensor."""
+        own = [(group["lr"], group["capturable"]) for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(values)
+        for group, (rate, capturable) in zip(self.optimizer.param_groups, own, strict=True):
+            value, group["capturable"] = float(group["lr"]), capturable
+            group["lr"] = rate.fill_(value) if isinstance(rate, torch.Tensor) else value
+
     def _place(self, state: TrainingState) -> str:
+        of = f" of {state.epochs}" if state.epochs else ""
         if not state.step:
-            return f"after epoch {state.epoch - 1} of {self.run.epochs}"
-        return (
-            f"in epoch {state.epoch} of {self.run.epochs} after step {state.step} of "
-            f"{len(self.batches)}"
-        )
+            return f"after epoch {state.epoch - 1}{of}"
+        return f"in epoch {state.epoch}{of} after step {state.step} of {len(self.batches)}"
 
     def _diverged(self, what: str, value: float, state: TrainingState) -> InputError:
         # nothing but another recipe helps, and the saved state belongs to this one
@@ -219,28 +351,40 @@ def save_weights(pipeline: WaveGMSPipeline, folder: Path, names: tuple[str, ...]
             pipeline.save_pretrained(target)
 
 
-def open_metrics(folder: Path) -> Live:
-    """An empty place for the metrics of a training, as dvclive writes them."""
-    return _Metrics(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
+def open_metrics(folder: Path | None) -> AbstractContextManager[Live | None]:
+    """An empty place for the metrics of a training, as dvclive writes them; None for None."""
+    if folder is None:
+        return nullcontext()
+    from dvclive import Live  # here: a machine that only trains need not have it
+
+    class Metrics(Live):
+        """dvclive's files without its Git: `Live` runs `dvc init` in a repository that lacks one.
+
+        Which run belongs to which commit is DVC's business, around this process.
+        """
+
+        def _init_dvc(self) -> None:
+            self._dvc_file = "dvc.yaml"
+
+    return Metrics(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
 
 
-def log_row(live: Live, row: dict[str, float]) -> None:
-    """Adds an epoch's row of the history to the metrics."""
+def log_row(live: Live | None, row: dict[str, float]) -> None:
+    """Adds an epoch's row of the history to the metrics, where there is a place for them."""
+    if live is None:
+        return
     for name, value in row.items():
         if name != "epoch":
             live.log_metric(name, value)
     live.next_step()
 
 
+def _copy_all(into: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    """In few launches: one by one, two thousand tensors would take as long as several steps."""
+    for kind in {value.dtype for value in values}:
+        pairs = [pair for pair in zip(into, values, strict=True) if pair[0].dtype == kind]
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+
+
 def _copy(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-
-
-class _Metrics(Live):
-    """dvclive's files without its Git: `Live` runs `dvc init` in a repository that lacks one.
-
-    Which run belongs to which commit is DVC's business, around this process.
-    """
-
-    def _init_dvc(self) -> None:
-        self._dvc_file = "dvc.yaml"
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}

@@ -1,5 +1,6 @@
 """Training (paper, section 3.2): one recipe for every network, through accelerate."""
 
+import copy
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,21 +10,31 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
+from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from wavegms.config import Precision
 from wavegms.data.batches import Augmentation, TrainingBatches
+from wavegms.data.dataset import PreparedDataset
+from wavegms.data.on_card import CardBatches, fits_on_card
 from wavegms.errors import InputError
 from wavegms.models.autoencoder import Autoencoder, Generators, channels_last
 from wavegms.models.build import as_pipeline, build_variant, require_autoencoder
 from wavegms.models.gms_checkpoint import load_gms_mapping
 from wavegms.models.pipeline import WaveGMSPipeline
-from wavegms.training.loop import TrainingLoop, log_row, mean_soft_dice, open_metrics, save_weights
+from wavegms.training.loop import (
+    Plan,
+    TrainingLoop,
+    log_row,
+    mean_soft_dice,
+    open_metrics,
+    save_weights,
+)
 from wavegms.training.loss import WaveGMSLoss, mask_loss
 from wavegms.training.run import Run
-from wavegms.training.safeguards import choose_precision, computing_with, explained
+from wavegms.training.safeguards import HALVES, choose_precision, computing_with, explained
 from wavegms.training.state import describe_run, load_state, only_training
 from wavegms.variants import VariantSpec, variant_spec
 
@@ -90,6 +101,40 @@ def precision_of(run: Run, device: torch.device) -> Precision:
     return choose_precision(wanted, device)
 
 
+def can_be_graphed(run: Run, spec: VariantSpec, precision: Precision, processes: int) -> bool:
+    """Whether a step can be one launch: nothing in it is decided by the processor.
+
+    With an SD-VAE a coin is; in fp16 the scale; and several processes wait for each other.
+    """
+    fixed = spec.autoencoder != "kl" and precision != "fp16"
+    return processes == 1 and fixed and run.training.cuda_graph
+
+
+def frozen_for_steps(
+    vae: Autoencoder | None, precision: Precision, device: torch.device
+) -> Autoencoder | None:
+    """The frozen autoencoder as the training steps take it.
+
+    Autocast would cast its weights anew for every use, and cuDNN would reorder them: on a GPU a
+    Tiny-VAE gets a copy in the half precision and order in which it is computed.
+    """
+    if device.type != "cuda" or precision not in HALVES or not isinstance(vae, AutoencoderTiny):
+        return vae
+    copied = copy.deepcopy(vae)
+    # torch's own way, as diffusers' warns of what does not concern a Tiny-VAE
+    nn.Module.to(copied, HALVES[precision])
+    return nn.Module.to(copied, memory_format=torch.channels_last)
+
+
+def batches_on(
+    device: torch.device, dataset: PreparedDataset, batch_size: int
+) -> list[dict[str, Tensor]]:
+    """All of a split in batches on a device, as uint8."""
+    images = dataset.images.to(device).split(batch_size)
+    masks = dataset.masks.to(device).split(batch_size)
+    return [{"image": i, "mask": m} for i, m in zip(images, masks, strict=True)]
+
+
 def train(run: Run) -> TrainingResult:
     """Trains a network and keeps its best and its last weights.
 
@@ -125,8 +170,12 @@ def train(run: Run) -> TrainingResult:
     )
     device, processes = accelerator.device, accelerator.num_processes
     precision = precision_of(run, device)
+    # on a GPU sizes stay the same, so the fastest of cuDNN's ways is worth looking for once
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     set_seed(run.seed)
     model = build_variant(run.variant, sample_at_inference=run.model.sample_at_inference)
+    if run.start is not None:
+        model.load_state_dict(run.start.state_dict())
     if vae is not None:
         vae.to(device)
     selection_batches = DataLoader(run.selection_set, batch_size=batch_size)
@@ -135,22 +184,28 @@ def train(run: Run) -> TrainingResult:
         model.mapping = load_gms_mapping(run.model.gms_checkpoint_for(run.dataset))
         pipeline = as_pipeline(model.to(device), vae, *seen)
         return _keep_untrained(run, accelerator, pipeline, accelerator.prepare(selection_batches))
+    on_card = fits_on_card(run.train_set, device)
+    graphed = on_card and can_be_graphed(run, spec, precision, processes)
+    rate = settings.learning_rate
     # fused: one call for all weights; 37 ms a step without it on 2 cores, a tenth of a small step
     optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=settings.learning_rate,
+        model.to(device).parameters(),
+        lr=torch.tensor(rate, device=device) if graphed else rate,
         weight_decay=settings.weight_decay,
         fused=True,
+        capturable=graphed,
     )
+    plan = Plan(run.epochs or 0)
     schedule = LambdaLR(
-        optimizer, lambda epoch: learning_rate_factor(epoch, run.epochs, settings.warmup_epochs)
+        optimizer, lambda epoch: learning_rate_factor(epoch, plan.epochs, settings.warmup_epochs)
     )
     if batch_size % processes:
         raise InputError(
             f"training.batch_size is {batch_size}, which {processes} processes cannot share: "
             "choose a multiple, or another number of processes"
         )
-    batches = TrainingBatches(
+    kind = CardBatches if on_card else TrainingBatches
+    batches = kind(
         run.train_set,
         Augmentation(**settings.augmentation.model_dump()),
         batch_size=batch_size,
@@ -162,14 +217,19 @@ def train(run: Run) -> TrainingResult:
     if settings.compile:
         model.compile()
     pipeline = as_pipeline(model, vae, *seen)
-    wrapped, selection_batches = accelerator.prepare(model, selection_batches)
+    wrapped = accelerator.prepare(model)
+    if processes == 1 and fits_on_card(run.selection_set, device):
+        selection_batches = batches_on(device, run.selection_set, batch_size)
+    else:
+        selection_batches = accelerator.prepare(selection_batches)
+    frozen = frozen_for_steps(vae, precision, device)
     loss, described = WaveGMSLoss(**run.loss.model_dump()), describe_run(run, precision)
     loop = TrainingLoop(
         run=run,
         described=described,
         accelerator=accelerator,
         step=lambda batch: loss_terms(
-            spec, wrapped, loss, vae, batch.images, batch.masks, batch.generators
+            spec, wrapped, loss, frozen, batch.images, batch.masks, batch.generators
         ),
         model=model,
         pipeline=pipeline,
@@ -179,6 +239,9 @@ def train(run: Run) -> TrainingResult:
         schedule=schedule,
         autocast=computing_with(precision, device),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        plan=plan,
+        checked=device.type != "cuda",
+        graphed=graphed,
     )
     only = only_training(run.checkpoints) if accelerator.is_main_process else nullcontext()
     with only, explained(run.checkpoints, batch_size, processes):
@@ -211,7 +274,7 @@ def _check(run: Run, spec: VariantSpec, batch_size: int) -> None:
             f"training.batch_size is {batch_size}, but only {images} images are in the training "
             f"split: {way_out}"
         )
-    if run.training.warmup_epochs >= run.epochs:
+    if run.epochs and run.training.warmup_epochs >= run.epochs:
         raise InputError(
             f"training.warmup_epochs ({run.training.warmup_epochs}) must be below the number of "
             f"epochs ({run.epochs})"

@@ -7,7 +7,9 @@ from typing import Self
 from wavegms.config import AutoencoderParams, LossParams, ModelParams, TrainingParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.models.autoencoder import Autoencoder
+from wavegms.models.build import Network
 from wavegms.training.autoencoder import AutoencoderCard, frozen_autoencoder
+from wavegms.training.kept import start_network
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,9 @@ class Run:
 
     The names are those of params.yaml. `vae` is the frozen autoencoder and `autoencoder` its card,
     both None where the variant has none. `checkpoints` is for `best`, `last` and the state that an
-    interrupted training goes on from, `live` for the metrics of each epoch as dvclive writes them,
-    `published` for the model as `publish_model` writes it.
+    interrupted training goes on from, `live` for the metrics of each epoch as dvclive writes them
+    (None: nowhere), `published` for the model as `publish_model` writes it. `start` is the network
+    that `training.start_from` names, None for random weights.
     """
 
     dataset: str
@@ -31,8 +34,9 @@ class Run:
     loss: LossParams
     model: ModelParams
     checkpoints: Path
-    live: Path
+    live: Path | None
     published: Path
+    start: Network | None = None
 
     @classmethod
     def of(
@@ -74,9 +78,10 @@ class Run:
             checkpoints=project / "checkpoints" / part / place,
             live=project / "reports" / (part or "training") / place,
             published=project / "models" / part / place,
+            start=training.start_from and start_network(training.start_from, variant, vae),
         )
 
     @property
-    def epochs(self) -> int:
-        """Their number, for this dataset."""
+    def epochs(self) -> int | None:
+        """Their number, for this dataset; None where `training.minutes` decides."""
         return self.training.epochs_for(self.dataset)

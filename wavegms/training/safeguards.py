@@ -99,9 +99,9 @@ class StopRequest:
 class Forecast:
     """Says once, after a few steps, how long the whole training will take on a CPU."""
 
-    def __init__(self, steps: int, device: torch.device):
+    def __init__(self, steps: int | None, device: torch.device):
         self._steps, self._done = steps, 0
-        self._wanted = device.type == "cpu"
+        self._wanted = device.type == "cpu" and steps is not None
         self._started = 0.0
 
     def count(self) -> None:
@@ -116,6 +116,55 @@ class Forecast:
                 f"on this machine's CPU {self._steps} steps of {seconds:.2g} s take about {whole} "
                 "(hours:minutes:seconds); Ctrl-C keeps what is done"
             )
+
+
+# Of the time that is left: what is measured first may be faster than what comes, as saving is.
+_PLANNED = 0.98
+
+now = time.monotonic
+
+
+class Budget:
+    """How many epochs `training.minutes` allow, from what the first of them took.
+
+    The first step, in which memory is fetched, kernels are chosen and networks compiled, counts as
+    spent but is no measure of others. `spent` are the seconds of processes before this one.
+    """
+
+    def __init__(self, minutes: float, steps: int, device: torch.device, spent: float):
+        self._limit, self._of_epoch, self._device = 60 * minutes, steps, device
+        self._started, self._before = now(), spent
+        self._steps, self._ends = 0, []
+        self._warm = self._stepped = self._started
+
+    def count(self) -> None:
+        """Call after each step."""
+        self._steps += 1
+        if self._limit and self._steps == 1:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize()
+            self._warm = now()
+
+    def count_epoch(self) -> None:
+        """Call when an epoch's steps are done, before the selection."""
+        self._stepped = now()
+
+    def spent(self) -> float:
+        """Seconds, those of processes before this one included."""
+        return self._before + now() - self._started
+
+    def epochs(self, finished: int) -> int:
+        """How many there can be in all; call at the end of each epoch, the `finished`-th."""
+        self._ends.append(now())
+        if len(self._ends) > 1:
+            one = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        elif self._steps > 1:
+            step = (self._stepped - self._warm) / (self._steps - 1)
+            one = step * self._of_epoch + self._ends[0] - self._stepped
+        else:
+            one = self._ends[0] - self._started
+        left = self._limit * _PLANNED - self.spent()
+        return finished + max(0, round(left / one))
 
 
 @contextmanager

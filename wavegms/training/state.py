@@ -37,8 +37,12 @@ class TrainingState:
     No random state is among it: the random numbers of a step follow from seed, epoch and step.
     `epoch` and `step` are those of the next step, from 1 and from 0; `sums` are the losses of this
     epoch's steps, `rows` those of the history, and `best` the weights of the best epoch so far.
+    `epochs` are how many there will be, 0 until `training.minutes` is measured, and `seconds` what
+    was spent so far.
     """
 
+    epochs: int = 0
+    seconds: float = 0.0
     epoch: int = 1
     step: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -50,6 +54,11 @@ class TrainingState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def over(self) -> bool:
+        """Whether all of its epochs are done."""
+        return 0 < self.epochs < self.epoch
 
 
 @contextmanager
@@ -82,11 +91,14 @@ def describe_run(run: Run, precision: Precision) -> dict[str, str]:
 
     Epochs and precision stand as they apply, whatever params.yaml calls them.
     """
-    values = run.training.model_dump(exclude={"epochs", "epochs_by_dataset", "precision"})
+    left_out = {"epochs", "epochs_by_dataset", "precision"}
+    if run.epochs:
+        left_out |= {"minutes"}
+    values = run.training.model_dump(exclude=left_out)
     augmentation = values.pop("augmentation")
     return {
         "variant": run.variant,
-        "epochs": str(run.epochs),
+        **({"epochs": str(run.epochs)} if run.epochs else {}),
         "seed": str(run.seed),
         **{f"training.{key}": str(value) for key, value in values.items()},
         **{f"training.augmentation.{key}": str(value) for key, value in augmentation.items()},
@@ -98,6 +110,7 @@ def describe_run(run: Run, precision: Precision) -> dict[str, str]:
         "the selecting images": _hash_of(run.selection_set.data_hash, *run.selection_set.ids),
         "the autoencoder": "none" if run.vae is None else _hash_of_weights(run.vae),
         **_hash_of_imported(run),
+        **_hash_of_start(run),
         **{f"the version of {name}": version for name, version in library_versions().items()},
         **_hashes_of_code(),
     }
@@ -164,6 +177,12 @@ def _hash_of_imported(run: Run) -> dict[str, str]:
     if variant_spec(run.variant).trained:
         return {}
     return {"the weights of GMS": sha256_of(run.model.gms_checkpoint_for(run.dataset))}
+
+
+def _hash_of_start(run: Run) -> dict[str, str]:
+    if run.start is None:
+        return {}
+    return {"the weights it starts from": _hash_of_weights(run.start)}
 
 
 def _hash_of_weights(network: torch.nn.Module) -> str:

@@ -1,0 +1,216 @@
+"""`python -m wavegms gpu` without a card: its pack, its page from made-up results, its refusals."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from wavegms.__main__ import main
+from wavegms.data.dataset import PreparedDataset
+from wavegms.errors import InputError
+from wavegms.files import sha256_of
+from wavegms.run.gpu import session
+from wavegms.run.gpu.pack import compress, expand
+from wavegms.run.gpu.summary import BENCHMARK, HISTORY, LOG, RUN, anonymous, summarise
+from wavegms.run.gpu.wheels import LIST, check_pack
+
+
+def test_without_a_card_it_says_so_in_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(session, "apart", lambda name: False)
+    out = tmp_path / "out"
+    assert main(["gpu", "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: there is no CUDA card here") and "--rehearse" in said
+    assert said.count("\n") == 1 and not out.exists()
+    assert main(["gpu", "--minutes", "0"]) == 1
+    assert "error: --minutes is 0" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mixed(prepared, tmp_path):
+    """The prepared sample, whose images are grey, with one that has colours."""
+    folder = tmp_path / "prepared"
+    shutil.copytree(prepared, folder)
+    data = PreparedDataset(folder, "train")
+    path = folder / "images" / f"{data.ids[0]}.png"
+    pixels = np.array(Image.open(path))
+    pixels[:4, :4] = [200, 30, 90]
+    Image.fromarray(pixels).save(path)
+    from wavegms.data.manifest import load_manifest, pixels_hash
+
+    manifest = load_manifest(folder)
+    mask = np.array(Image.open(folder / "masks" / path.name)) > 127
+    manifest.loc[manifest["id"] == data.ids[0], "pixels"] = pixels_hash(pixels, mask)
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+def test_a_packed_folder_is_the_prepared_one_pixel_by_pixel(mixed, tmp_path):
+    packed, again = tmp_path / "packed", tmp_path / "again"
+    compress(mixed, packed)
+    expand(packed, again)
+    assert (again / "manifest.csv").read_bytes() == (mixed / "manifest.csv").read_bytes()
+    for split in ("train", "val", "test"):
+        one, other = (PreparedDataset(folder, split) for folder in (mixed, again))
+        assert one.images.equal(other.images) and one.masks.equal(other.masks)
+    modes = {Image.open(path).mode for path in (packed / "images").iterdir()}
+    assert modes == {"L", "RGB"}
+    assert {Image.open(path).mode for path in (packed / "masks").iterdir()} == {"1"}
+
+
+def test_for_a_rehearsal_it_is_few_and_small(mixed, tmp_path):
+    compress(mixed, tmp_path / "packed")
+    expand(tmp_path / "packed", tmp_path / "few", small=2)
+    data = PreparedDataset(tmp_path / "few", ("train", "val", "test"))
+    assert data.image_size == 64 and len(data) == 6
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_busi_is_packed_in_less_than_half_of_what_is_carried(real_data, tmp_path):
+    from wavegms.run.gpu.pack import data_of, read_pairs, write_pack
+
+    for place, source in {
+        "data/raw/busi": "data/raw/busi",
+        "data/raw/splits": "data/splits",
+        "models/taesd": "models/taesd_original",
+    }.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).symlink_to(real_data / source)
+    pack = tmp_path / "pack"
+    write_pack(pack, tmp_path, wheels=False)
+    check_pack(pack)
+    assert sum(path.stat().st_size for path in pack.rglob("*") if path.is_file()) < 30e6
+    assert read_pairs(pack)["crosses_split"].sum() > 0
+    expand(data_of(pack), tmp_path / "again")
+    assert len(PreparedDataset(tmp_path / "again", ("train", "val"))) == 517
+    assert len(PreparedDataset(tmp_path / "again", "test")) == 130
+
+
+@pytest.fixture
+def small_pack(tmp_path):
+    folder = tmp_path / "pack"
+    (folder / "wheels").mkdir(parents=True)
+    for name in ("a.txt", "wheels/b-1-py3-none-any.whl"):
+        (folder / name).write_text(name)
+    sums = {name: sha256_of(folder / name) for name in ("a.txt", "wheels/b-1-py3-none-any.whl")}
+    (folder / LIST).write_text(json.dumps({"sha256": sums}))
+    return folder
+
+
+def test_a_whole_pack_is_taken(small_pack):
+    check_pack(small_pack)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda pack: (pack / "a.txt").write_text("b.txt"),
+        lambda pack: (pack / "a.txt").unlink(),
+        lambda pack: (pack / LIST).unlink(),
+        lambda pack: (pack / LIST).write_text("[]"),
+        lambda pack: (pack / LIST).write_text('{"sha256": ['),
+        lambda pack: (pack / "wheels/evil-1-py3-none-any.whl").write_text("x"),
+    ],
+    ids=["changed", "missing", "no list", "another list", "half a list", "one more wheel"],
+)
+def test_a_damaged_pack_is_refused(small_pack, damage, capsys, survived):
+    damage(small_pack)
+    with pytest.raises(InputError, match="is no whole pack"):
+        check_pack(small_pack)
+    assert main(["gpu", "--from", str(small_pack)]) == 1
+    assert "is no whole pack" in capsys.readouterr().err
+    survived("inputs")
+
+
+def made_up(folder):
+    """What a run of 400 epochs would have left."""
+    versions = {"torch": "2.11.0", "kornia": "0.9.0"}
+    run = {"card": "NVIDIA H100", "card_gib": 79.1, "peak_gib": 3.25, "cuda": "13.0"}
+    run |= {"python": "3.12.3", "versions": versions, "precision": "bf16", "seed": 2333}
+    run |= {"training_seconds": 300.0, "image_size": 224, "epochs": 400, "best_epoch": 377}
+    run |= {"train_images": 517, "selection_images": 130}
+    run |= {"parameters": {"training": {"batch_size": 12}}}
+    rows = [
+        {"protocol": protocol, "images_used": used, "metric": metric, "images": images}
+        | {"mean": mean, "sd": 0.1, "ci_low": mean - 0.03, "ci_high": mean + 0.03, "empty": 1}
+        for protocol, best in (("best_on_test", 0.02), ("last_epoch", 0.0))
+        for used, images in (("all", 130), ("clean", 93))
+        for metric, mean in (
+            *(("dsc", 0.8 + best), ("iou", 0.7 + best)),
+            *(("hd95", 20.0), ("hd95_zero_if_empty", 19.0)),
+        )
+    ]
+    (folder / RUN).write_text(json.dumps(run | {"scores": rows}))
+    cases = [
+        {"case": "plain", "step_seconds": 0.3, "step_gib": 20.0, "share_of_peak": 0.05},
+        {"case": "lean bf16", "step_seconds": 0.05, "step_gib": 2.0, "share_of_peak": 0.1},
+        {"case": "lean bf16, compiled", "note": "not done after 90 s"},
+    ]
+    pd.DataFrame(cases).assign(image_size=224, batch_size=12).to_csv(
+        folder / BENCHMARK, index=False
+    )
+    (folder / LOG).write_text("long\ntests: passed (20 passed)\npart tests: 61 s\n")
+
+
+def test_the_page_has_the_numbers_beside_the_papers(tmp_path):
+    made_up(tmp_path)
+    page = summarise(tmp_path)
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    best = next(line for line in table if "best on the test images" in line)
+    assert "82.00 (79.00 – 85.00)" in best and "72.00" in best and "| 130 |" in best
+    last = next(line for line in table if "last epoch" in line and "without a twin" in line)
+    assert "80.00 (77.00 – 83.00)" in last and "19.00" in last and "| 93 |" in last
+    paper = next(line for line in table if line.startswith("| paper"))
+    assert "82.31 | 73.42 | 18.46" in paper
+    lean = next(line for line in table if line.startswith("| lean bf16 |"))
+    assert "50.0 | 2.00 | 10% | 6.00 | 0.10" in lean
+    assert any("compiled | not done after 90 s" in line for line in table)
+    assert "400 epochs in 5.0 minutes" in page and "0.75 s each" in page
+    assert "tests: passed (20 passed)" in page and "long" not in page
+
+
+@pytest.mark.parametrize("missing", [RUN, BENCHMARK, LOG, HISTORY])
+def test_a_page_is_made_of_whatever_there_is(tmp_path, missing):
+    made_up(tmp_path)
+    (tmp_path / missing).unlink(missing_ok=True)
+    page = summarise(tmp_path)
+    assert ("did not end" in page) == (missing == RUN)
+    assert ("## Scores" in page) == (missing != RUN)
+    assert ("A training step at 224×224, batch 12" in page) == (missing != BENCHMARK)
+
+
+def test_images_are_called_by_a_hash():
+    found = anonymous(pd.DataFrame({"id": ["benign_1", "benign_2"], "dsc": [0.1, 0.2]}))
+    assert found["id"].str.fullmatch("[0-9a-f]{10}").all() and found["id"].is_unique
+    assert found["dsc"].tolist() == [0.1, 0.2]
+
+
+def test_a_part_that_fails_leaves_the_turn_to_the_next(tmp_path):
+    def fail():
+        raise RuntimeError("CUDA error: something\nlong")
+
+    session._part("tests", tmp_path, fail)
+    session._part("benchmark", tmp_path, lambda: "done")
+    log = (tmp_path / LOG).read_text()
+    assert "part tests failed: RuntimeError: CUDA error: something\n" in log and "done" in log
+    assert "part tests failed" in summarise(tmp_path)
+
+
+def test_a_step_that_cannot_be_one_launch_is_tried_in_many(tmp_path, monkeypatch):
+    tried = []
+
+    def broken(function, pack, place, out, until, rehearse, graph, keep_memory):
+        tried.append((graph, keep_memory))
+        if graph:
+            raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(session, "apart", broken)
+    said = session._train(tmp_path, tmp_path, tmp_path, ends=1e12, rehearse=False)
+    assert tried == [(True, True), (True, False), (False, False)]
+    assert "failed with cuda_graph True: RuntimeError: CUDA error" in said
+    assert "part training: done, cuda_graph False" in said
+    assert "no time is left" in session._train(tmp_path, tmp_path / "x", tmp_path, 0, False)

@@ -1,0 +1,128 @@
+"""Weights that stay in the repository: kept small, opened by name, and begun from."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from runs import grey_vae, make_run
+
+from wavegms import InputError, WaveGMSPipeline
+from wavegms import project as wavegms_project
+from wavegms.models.build import build_variant
+from wavegms.project import is_kept
+from wavegms.training import kept as training_kept
+from wavegms.training.card import read_card
+from wavegms.training.kept import keep_weights, model_folder, start_network
+from wavegms.training.publish import publish_model
+from wavegms.training.recipe import train
+
+
+@pytest.fixture(scope="module")
+def trained(train_set, validation_set, training_params, tmp_path_factory):
+    """A model of the sample with its card, and the autoencoder that stands for TAESD here."""
+    vae, folder = grey_vae(), tmp_path_factory.mktemp("trained")
+    run = make_run(folder, train_set, validation_set, training_params(), vae=vae)
+    card = publish_model(run, train(run))
+    return folder / "published", card, vae
+
+
+@pytest.fixture
+def kept(trained, tmp_path, monkeypatch):
+    """The folder of kept weights with that model as `little`."""
+    published, card, vae = trained
+    vae.save_pretrained(tmp_path / "taesd")
+    monkeypatch.setattr(training_kept, "_TAESD", (tmp_path / "taesd", "nobody/nothing"))
+    pipeline = WaveGMSPipeline.from_pretrained(published)
+    keep_weights("little", pipeline, card, {"licence": "none"}, tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def test_it_is_small_and_says_what_it_is(kept, trained):
+    assert (kept / "little.safetensors").stat().st_size < 5.4e6
+    values = json.loads((kept / "little.json").read_text())
+    assert values["licence"] == "none" and "not for clinical use" in values["notice"]
+    assert values["card"] == asdict(trained[1])
+    assert is_kept("little", kept) and not is_kept("other", kept)
+    assert not is_kept("../little", kept) and not is_kept(kept / "little", kept)
+
+
+def test_opened_by_name_it_is_the_model_to_the_digits_of_bfloat16(kept, trained, tmp_path):
+    folder = model_folder("little", tmp_path, kept)
+    assert folder == tmp_path / "models/kept/little/seed_1"
+    card = read_card(folder)
+    assert card.epochs == trained[1].epochs and card.weights != trained[1].weights
+    ours, theirs = (WaveGMSPipeline.from_pretrained(one) for one in (folder, trained[0]))
+    for part in ("encoder", "mapping"):
+        wanted = getattr(theirs, part).state_dict()
+        for key, value in getattr(ours, part).state_dict().items():
+            assert torch.equal(value, wanted[key].bfloat16().float())
+    image = torch.rand(1, 3, 32, 32)
+    assert (ours.predict(image) - theirs.predict(image)).abs().max() < 0.05
+    before = (folder / "card.json").stat().st_mtime_ns
+    assert model_folder("little", tmp_path, kept) == folder  # once more, it is there
+    assert (folder / "card.json").stat().st_mtime_ns == before
+
+
+def test_what_is_no_name_is_left_as_it_is(kept, tmp_path):
+    for where in ("owner/name", str(tmp_path), tmp_path / "x", "nothing"):
+        assert model_folder(where, tmp_path, kept) == where
+
+
+@pytest.mark.parametrize("part", ["little.safetensors", "little.json"])
+def test_damaged_it_is_refused(kept, tmp_path, part, survived):
+    content = bytearray((kept / part).read_bytes())
+    for place in (0, len(content) // 3):
+        broken = content.copy()
+        broken[place] ^= 0x80
+        (kept / part).write_bytes(bytes(broken))
+        with pytest.raises(InputError, match="restore"):
+            model_folder("little", tmp_path, kept)
+    survived("inputs", 2)
+    assert not (tmp_path / "models").exists()
+
+
+def test_another_autoencoder_is_refused(kept, tmp_path):
+    grey_vae(5).save_pretrained(tmp_path / "taesd")
+    with pytest.raises(InputError, match="another autoencoder"):
+        model_folder("little", tmp_path, kept)
+
+
+def test_the_same_autoencoder_in_half_precision_is_taken(kept, trained, tmp_path):
+    grey_vae().half().save_pretrained(tmp_path / "taesd")
+    assert model_folder("little", tmp_path, kept).is_dir()
+
+
+def test_a_training_begins_from_it(
+    kept, trained, tmp_path, train_set, validation_set, training_params, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for module in (training_kept, wavegms_project):
+        monkeypatch.setattr(module, "KEPT", kept)
+    monkeypatch.setattr(training_kept, "is_kept", lambda where, folder=kept: is_kept(where, folder))
+    monkeypatch.setattr(model_folder, "__defaults__", (model_folder.__defaults__[0], kept))
+    start = start_network("little", "wave_gms", grey_vae())
+    settings = training_params(learning_rate=1e-9, start_from="little")
+    run = make_run(
+        tmp_path, train_set, validation_set, settings, vae=grey_vae(), start=start, seed=9
+    )
+    result = train(run)
+    begun = WaveGMSPipeline.from_pretrained(result.folder / "last").encoder.state_dict()
+    for key, value in start.encoder.state_dict().items():
+        torch.testing.assert_close(begun[key], value, atol=1e-6, rtol=0)
+    assert not torch.equal(
+        next(iter(begun.values())), next(iter(build_variant("wave_gms").encoder.parameters()))
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "variant", "vae", "said"),
+    [
+        ("nowhere", "wave_gms", 0, "is no folder, and no name in weights/"),
+        (None, "tinyvae", 0, "another network than tinyvae"),
+        (None, "wave_gms", 5, "another autoencoder"),
+    ],
+)
+def test_what_does_not_fit_is_no_beginning(trained, where, variant, vae, said):
+    with pytest.raises(InputError, match=f"training.start_from.*{said}"):
+        start_network(where or str(trained[0]), variant, grey_vae(vae))

@@ -1,0 +1,176 @@
+"""Trained weights that stay in the repository: one small file and its card, opened by a short name.
+
+`weights/NAME.safetensors` holds what was trained, in bfloat16; `weights/NAME.json` says what it is,
+on which images and under which licence it was trained, and how it scored. The frozen autoencoder is
+others' work and no part of it: it is fetched, and compared with the one that was trained with.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from wavegms.errors import InputError, first_line
+from wavegms.files import is_hub_id, replace_file, replace_folder, sha256_of, write_text
+from wavegms.models.autoencoder import Autoencoder, encode_images
+from wavegms.models.build import Network, as_pipeline, build_variant
+from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.models.weights import load_autoencoder, read_tensors
+from wavegms.project import KEPT, is_kept
+from wavegms.training.card import ModelCard, read_card, weights_hash, write_card
+
+_TRAINED = ("encoder", "mapping", "network")
+
+# Where TAESD is looked for: as `python -m wavegms get taesd` puts it, then on the hub.
+_TAESD = (Path("models/taesd"), "madebyollin/taesd")
+
+# Published copies of one autoencoder differ by the rounding of half precision, 0.4 % of latents.
+_SAME_LATENTS = 0.05
+
+NOTICE = "Research software, not for clinical use."
+
+
+def keep_weights(
+    name: str, pipeline: WaveGMSPipeline, card: ModelCard, about: Mapping[str, Any], folder: Path
+) -> None:
+    """Writes a model with the Tiny-VAE TAESD, or without one, as `NAME.safetensors` and `.json`.
+
+    `about` is for readers: images, licence, selection, metrics.
+    """
+    parts = {part: getattr(pipeline, part) for part in _TRAINED if getattr(pipeline, part)}
+    state = {
+        f"{part}.{key}": value.detach().cpu().to(torch.bfloat16).contiguous()
+        for part, network in parts.items()
+        for key, value in network.state_dict().items()
+    }
+    with replace_file(folder / f"{name}.safetensors") as fresh:
+        fresh.write_bytes(save(state, metadata={"format": "pt", "notice": NOTICE}))
+    values = {
+        "name": name,
+        "notice": NOTICE,
+        **about,
+        "sha256": sha256_of(folder / f"{name}.safetensors"),
+        "latents": None if pipeline.vae is None else _latents(pipeline.vae).tolist(),
+        "card": vars(card),
+    }
+    write_text(folder / f"{name}.json", json.dumps(values, indent=2) + "\n")
+
+
+def model_folder(where: str | Path, project: Path = Path(), kept: Path = KEPT) -> str | Path:
+    """The folder of a model that is kept under this name; anything else as it came.
+
+    It comes to lie in `models/kept/NAME/seed_N` of the project, as a trained one would.
+
+    Raises:
+        InputError: its files are damaged, or its autoencoder cannot be had or is another one.
+    """
+    if Path(where).is_dir() or not is_kept(where, kept):
+        return where
+    values, card = _read(kept / f"{where}.json")
+    weights = kept / f"{where}.safetensors"
+    if sha256_of(weights) != values["sha256"]:
+        raise InputError(f"{weights} is not what its card describes: restore both with git")
+    folder = project / "models/kept" / where / f"seed_{card.seed}"
+    note = folder / "kept.txt"
+    if note.is_file() and note.read_text(encoding="utf-8") == values["sha256"]:
+        read_card(folder)
+        return folder
+    vae = None if values["latents"] is None else _fitting_autoencoder(where, values["latents"])
+    network, state = build_variant(card.variant), read_tensors(weights)
+    pipeline = as_pipeline(network, vae, card.image_size)
+    try:
+        for part in _TRAINED:
+            if getattr(pipeline, part) is not None:
+                _load(getattr(pipeline, part), part, state)
+    except RuntimeError as error:
+        raise InputError(
+            f"{weights} does not fit this version ({first_line(error)}): restore it with git"
+        ) from error
+    with replace_folder(folder) as target:
+        pipeline.save_pretrained(target)
+        write_card(target, replace(card, weights=weights_hash(target)))
+        write_text(target / "kept.txt", values["sha256"])
+    return folder
+
+
+def _load(network: torch.nn.Module, part: str, state: Mapping[str, Tensor]) -> None:
+    own = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+    network.load_state_dict(own)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], ModelCard]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        latents = values["latents"]
+        if latents is not None:
+            values["latents"] = torch.tensor(latents, dtype=torch.float32)
+        if not isinstance(values["sha256"], str):
+            raise TypeError("sha256")
+        return values, ModelCard(**values["card"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no card of kept weights ({first_line(error)}): restore it with git"
+        ) from error
+
+
+def _fitting_autoencoder(name: str, latents: Tensor) -> Autoencoder:
+    local, hub = _TAESD
+    vae = load_autoencoder(local if local.is_dir() else hub)
+    if not _alike(_latents(vae), latents):
+        raise InputError(
+            f"{name} was trained with another autoencoder than {local if local.is_dir() else hub}: "
+            "get it anew by `python -m wavegms get taesd`"
+        )
+    return vae
+
+
+@torch.no_grad()
+def _latents(vae: Autoencoder) -> Tensor:
+    """What an autoencoder makes of one picture of waves, to tell it from others."""
+    across = torch.linspace(0, 20, 32)
+    waves = torch.stack([torch.outer(across.sin(), (k * across).cos()) for k in (1, 2, 3)])
+    parameter = next(vae.parameters())
+    return encode_images(vae, ((waves + 1) / 2)[None].to(parameter)).float().cpu()
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one - other).norm() < _SAME_LATENTS * other.norm())
+
+
+def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
+    """The network of a trained model, for `training.start_from`.
+
+    Raises:
+        InputError: there is no such model, it is of another network than the variant's, or it was
+            trained with another autoencoder.
+    """
+    if not (Path(where).is_dir() or is_hub_id(where) or is_kept(where)):
+        raise InputError(
+            f"training.start_from {where} is no folder, and no name in weights/: correct it, or "
+            "set it to null"
+        )
+    before = WaveGMSPipeline.from_pretrained(model_folder(where))
+    network = build_variant(variant)
+    pipeline = as_pipeline(network, vae, before.config.image_size)
+    for part in _TRAINED:
+        ours, theirs = getattr(pipeline, part), getattr(before, part)
+        state = [n and {k: v.shape for k, v in n.state_dict().items()} for n in (ours, theirs)]
+        if type(ours) is not type(theirs) or state[0] != state[1]:
+            raise InputError(
+                f"training.start_from {where} is a model of another network than {variant}: choose "
+                "one of the same, or set it to null"
+            )
+        if ours is not None:
+            ours.load_state_dict(theirs.state_dict())
+    if before.vae is not None and not _alike(_latents(vae), _latents(before.vae)):
+        raise InputError(
+            f"training.start_from {where} was trained with another autoencoder, whose latents mean "
+            "something else: set autoencoder.source and autoencoder.path to that one, such as "
+            f"{Path(where) / 'vae'}, or training.start_from to null"
+        )
+    return network
