@@ -57,7 +57,7 @@ class Split:
         self.masks = (field > 0).to(torch.uint8)
         noise = torch.rand(count, 3, side, side) * 80
         self.images = (noise + 120 * self.masks).to(torch.uint8)
-        self.image_size, self.data_hash = side, f"{count} {seed}"
+        self.image_size, self.data_hash, self.scale = side, f"{count} {seed}", None
         self.ids = [str(number) for number in range(count)]
 
     def __len__(self):

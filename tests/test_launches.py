@@ -25,7 +25,7 @@ class Split(Held):
 
     def __init__(self, count, side=32):
         super().__init__(count, side)
-        self.image_size, self.data_hash = side, f"{count}"
+        self.image_size, self.data_hash, self.scale = side, f"{count}", None
         self.ids = [str(number) for number in range(count)]
 
     def __getitem__(self, index):

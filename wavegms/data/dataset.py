@@ -9,13 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wavegms.data.manifest import MASK_GREYS, SPLITS, data_hash, load_manifest, pixels_hash
+from wavegms.data.manifest import MASK_KINDS, SPLITS, data_hash, load_manifest, pixels_hash
 from wavegms.errors import InputError
 from wavegms.images import FOREGROUND, Scale, open_image
-
-# From the greys of a prepared mask to what its pixels are.
-_KINDS = np.full(256, len(MASK_GREYS), np.uint8)
-_KINDS[MASK_GREYS] = range(len(MASK_GREYS))
 
 
 class PreparedDataset(Dataset):
@@ -105,7 +101,7 @@ class PreparedDataset(Dataset):
         id = self.ids[index]
         image = np.array(open_image(self._image_path(id)))
         grey = open_image(self._folder / "masks" / f"{id}.png")
-        mask = _KINDS[np.array(grey)] if grey.mode == "L" else np.zeros(0, np.uint8)
+        mask = MASK_KINDS[np.array(grey)] if grey.mode == "L" else np.zeros(0, np.uint8)
         side = self.image_size
         # The hash is of bytes alone, which another shape may have too.
         as_prepared = image.shape == (side, side, 3) and mask.shape == (side, side)

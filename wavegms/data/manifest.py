@@ -26,6 +26,9 @@ SPLITS = ("train", "val", "test")
 # How a prepared mask shows background, foreground and pixels to ignore, in the order of their
 # numbers in `wavegms.images`.
 MASK_GREYS = np.array([0, 255, 128], np.uint8)
+# From those greys to the numbers; any other grey is none of them.
+MASK_KINDS = np.full(256, len(MASK_GREYS), np.uint8)
+MASK_KINDS[MASK_GREYS] = range(len(MASK_GREYS))
 
 
 def _check_id(id: str) -> str:

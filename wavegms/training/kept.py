@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wavegms.errors import InputError, first_line
 from wavegms.files import is_hub_id, replace_file, replace_folder, sha256_of, write_text
+from wavegms.images import Scale
 from wavegms.models.autoencoder import Autoencoder, encode_images
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.pipeline import WaveGMSPipeline
@@ -56,6 +57,7 @@ def keep_weights(
         **about,
         "sha256": sha256_of(folder / f"{name}.safetensors"),
         "latents": None if pipeline.vae is None else _latents(pipeline.vae).tolist(),
+        "greys": pipeline.config.greys,
         "card": vars(card),
     }
     write_text(folder / f"{name}.json", json.dumps(values, indent=2) + "\n")
@@ -82,7 +84,7 @@ def model_folder(where: str | Path, project: Path = Path(), kept: Path = KEPT) -
         return folder
     vae = None if values["latents"] is None else _fitting_autoencoder(where, values["latents"])
     network, state = build_variant(card.variant), read_tensors(weights)
-    pipeline = as_pipeline(network, vae, card.image_size)
+    pipeline = as_pipeline(network, vae, card.image_size, values["scale"])
     try:
         for part in _TRAINED:
             if getattr(pipeline, part) is not None:
@@ -106,9 +108,10 @@ def _load(network: torch.nn.Module, part: str, state: Mapping[str, Tensor]) -> N
 def _read(path: Path) -> tuple[dict[str, Any], ModelCard]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        latents = values["latents"]
+        latents, greys = values["latents"], values["greys"]
         if latents is not None:
             values["latents"] = torch.tensor(latents, dtype=torch.float32)
+        values["scale"] = None if greys is None else Scale.parse(greys)
         if not isinstance(values["sha256"], str):
             raise TypeError("sha256")
         return values, ModelCard(**values["card"])

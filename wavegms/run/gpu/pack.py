@@ -17,11 +17,11 @@ import pandas as pd
 from PIL import Image
 
 from wavegms.data.audit import audit_prepared, write_audit
-from wavegms.data.manifest import load_manifest, pixels_hash
+from wavegms.data.manifest import MASK_KINDS, load_manifest, pixels_hash
 from wavegms.data.prepare import prepare_dataset
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of, write_text
-from wavegms.images import as_mask, as_rgb, open_image, resize_image, resize_mask
+from wavegms.images import as_rgb, open_image, resize_image
 from wavegms.run.gpu.wheels import LIST, WHEELS
 
 DATASET = "busi"
@@ -88,7 +88,9 @@ def compress(prepared: Path, target: Path) -> None:
         red, green, blue = image.split()
         grey = red.tobytes() == green.tobytes() == blue.tobytes()
         (red if grey else image).save(target / "images" / f"{id}.png", optimize=True)
-        mask = open_image(prepared / "masks" / f"{id}.png").point(lambda v: v > 127, mode="1")
+        mask = open_image(prepared / "masks" / f"{id}.png")
+        if set(mask.getextrema()) <= {0, 255} and len(mask.getcolors()) <= 2:
+            mask = mask.convert("1")  # bits, where no pixel is to be ignored
         mask.save(target / "masks" / f"{id}.png", optimize=True)
 
 
@@ -102,12 +104,11 @@ def expand(packed: Path, target: Path, small: int | None = None) -> None:
     hashes = []
     for id in manifest["id"]:
         image = as_rgb(open_image(packed / "images" / f"{id}.png"))
-        mask = as_mask(open_image(packed / "masks" / f"{id}.png"))
+        grey = open_image(packed / "masks" / f"{id}.png").convert("L")
         if small:
-            image, mask = resize_image(image, 64), resize_mask(mask, 64)
-        hashes.append(pixels_hash(np.asarray(image), mask))
+            image, grey = resize_image(image, 64), grey.resize((64, 64), Image.Resampling.NEAREST)
+        hashes.append(pixels_hash(np.asarray(image), MASK_KINDS[np.asarray(grey)]))
         image.save(target / "images" / f"{id}.png", compress_level=1)
-        grey = Image.fromarray(mask.astype(np.uint8) * 255)
         grey.save(target / "masks" / f"{id}.png", compress_level=1)
     if small:
         manifest["pixels"] = hashes
