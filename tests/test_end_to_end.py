@@ -130,8 +130,8 @@ def test_the_default_segments_its_own_scanner(project, dataset):
     table = pd.read_csv(scores(project, dataset), dtype={"id": str})
     manifest = pd.read_csv(project / f"data/prepared/{dataset}/manifest.csv", dtype={"id": str})
     assert set(table["id"]) == set(manifest.loc[manifest["split"] == "test", "id"])
-    # Measured 0.871 and 0.861. Rounding alone moves so short a training: with two threads instead of
-    # one, scanner A had 0.899.
+    # Measured 0.871 and 0.861. Rounding alone moves so short a training: with two threads instead
+    # of one, scanner A had 0.899.
     assert table["dsc"].mean() >= 0.82
     metrics = json.loads(scores(project, dataset).with_suffix(".json").read_text())
     assert metrics["dsc"]["mean"] == pytest.approx(table["dsc"].mean(), abs=1e-5)
