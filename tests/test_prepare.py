@@ -385,6 +385,8 @@ def test_manifest_of_an_unprepared_folder(tmp_path):
             lambda table: table.assign(original_width="wide"),
             "has an original_width that is no number",
         ),
+        (lambda table: table.assign(original_width=0), "original_width"),
+        (lambda table: table.assign(original_height=2**63), "original_height"),
     ],
 )
 def test_a_changed_manifest_is_refused(out, change, said):
