@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from wavegms.errors import InputError
 from wavegms.files import sha256_of
 from wavegms.run.gpu import session
 from wavegms.run.gpu.pack import compress, expand
-from wavegms.run.gpu.summary import BENCHMARK, HISTORY, LOG, RUN, anonymous, summarise
+from wavegms.run.gpu.summary import BENCHMARK, HISTORY, LOG, RUN, SUMMARY, anonymous, summarise
 from wavegms.run.gpu.wheels import LIST, check_pack
 
 
@@ -189,7 +190,7 @@ def test_images_are_called_by_a_hash():
     assert found["dsc"].tolist() == [0.1, 0.2]
 
 
-def test_a_part_that_fails_leaves_the_turn_to_the_next(tmp_path):
+def test_a_part_that_fails_leaves_the_turn_to_the_next(tmp_path, monkeypatch):
     def fail():
         raise RuntimeError("CUDA error: something\nlong")
 
@@ -197,19 +198,29 @@ def test_a_part_that_fails_leaves_the_turn_to_the_next(tmp_path):
     session._part("benchmark", tmp_path, lambda: "done")
     log = (tmp_path / LOG).read_text()
     assert "part tests failed: RuntimeError: CUDA error: something\n" in log and "done" in log
+    # a benchmark that broke off before its table was made
+    broken = {"case": ["plain"], "image_size": [224], "batch_size": [12], "step_seconds": [0.1]}
+    pd.DataFrame(broken).to_csv(tmp_path / BENCHMARK)
+    session._part("profile", tmp_path, lambda: "done, too")
+    assert "100.0" in (tmp_path / SUMMARY).read_text()
+    monkeypatch.setattr(session, "summarise", lambda out: 1 / 0)
+    session._part("training", tmp_path, lambda: "the last")
+    assert "no page after training: ZeroDivisionError" in (tmp_path / LOG).read_text()
+    monkeypatch.undo()
     assert "part tests failed" in summarise(tmp_path)
 
 
 def test_a_step_that_cannot_be_one_launch_is_tried_in_many(tmp_path, monkeypatch):
     tried = []
 
-    def broken(function, pack, place, out, until, rehearse, graph, keep_memory):
+    def broken(function, pack, place, out, until, rehearse, graph, keep_memory, seconds):
         tried.append((graph, keep_memory))
+        assert 0 < seconds < 120  # a hang must not take what the others found with it
         if graph:
             raise RuntimeError("CUDA error: an illegal memory access")
 
     monkeypatch.setattr(session, "apart", broken)
-    said = session._train(tmp_path, tmp_path, tmp_path, ends=1e12, rehearse=False)
+    said = session._train(tmp_path, tmp_path, tmp_path, ends=time.time() + 90, rehearse=False)
     assert tried == [(True, True), (True, False), (False, False)]
     assert "failed with cuda_graph True: RuntimeError: CUDA error" in said
     assert "part training: done, cuda_graph False" in said

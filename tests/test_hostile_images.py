@@ -260,7 +260,8 @@ def any_masks(draw, raw: Path) -> list:
         mask = draw(masks_of((12, 9)))
         # TIFF holds every mode.
         mask.convert("RGB" if mask.mode == "HSV" else mask.mode).save(raw / f"masks/{i}.tif")
-    return [f"masks/{i}.tif" for i in range(5)]
+    # one that is no mask, or all where what they show cannot be told
+    return [*(f"masks/{i}.tif" for i in range(5)), "reading.mine.foreground"]
 
 
 def damaged_files(draw, raw: Path) -> list:

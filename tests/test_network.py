@@ -180,13 +180,17 @@ def dvc(tmp_path):
         subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), check=True)
     (tmp_path / "dvc.yaml").write_text("stages: {one: {cmd: echo x > out, outs: [out]}}\n")
     settings = (ROOT / ".dvc/config").read_text()
+    # the settings alone, without what wavegms sets in its own process and hands on
+    here = environment(tmp_path)
+    for name in ("DVC_NO_ANALYTICS", "ITERATIVE_DO_NOT_TRACK", "DO_NOT_TRACK"):
+        here.pop(name, None)
 
     def start(change=lambda text: text):
         (tmp_path / ".dvc/config").write_text(change(settings))
         return subprocess.run(
             ["dvc", "repro"],
             cwd=tmp_path,
-            env=guarded(environment(tmp_path), tmp_path / "log"),
+            env=guarded(here, tmp_path / "log"),
             capture_output=True,
             encoding="utf-8",
         )

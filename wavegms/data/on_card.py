@@ -133,7 +133,8 @@ def augment(
     for place in order:
         coloured = steps[place](coloured, colours[:, place])
     images = torch.where(colours[:, 4, None, None, None] > 0, coloured, images)
-    grid = functional.affine_grid(warps, list(images.shape), align_corners=False)
+    # in float64: products of float32 may be taken in tf32 on a card, which moves by 0.05 pixels
+    grid = functional.affine_grid(warps.double(), list(images.shape), align_corners=False).float()
     options = {"padding_mode": "reflection", "align_corners": False}
     images = functional.grid_sample(images, grid, mode="bilinear", **options)
     masks = functional.grid_sample(masks, grid, mode="nearest", **options)

@@ -54,7 +54,8 @@ class SpatialSelfAttention(nn.Module):
         normed = self.norm(x)
         # (B, 1 head, h*w positions, channels); the default scale is 1/sqrt(channels)
         query, key, value = (
-            project(normed).flatten(2).transpose(1, 2).unsqueeze(1)
+            # in this order: on a card normalisation gives another, and fused attention refuses that
+            project(normed).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
             for project in (self.query, self.key, self.value)
         )
         attended = nn.functional.scaled_dot_product_attention(query, key, value)

@@ -55,7 +55,8 @@ class GraphedStep:
                 self._terms = self._step(self._batch)
         except RuntimeError as error:  # out of memory among them
             torch.cuda.set_stream(stream)  # a capture that fails leaves its own
-            self.failure = first_line(error)
+            # ending a broken capture fails, too, which says nothing of why
+            self.failure = first_line(error.__context__ or error)
             say(f"this step cannot be one launch ({self.failure}): it is taken in many")
             return
         self._graph = graph

@@ -4,6 +4,7 @@ What a part found is written before the next begins, so a stop loses only what w
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,11 +20,13 @@ from wavegms.costs.harness import MEASURES, apart
 from wavegms.errors import InputError, first_line
 from wavegms.files import write_text
 from wavegms.run.gpu.pack import write_pack
-from wavegms.run.gpu.summary import BENCHMARK, LOG, RUN, SUMMARY, summarise
+from wavegms.run.gpu.summary import BENCHMARK, HISTORY, LOG, PER_IMAGE, RUN, SUMMARY, summarise
 
 # Of all the time. The training gets what is left, but for what its own start and scores take.
 _TESTS, _BENCH, _PROFILE = 0.17, 0.15, 0.06
 _SCORES, _TRAINING_AT_LEAST = 45.0, 20.0  # seconds
+# After their ends: of the tests, and of a training that has not kept to its time.
+_LAST_WORDS, _GRACE = 10.0, 20.0
 
 # What matters most comes first; compiling may take longer than there is time.
 _MEASURED = (
@@ -53,7 +56,7 @@ def run_session(
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     out.mkdir(parents=True, exist_ok=True)
     out = out.resolve()
-    for name in (LOG, RUN):
+    for name in (LOG, RUN, BENCHMARK, HISTORY, PER_IMAGE, SUMMARY):
         (out / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="wavegms-") as scratch:
         work = Path(scratch)
@@ -65,7 +68,6 @@ def run_session(
         _part("benchmark", out, lambda: _bench(out, seconds * _BENCH, rehearse))
         _part("profile", out, lambda: _profile(seconds * _PROFILE, rehearse))
         _part("training", out, lambda: _train(pack.resolve(), work, out, ends, rehearse))
-        write_text(out / SUMMARY, summarise(out))
     print((out / SUMMARY).read_text(encoding="utf-8"))
     print(f"{time.time() - started:.0f} s in all; written: {out}")
     if not (out / RUN).is_file():
@@ -81,7 +83,10 @@ def _part(name: str, out: Path, work: Callable[[], str]) -> None:
     except Exception as error:
         said = f"part {name} failed: {type(error).__name__}: {first_line(error)}"
     _note(out, f"{said}\npart {name}: {time.time() - started:.0f} s")
-    write_text(out / SUMMARY, summarise(out))
+    try:
+        write_text(out / SUMMARY, summarise(out))
+    except Exception as error:  # a page that cannot be made stops no part
+        _note(out, f"no page after {name}: {type(error).__name__}: {first_line(error)}")
 
 
 def _note(out: Path, text: str) -> None:
@@ -95,7 +100,9 @@ def _test(out: Path, seconds: float, rehearse: bool) -> str:
     project = Path(__file__).parents[3]
     command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-vv"]
     command += ["-m", "gpu", "tests/test_gpu.py"]
-    environment = os.environ | ({"WAVEGMS_REHEARSE": "1"} if rehearse else {})
+    # of the plugins that a machine has, none is needed
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment |= {"WAVEGMS_REHEARSE": "1"} if rehearse else {}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(
             command, cwd=project, env=environment, stdout=output, stderr=subprocess.STDOUT
@@ -104,8 +111,12 @@ def _test(out: Path, seconds: float, rehearse: bool) -> str:
             process.wait(seconds)
             ended = "passed" if process.returncode == 0 else f"status {process.returncode}"
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            process.send_signal(signal.SIGINT)  # pytest then says what failed so far
+            try:
+                process.wait(_LAST_WORDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             ended = f"stopped after {seconds:.0f} s"
         output.seek(0)
         said = output.read()
@@ -165,7 +176,9 @@ def _train(pack: Path, work: Path, out: Path, ends: float, rehearse: bool) -> st
             place = work / str(number)
             place.mkdir()
             arguments = (pack, place, out, until, rehearse, graph)
-            apart(f"{__package__}.parts:train_and_score", *arguments, keep_memory=forked)
+            left = None if rehearse else max(1.0, ends + _GRACE - time.time())
+            function = f"{__package__}.parts:train_and_score"
+            apart(function, *arguments, keep_memory=forked, seconds=left)
             return "\n".join([*said, f"part training: done, cuda_graph {graph}"])
         except Exception as error:
             how = f"part training failed with cuda_graph {graph}"
