@@ -23,6 +23,7 @@ from PIL import Image, ImageColor, ImageFilter, ImageOps
 
 from wavegms import InputError, WaveGMSPipeline
 from wavegms.__main__ import main
+from wavegms.models.build import build_variant
 from wavegms.predict.inputs import Request, find_sources
 from wavegms.predict.overlays import draw_contour, draw_slices
 from wavegms.predict.run import COLUMNS, SLICE_COLUMNS, measure, predict
@@ -287,6 +288,15 @@ def test_every_name_counts_and_links_without_end_are_passed_over(tmp_path):
     assert sorted(source.name for source in by_pattern if "cc" not in source.name) == expected[:3]
     assert len(by_pattern) == 5
     assert len(find_sources([scans, scans / "1.png", scans / "set/cc.png"])[0]) == 5
+
+
+@pytest.mark.parametrize("greys", [None, "", "8:0-100", "16:0-4095"])
+def test_a_saved_model_keeps_the_scale(tmp_path, greys):
+    unet = build_variant("unet")
+    WaveGMSPipeline(network=unet, image_size=32, greys=greys).save_pretrained(tmp_path / "model")
+    opened = WaveGMSPipeline.from_pretrained(tmp_path / "model")
+    assert opened.config.greys == greys
+    assert opened.scale == WaveGMSPipeline(network=unet, image_size=32, greys=greys).scale
 
 
 # One picture as eight, ten, twelve bits; the model saw eight, or ten and twelve alike.

@@ -178,6 +178,18 @@ def painted(mask, _):
     return image
 
 
+def coloured(mask, _):
+    """Lesion and background in two colours that are equally bright."""
+    return Image.fromarray(np.where(mask[..., None], [255, 0, 0], [255, 255, 255]).astype(np.uint8))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_colours_that_are_equally_bright_are_not_guessed(tmp_path, ending):
+    write(tmp_path, coloured, ending)
+    with pytest.raises(InputError, match=r"masks of mine .*cannot be told"):
+        read(tmp_path)
+
+
 DOUBTS = {
     "255 for not annotated": (void(255), "1", ["255"]),
     "a wide border of 255": (void(255, width=5), "1", ["255"]),
@@ -312,6 +324,25 @@ def test_a_file_of_several_pages_is_refused_and_counted(tmp_path, ending):
     first.save(path, save_all=True, append_images=others)
     with pytest.raises(InputError, match=rf"0.{ending} has 3 pages: save each"):
         open_image(path)
+
+
+@pytest.mark.parametrize("sizes", [[(96, 72), (100, 72), (97, 71)], [(24, 18), (96, 72)]])
+def test_pages_of_other_sizes_are_pages(tmp_path, sizes):
+    first, *others = [Image.new("L", size, 90) for size in sizes]
+    first.save(tmp_path / "0.tif", save_all=True, append_images=others)
+    with pytest.raises(InputError, match=f"has {len(sizes)} pages"):
+        open_image(tmp_path / "0.tif")
+
+
+def test_a_stack_of_imagej_with_one_directory_is_refused(tmp_path):
+    told = "ImageJ=1.53t\nimages=12\nslices=12\n"
+    Image.new("L", (96, 72), 90).save(tmp_path / "0.tif", tiffinfo={270: told})
+    with pytest.raises(InputError, match="has 12 pages"):
+        open_image(tmp_path / "0.tif")
+    Image.new("L", (96, 72), 90).save(
+        tmp_path / "1.tif", tiffinfo={270: "ImageJ=1.53t\nimages=1\n"}
+    )
+    assert open_image(tmp_path / "1.tif").size == (96, 72)
 
 
 def test_previews_behind_an_image_are_no_pages(tmp_path):

@@ -225,6 +225,19 @@ def test_a_side_of_one_is_the_slice(stored, axis, kind, tmp_path):
             Volume(image, plane)
 
 
+@pytest.mark.parametrize("plane", [None, "axial", "coronal", "sagittal"])
+def test_axes_between_those_of_the_body_are_read_or_refused(plane):
+    half = Rotation.from_euler("y", 45, degrees=True).as_matrix()
+    image = make(random_voxels(), (1, 1, 1), (0, 0, 0), half)
+    try:
+        volume = Volume(image, plane)
+    except InputError as error:
+        assert "45 degrees" in str(error)
+        return
+    back = volume.restore(np.zeros(volume.shape, np.uint8))
+    assert geometry(back) == geometry(image)
+
+
 def test_a_line_is_no_picture():
     with pytest.raises(InputError, match=r"lines of .*: give an image"):
         Volume(make(random_voxels((1, 1, 12))))

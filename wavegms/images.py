@@ -117,18 +117,24 @@ def read_image(path: Path, convert: Callable[[Image.Image], _Pixels]) -> tuple[_
 
 
 def _count_pages(image: Image.Image) -> int:
-    """How many pages or frames of the first one's size an image has, previews left out."""
+    """How many pages or frames an image has, previews left out."""
     frames = getattr(image, "n_frames", 1)
     # a JPEG of a telephone (MPO) has a preview or a depth map behind the image
-    if frames == 1 or image.format in ("JPEG", "MPO"):
+    if image.format in ("JPEG", "MPO"):
         return 1
     if image.format != "TIFF":
         return frames
-    pages, size = 1, image.size
+    # ImageJ describes large stacks so, and gives them one directory; 270, ImageDescription
+    stack = re.search(r"(?m)^ImageJ=(?s:.*)^images=(\d+)$", str(image.tag_v2.get(270, "")))
+    if stack and frames == 1:
+        return int(stack[1])
+    pages, (width, height) = 1, image.size
     for number in range(1, frames):
         image.seek(number)
+        across, down = image.size
+        smaller = across < width and abs(across * height - down * width) < max(width, height)
         # 254, NewSubfileType: the first bit is set where a page is another one made smaller
-        pages += image.size == size and not int(image.tag_v2.get(254, 0)) & 1
+        pages += not (smaller or int(image.tag_v2.get(254, 0)) & 1)
     image.seek(0)
     return pages
 

@@ -114,9 +114,10 @@ def decide(values: Values) -> tuple[Ranges, str]:
     """
     full = (1 << values.depth) - 1
     present = np.flatnonzero(values.count)
-    if len(present) <= 2:
-        background = 0 if len(present) == 1 else present[0]
-        above = present[present > background]
+    if len(present) == 1:  # colours of one brightness are such, too
+        raise _doubt(values, present)
+    if len(present) == 2:
+        above = present[1:]
         return _as_ranges(above) or ((1, full),), f"the masks have only {values.listed()}"
     flat = present[values.inside[present] >= _FLAT * values.count[present]]
     if len(flat) > 2 and 2 * len(flat) >= len(present):
@@ -183,6 +184,8 @@ def _soft(values: Values, present: np.ndarray, flat: np.ndarray) -> tuple[Ranges
         or (stepped and border > 0.03 * foreground)
         or (len(groups[0]) > 1 and hidden > 0.2 * inside[groups[1]].sum())
         or not at_low
+        # as JPEG leaves two colours that are equally bright
+        or (low > full // 2 and high - low < full // 16)
     ):
         raise _doubt(values, present)
     half = full // 2 if high >= 0.97 * full else (low + high) // 2

@@ -194,7 +194,7 @@ def _scale_of(survey: _Survey) -> tuple[Scale, list[str]]:
             continue
         elif survey.deep:
             raise InputError(
-                f"{survey.deep[0].image} has 16 bits a colour, of which only the upper 8 are read, "
+                f"{min(case.image for case in survey.deep)} has 16 bits a colour, of which only the upper 8 are read, "
                 f"and all images together use {low} to {high} of their 256 values: save them as "
                 "8-bit colour, scaled to what they use."
             )

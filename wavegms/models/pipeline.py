@@ -127,8 +127,8 @@ class WaveGMSPipeline(DiffusionPipeline):
             for part in parts.values():
                 require_finite(part, folder)
             index = cls.load_config(folder)
-            sizes = {name: index[name] for name in ("image_size",) if name in index}
-            pipeline = cls(**parts, **sizes)
+            seen = {name: index[name] for name in ("image_size", "greys") if name in index}
+            pipeline = cls(**parts, **seen)
             pipeline.register_to_config(_name_or_path=str(folder))
             return pipeline
         except InputError:

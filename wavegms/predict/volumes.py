@@ -63,7 +63,7 @@ class Volume:
         plane: Plane | None = None,
         window: tuple[float, float] | None = None,
     ):
-        """Turns it to the view of a plane; an InputError if all voxels have one value or none."""
+        """Turns it to the view of a plane; an InputError if that cannot be, or it shows nothing."""
         self.image = image
         self._orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
             image.GetDirection()
@@ -73,6 +73,14 @@ class Volume:
         flat = _PLANE_ACROSS[self._orientation[sides.index(1) if 1 in sides else 2]]
         self.plane: Plane = plane or flat
         self._turned = sitk.DICOMOrient(image, _VIEWS[self.plane])
+        empty = sitk.Image(self._turned.GetSize(), sitk.sitkUInt8)
+        empty.CopyInformation(self._turned)
+        back = sitk.DICOMOrient(empty, self._orientation)
+        if not np.allclose(back.GetDirection(), image.GetDirection()):
+            raise InputError(
+                "two of its axes lie at 45 degrees to those of the body, so that which is which "
+                "cannot be told: resample it to axial, coronal or sagittal slices."
+            )
         self._voxels = sitk.GetArrayViewFromImage(self._turned)
         self.shape: tuple[int, int, int] = self._voxels.shape
         if 1 in self.shape[1:]:
