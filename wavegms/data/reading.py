@@ -194,8 +194,9 @@ def _scale_of(survey: _Survey) -> tuple[Scale, list[str]]:
             continue
         elif survey.deep:
             raise InputError(
-                f"{min(case.image for case in survey.deep)} has 16 bits a colour, of which only the "
-                f"upper 8 are read, and all images together use {low} to {high} of their 256 values: save them as "
+                f"{min(case.image for case in survey.deep)} has 16 bits a colour, of which only "
+                f"the upper 8 are read, and all images together use {low} to {high} of their 256 "
+                "values: save them as "
                 "8-bit colour, scaled to what they use."
             )
         ranges[depth] = used_range(low, high, least_bits=1)
