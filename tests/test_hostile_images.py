@@ -270,8 +270,8 @@ def damaged_files(draw, raw: Path) -> list:
         path = raw / draw(st.sampled_from(["images", "masks"])) / f"{draw(st.integers(0, 4))}.png"
         path.write_bytes(content)
         hit.append(path)
-    # An image that came out at another size is told by its mask, and a mask that still opens by what
-    # all of them together do not tell.
+    # An image that came out at another size is told by its mask, and a mask that still opens by
+    # what all of them together do not tell.
     return [*hit, *(raw / "masks" / path.name for path in hit), "reading.mine.foreground"]
 
 
