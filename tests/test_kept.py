@@ -99,7 +99,8 @@ def test_a_training_begins_from_it(
     monkeypatch.chdir(tmp_path)
     for module in (training_kept, wavegms_project):
         monkeypatch.setattr(module, "KEPT", kept)
-    monkeypatch.setattr(training_kept, "is_kept", lambda where, folder=kept: is_kept(where, folder))
+    for module in (training_kept, wavegms_project):
+        monkeypatch.setattr(module, "is_kept", lambda where, folder=kept: is_kept(where, folder))
     monkeypatch.setattr(model_folder, "__defaults__", (model_folder.__defaults__[0], kept))
     start = start_network("little", "wave_gms", grey_vae())
     settings = training_params(learning_rate=1e-9, start_from="little")

@@ -13,6 +13,7 @@ from typing import Any
 
 from wavegms import __version__
 from wavegms.errors import InputError
+from wavegms.files import is_hub_id
 
 # The code that runs.
 PACKAGE = Path(__file__).resolve().parent
@@ -34,6 +35,15 @@ def is_kept(where: str | Path, folder: Path = KEPT) -> bool:
     """Whether this is the name of such a model."""
     name = isinstance(where, str) and where.replace("_", "").replace("-", "").isalnum()
     return name and (folder / f"{where}.safetensors").is_file()
+
+
+def require_start(where: str) -> None:
+    """Checks that `training.start_from` names something that can be a model."""
+    if not (Path(where).is_dir() or is_hub_id(where) or is_kept(where)):
+        raise InputError(
+            f"training.start_from {where} is no folder, and no name in weights/: correct it, or "
+            "set it to null"
+        )
 
 
 # glibc gives large blocks back to the system at once and asks for them anew in every step, whose

@@ -8,7 +8,7 @@ from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import SCANNERS
-from wavegms.project import KEPT, is_kept
+from wavegms.project import KEPT, is_kept, require_start
 from wavegms.variants import VARIANTS, require_side
 
 
@@ -52,12 +52,8 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
                 f"reading names {name}, which is neither among datasets nor external: correct the "
                 "name, or remove it"
             )
-    start = params.training.start_from
-    if start and not (Path(start).is_dir() or is_hub_id(start) or is_kept(start)):
-        raise InputError(
-            f"training.start_from {start} is no folder, and no name in weights/: correct it, or "
-            "set it to null"
-        )
+    if params.training.start_from:
+        require_start(params.training.start_from)
     for name in params.external:
         if name not in params.phantom.datasets:
             find_cases(name, raw / name)

@@ -16,13 +16,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wavegms.errors import InputError, first_line
-from wavegms.files import is_hub_id, replace_file, replace_folder, sha256_of, write_text
+from wavegms.files import replace_file, replace_folder, sha256_of, write_text
 from wavegms.images import Scale
 from wavegms.models.autoencoder import Autoencoder, encode_images
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.weights import load_autoencoder, read_tensors
-from wavegms.project import KEPT, is_kept
+from wavegms.project import KEPT, is_kept, require_start
 from wavegms.training.card import ModelCard, read_card, weights_hash, write_card
 
 _TRAINED = ("encoder", "mapping", "network")
@@ -152,11 +152,7 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
         InputError: there is no such model, it is of another network than the variant's, or it was
             trained with another autoencoder.
     """
-    if not (Path(where).is_dir() or is_hub_id(where) or is_kept(where)):
-        raise InputError(
-            f"training.start_from {where} is no folder, and no name in weights/: correct it, or "
-            "set it to null"
-        )
+    require_start(where)
     before = WaveGMSPipeline.from_pretrained(model_folder(where))
     network = build_variant(variant)
     pipeline = as_pipeline(network, vae, before.config.image_size)
