@@ -5,8 +5,12 @@ whether a mask was drawn before or after EXIF turned its image. What is found is
 evidence; where files allow more than one reading, it is asked for.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain, zip_longest
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -19,9 +23,11 @@ from wavegms.data.foreground import Doubt, Values, decide
 from wavegms.data.pairs import Reading, fits_size, for_each_case
 from wavegms.errors import InputError
 from wavegms.images import (
+    BACKGROUND,
     DEEP,
     FOREGROUND,
     MaskRule,
+    Ranges,
     Scale,
     as_mask,
     depth_of_mode,
@@ -52,6 +58,9 @@ _AGREE, _BETTER = 0.8, 1.5
 # Contrast, as a share of the variance, that is none.
 _NO_CONTRAST = 0.02
 
+# A share of masks that may be the odd ones.
+_ODD_MASKS = 0.2
+
 # Longer side at which masks are tried on images, pixels.
 _FIT_SIDE = 256
 
@@ -72,7 +81,7 @@ def find_reading(
     wanted = wanted or ReadingParams()
     survey = _Survey()
     for_each_case(survey.look, cases, f"Looking at {name}")
-    masks, evidence = _mask_rule(name, survey, wanted)
+    masks, evidence = _mask_rule(name, cases, survey, wanted)
     scale, said = _scale_of(survey)
     stored, turns = _drawn_on(name, survey.turned, masks, wanted, masks_at_another_size)
     return Reading(masks, scale, stored, (*evidence, *said, *turns))
@@ -128,7 +137,7 @@ class _Survey:
 
 
 def _mask_rule(
-    name: str, survey: _Survey, wanted: ReadingParams
+    name: str, cases: Sequence[Case], survey: _Survey, wanted: ReadingParams
 ) -> tuple[MaskRule, tuple[str, ...]]:
     in_alpha = survey.alpha_varies > 0
     if in_alpha and survey.colour_varies:
@@ -157,27 +166,105 @@ def _mask_rule(
         rest = f", and {written_ranges(ignored)} is ignored" if ignored else ""
         said = f"masks: foreground is {written_ranges(foreground)}{rest}, as reading.{name} says"
         return rule, (said,)
-    decided, evidence = {}, []
+    decided, evidence, doubts = {}, [], {}
     for depth, values in found.items():
         try:
             decided[depth], why = decide(values.without(ignored))
         except Doubt as doubt:
-            ways = " or ".join(
-                f"--foreground {one}" + (f" --ignore {other}" if other else "")
-                for one, other in doubt.choices
-            )
-            raise InputError(
-                f"The masks of {name} have the values {doubt}, and which of them are foreground "
-                f"cannot be told: say so to `add`, by {ways}, or by reading.{name}.foreground and "
-                f"reading.{name}.ignore in params.yaml."
-            ) from doubt
+            doubts[depth] = doubt
+            continue
         where = " in the alpha channel" if in_alpha and depth == 8 else ""
         evidence.append(
             f"masks: foreground is {written_ranges(decided[depth])}{where}, as {why}; "
             f"{values.files} files"
         )
+    if doubts:
+        raise _question(name, cases, doubts, MaskRule(decided, ignored, in_alpha))
     # no mask could be read: whoever reads them next says why
     return MaskRule(decided, ignored, in_alpha), tuple(evidence)
+
+
+def _question(
+    name: str, cases: Sequence[Case], doubts: Mapping[int, Doubt], rule: MaskRule
+) -> InputError:
+    """Asks what the masks do not tell, by choices that all of them allow; names the odd ones."""
+    look = partial(_alone, depths=doubts, rule=rule)
+    looked, _ = for_each_case(look, cases, "Looking at each mask")
+    decided = chain(*rule.foreground.values())
+    ways = []
+    for parts in zip_longest(*(doubt.choices for doubt in doubts.values()), fillvalue=((), ())):
+        foreground = tuple(sorted({*decided, *chain(*(one for one, _ in parts))}))
+        ignored = tuple(sorted({*rule.ignored, *chain(*(other for _, other in parts))}))
+        choice = MaskRule(dict.fromkeys((8, 16), foreground), ignored)
+        kinds = [np.concatenate([choice.of(one) for one in case.held]) for case in looked]
+        allowed = all((kind == FOREGROUND).any() for kind in kinds)
+        if allowed and any((kind == BACKGROUND).any() for kind in kinds):
+            ignoring = f" --ignore {written_ranges(ignored)}" if ignored else ""
+            ways.append(f"--foreground {written_ranges(foreground)}{ignoring}")
+    said = (
+        f"The masks of {name} have the values {'; '.join(map(str, doubts.values()))}, and which of "
+        "them are foreground cannot be told: "
+    )
+    if ways:
+        said += (
+            f"say so to `add`, by {' or '.join(ways)}, or by reading.{name}.foreground and "
+            f"reading.{name}.ignore in params.yaml."
+        )
+    else:
+        said += "save them as black and white, 0 and 255."
+    return InputError(said + _odd_masks(looked, doubts, rule))
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """The masks of one case by themselves."""
+
+    held: list[np.ndarray]  # the values of each
+    read: list[tuple[Path, Ranges | None]]  # those in doubt: as each would be read, None if it asks
+
+
+def _alone(case: Case, depths: Container[int], rule: MaskRule) -> _Alone:
+    held, read = [], []
+    for path in case.masks:
+        values = _told(path, rule)
+        held.append(np.flatnonzero(values.count).astype(f"uint{values.depth}"))
+        if values.depth in depths:
+            try:
+                read.append((path, decide(values.without(rule.ignored))[0]))
+            except Doubt:
+                read.append((path, None))
+    return _Alone(held, read)
+
+
+def _told(path: Path, rule: MaskRule) -> Values:
+    values, alpha = mask_values(open_image(path))
+    return Values.of(alpha if rule.alpha and alpha is not None else values)
+
+
+def _odd_masks(looked: Sequence[_Alone], doubts: Mapping[int, Doubt], rule: MaskRule) -> str:
+    """Names the few masks without which the others would leave nothing open, if there are such."""
+    read = dict(chain(*(case.read for case in looked)))
+    usual = Counter(read.values()).most_common(1)[0][0] if read else None
+    for odd in (
+        {path for path, ranges in read.items() if ranges != usual},
+        {path for path, ranges in read.items() if ranges is None},
+    ):
+        if not 0 < len(odd) <= max(1, _ODD_MASKS * len(read)) or len(read) < 3:
+            continue
+        rest = {depth: Values(depth) for depth in doubts}
+        for path in read.keys() - odd:
+            values = _told(path, rule)
+            rest[values.depth] += values
+        try:
+            found = [decide(values.without(rule.ignored))[0] for values in rest.values()]
+        except Doubt:
+            continue
+        names = ", ".join(map(str, sorted(odd)[:3])) + (", ..." if len(odd) > 3 else "")
+        return (
+            f" It is for {len(odd)} of {len(read)} masks only, {names}: without them, foreground "
+            f"would be {written_ranges(tuple(chain(*found)))}, so look whether they are damaged."
+        )
+    return ""
 
 
 def _scale_of(survey: _Survey) -> tuple[Scale, list[str]]:
