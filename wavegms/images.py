@@ -33,6 +33,9 @@ MAX_SIDE = 65_535
 # metrics.
 BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2
 
+# So few grey levels that are left of four times as many are next to nothing to see.
+_FEW_LEVELS = 64
+
 # Where it is noted that a file has 16 bits a colour, of which Pillow reads the upper 8.
 DEEP = "16 bits a colour"
 
@@ -254,6 +257,27 @@ class Scale:
                 f"{used[0]} to {used[1]} were taken for black to white"
             )
         return ""
+
+    def loses(self, image: Image.Image, rgb: Image.Image) -> str:
+        """What of an image's greys is lost in `rgb`, in words that follow its name, if it is much.
+
+        Many greys became few, as where others of the dataset have more bits, or burnt-in marks; or
+        more than a hundredth is cut off.
+        """
+        depth, shown = depth_of_mode(image.mode), np.asarray(rgb)
+        levels = len(np.unique(shown)) if depth == 16 else int(np.ptp(shown)) + 1
+        if depth == 8:
+            few = 1 < levels <= _FEW_LEVELS // 2
+            return f"uses {levels} of 256 grey levels: it is nearly of one grey" if few else ""
+        stored = np.asarray(image)
+        used, (low, high) = len(np.unique(stored)), self.range_of(image)
+        if levels <= _FEW_LEVELS and used >= 4 * levels:
+            return (
+                f"has {used} grey levels from {stored.min()} to {stored.max()}, of which {levels} "
+                f"are left where {low} is black and {high} white"
+            )
+        outside = float(((stored < low) | (stored > high)).mean())
+        return f"is cut off outside {low} to {high}, {outside:.0%} of it" if outside > 0.01 else ""
 
 
 # As models of before scales were kept saw every image.

@@ -30,6 +30,9 @@ from wavegms.images import (
     turned,
 )
 
+# EXIF's orientations that are not undone by themselves.
+_BACK = {6: 8, 8: 6}
+
 _Result = TypeVar("_Result")
 
 
@@ -39,8 +42,10 @@ class Reading:
 
     masks: MaskRule
     scale: Scale = field(default_factory=Scale)
-    # Whether masks were drawn on the pixels as they are stored, before EXIF turned the image.
+    # Whether masks were drawn on the pixels as they are stored, before EXIF turned the image; and
+    # where EXIF turns the mask alike.
     stored: bool = False
+    stored_alike: bool = True
     evidence: tuple[str, ...] = ()  # a sentence each
 
 
@@ -53,7 +58,10 @@ class Pair:
     mask: np.ndarray
     image_mode: str  # PIL's mode of the image file
     mask_modes: tuple[str, ...]  # and of each mask file
-    drawn_on: str  # "shown" or "stored" where EXIF turned the image and not the mask, else empty
+    drawn_on: (
+        str  # "shown" or "stored" where EXIF turned the image otherwise than the mask, or empty
+    )
+    said: str  # on grey values that the scale does not fit, in words that follow the image's name
 
 
 def read_pair(case: Case, reading: Reading, masks_at_another_size: bool = False) -> Pair:
@@ -61,23 +69,28 @@ def read_pair(case: Case, reading: Reading, masks_at_another_size: bool = False)
 
     Of several masks, a pixel is foreground where one says so, and else ignored where one does.
     """
-    orientation = 1
+    orientation, said, size, drawn_on = 1, "", (0, 0), ""
 
     def to_rgb(image: Image.Image) -> Image.Image:
-        nonlocal orientation
+        nonlocal orientation, said, size
         orientation = orientation_of(image)
-        return as_rgb(image, reading.scale)
+        rgb = as_rgb(image, reading.scale)
+        said, size = reading.scale.loses(image, rgb), (rgb.height, rgb.width)
+        return rgb
 
     def to_mask(image: Image.Image) -> np.ndarray:
         nonlocal drawn_on
-        part = as_mask(image, reading.masks)
-        if orientation == 1 or orientation_of(image) != 1:
-            return part
-        drawn_on = "stored" if reading.stored else "shown"
-        return turned(part, orientation) if reading.stored else part
+        ways, alike = mask_ways(image, orientation, reading.masks)
+        stored = reading.stored_alike if alike else reading.stored
+        fits = [fits_size(way.shape, size, masks_at_another_size) for way in ways]
+        if fits[not stored] > fits[stored]:  # one may be turned where most are not
+            stored = not stored
+        if ways[0] is not ways[1] and not (alike and stored):
+            drawn_on = "stored" if stored else "shown"
+        return ways[stored]
 
     image, image_mode = read_image(case.image, to_rgb)
-    mask, mask_modes, drawn_on = None, [], ""
+    mask, mask_modes = None, []
     for path in case.masks:
         part, mode = read_image(path, to_mask)
         mask_modes.append(mode)
@@ -95,7 +108,25 @@ def read_pair(case: Case, reading: Reading, masks_at_another_size: bool = False)
             f"{_names_of(case)} has no foreground (values {reading.masks}): correct the mask or "
             "remove the image with its mask."
         )
-    return Pair(image, mask, image_mode, tuple(mask_modes), drawn_on)
+    return Pair(image, mask, image_mode, tuple(mask_modes), drawn_on, said)
+
+
+def mask_ways(
+    mask: Image.Image, orientation: int, rule: MaskRule
+) -> tuple[tuple[np.ndarray, np.ndarray], bool]:
+    """A mask as drawn on the image as shown, and as stored before `orientation` turned it.
+
+    The one array twice where neither is turned. Where EXIF turns the mask, too, it is taken as it
+    shows itself, or as its stored pixels lie; the last is true if EXIF turns both alike, and
+    may have been copied.
+    """
+    part, own = as_mask(mask, rule), orientation_of(mask)
+    if own == orientation == 1:
+        return (part, part), False
+    plain = turned(part, _BACK.get(own, own))
+    if own == orientation:
+        return (plain, part), True
+    return (part, turned(plain, orientation)), False
 
 
 def _join(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -145,26 +176,59 @@ def for_each_case(
     return results, problems
 
 
-def surrounds(mask: np.ndarray) -> bool:
-    """Tell whether foreground is most of a mask (H, W) and of its border, as background should."""
-    border = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
-    return bool(mask.mean() > 0.5 and border.mean() > 0.5)
+@dataclass(frozen=True)
+class Seen:
+    """What there is to say of a pair once it was read and made smaller."""
+
+    size: tuple[int, int]  # of the source image
+    image_mode: str
+    mask_modes: tuple[str, ...]
+    area: float  # shares of the smaller mask
+    ignored: float
+    surrounds: bool  # foreground is most of the mask and of its border, as background should
+    said: str  # see `Pair`
+
+    @classmethod
+    def of(cls, pair: Pair, mask: np.ndarray) -> "Seen":
+        """Of a pair and its smaller mask."""
+        inside = mask == FOREGROUND
+        border = np.concatenate([inside[0], inside[-1], inside[1:-1, 0], inside[1:-1, -1]])
+        return cls(
+            pair.image.size,
+            pair.image_mode,
+            pair.mask_modes,
+            float(inside.mean()),
+            float((mask == IGNORED).mean()),
+            bool(inside.mean() > 0.5 and border.mean() > 0.5),
+            pair.said,
+        )
 
 
-def inverted_masks(cases: Sequence[Case], surround: Sequence[bool]) -> list[str]:
-    """Say so where the masks of a dataset look as if black and white were exchanged.
+def remarks(cases: Sequence[Case], seen: Sequence[Seen]) -> list[str]:
+    """Say what looks wrong in a dataset, though it can be read.
 
-    `surround` is what `surrounds` says of each mask. A lesion may fill its image, but hardly most
-    images of a dataset.
+    Masks look as if black and white were exchanged: a lesion may fill its image, but hardly most
+    images of a dataset. Grey values of some images do not fit the one scale of all.
     """
-    ids = [case.id for case, one in zip(cases, surround, strict=True) if one]
-    if 2 * len(ids) <= len(cases):
-        return []
-    more = ", ..." if len(ids) > 3 else ""
-    return [
-        f"In {len(ids)} of {len(cases)} masks the foreground fills most of the image and of its "
-        f"border ({', '.join(ids[:3])}{more}): if black and white are exchanged, invert the masks."
-    ]
+    said = []
+    ids = [case.id for case, one in zip(cases, seen, strict=True) if one.surrounds]
+    if 2 * len(ids) > len(cases):
+        said.append(
+            f"In {len(ids)} of {len(cases)} masks the foreground fills most of the image and of "
+            f"its border ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}): if black and "
+            "white are exchanged, invert the masks."
+        )
+    poor = [(case, one.said) for case, one in zip(cases, seen, strict=True) if one.said]
+    if poor:
+        first, why = poor[0]
+        others = ", ".join(case.image.name for case, _ in poor[1:4])
+        also = f" (so do {others}{', ...' if len(poor) > 4 else ''})" if others else ""
+        said.append(
+            f"{len(poor)} of {len(cases)} images do not fit the range of grey values of all: "
+            f"{first.image} {why}{also}. If the dataset mixes ranges, scale its images to one, or "
+            "make each kind a dataset of its own; paint over marks that were burnt in."
+        )
+    return said
 
 
 def fits_size(mask: tuple[int, ...], image: tuple[int, ...], may_be_scaled: bool) -> bool:

@@ -30,17 +30,17 @@ from wavegms.data.manifest import (
 )
 from wavegms.data.pairs import (
     Reading,
+    Seen,
     for_each_case,
-    inverted_masks,
     read_pair,
+    remarks,
     resize_pair,
-    surrounds,
 )
 from wavegms.data.reading import find_reading
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of
-from wavegms.images import FOREGROUND, IGNORED, Scale, as_rgb, read_image, written_ranges
+from wavegms.images import FOREGROUND, Scale, as_rgb, read_image, written_ranges
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,10 +141,11 @@ def prepare_dataset(
         if problems:
             raise InputError(problems[0])
         # In the contract's order; pandas writes numbers so that they are read the same.
-        manifest = pd.DataFrame([one.row for one in results], columns=list(MANIFEST_COLUMNS))
+        manifest = pd.DataFrame([row for row, _ in results], columns=list(MANIFEST_COLUMNS))
         manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
     counts = Counter(split_of.values())
-    sizes = sorted((one.size for one in results), key=lambda size: size[0] * size[1])
+    seen = [one for _, one in results]
+    sizes = sorted((one.size for one in seen), key=lambda size: size[0] * size[1])
     return PreparationReport(
         name=name,
         counts={part: counts[part] for part in SPLITS},
@@ -155,27 +156,17 @@ def prepare_dataset(
         ),
         differences=[
             *_differences(spec, cases, split_of),
-            *inverted_masks(chosen, [one.surrounds for one in results]),
+            *remarks(chosen, seen),
         ],
         evidence=(*(pairing_rule(cases) if name not in CATALOG else ()), *how.evidence),
-        ignored=float(np.mean([one.ignored for one in results])),
-        image_modes=dict(sorted(Counter(one.image_mode for one in results).items())),
-        mask_modes=dict(sorted(Counter(chain(*(one.mask_modes for one in results))).items())),
+        ignored=float(np.mean([one.ignored for one in seen])),
+        image_modes=dict(sorted(Counter(one.image_mode for one in seen).items())),
+        mask_modes=dict(sorted(Counter(chain(*(one.mask_modes for one in seen))).items())),
         joined=sum(len(case.masks) > 1 for case in chosen),
         smallest=sizes[0],
         largest=sizes[-1],
         data_hash=data_hash(out),
     )
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    row: dict[str, Any]  # of the manifest
-    size: tuple[int, int]
-    image_mode: str
-    mask_modes: tuple[str, ...]
-    surrounds: bool
-    ignored: float
 
 
 def _check_target(raw: Path, out: Path) -> None:
@@ -208,7 +199,8 @@ def _prepare_case(
     image_size: int,
     split_of: dict[str, str],
     case: Case,
-) -> _Prepared:
+) -> tuple[dict[str, Any], Seen]:
+    """Writes a pair; its row of the manifest, and what there is to say of it."""
     pair = read_pair(case, reading, spec.masks_at_another_size)
     image, mask = resize_pair(case, pair, image_size)
     image.save(folder / "images" / f"{case.id}.png")
@@ -230,14 +222,7 @@ def _prepare_case(
         "drawn_on": pair.drawn_on,
         "evidence": "; ".join(reading.evidence),
     }
-    return _Prepared(
-        row,
-        pair.image.size,
-        pair.image_mode,
-        pair.mask_modes,
-        surrounds(mask == FOREGROUND),
-        float((mask == IGNORED).mean()),
-    )
+    return row, Seen.of(pair, mask)
 
 
 def _differences(spec: DatasetSpec, cases: list[Case], split_of: dict[str, str]) -> list[str]:

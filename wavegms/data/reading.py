@@ -7,7 +7,7 @@ evidence; where files allow more than one reading, it is asked for.
 
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -20,7 +20,7 @@ from scipy import ndimage
 from wavegms.config import ReadingParams
 from wavegms.data.cases import Case
 from wavegms.data.foreground import Doubt, Values, decide
-from wavegms.data.pairs import Reading, fits_size, for_each_case
+from wavegms.data.pairs import Reading, fits_size, for_each_case, mask_ways
 from wavegms.errors import InputError
 from wavegms.images import (
     BACKGROUND,
@@ -29,7 +29,6 @@ from wavegms.images import (
     MaskRule,
     Ranges,
     Scale,
-    as_mask,
     depth_of_mode,
     mask_values,
     open_image,
@@ -39,7 +38,6 @@ from wavegms.images import (
     require_range,
     resize_image,
     resize_mask,
-    turned,
     upright,
     used_range,
     written_ranges,
@@ -54,6 +52,9 @@ _ODD_PIXELS = 1e-4
 
 # Of images that EXIF turns, how many must agree on how their masks lie, and how much better.
 _AGREE, _BETTER = 0.8, 1.5
+
+# A single mask that fits the other way so much better is asked about: on BUSI, by chance, 1 in 200.
+_SURELY = 2
 
 # Contrast, as a share of the variance, that is none.
 _NO_CONTRAST = 0.02
@@ -83,8 +84,8 @@ def find_reading(
     for_each_case(survey.look, cases, f"Looking at {name}")
     masks, evidence = _mask_rule(name, cases, survey, wanted)
     scale, said = _scale_of(survey)
-    stored, turns = _drawn_on(name, survey.turned, masks, wanted, masks_at_another_size)
-    return Reading(masks, scale, stored, (*evidence, *said, *turns))
+    stored, alike, turns = _drawn_on(name, survey, masks, wanted, masks_at_another_size)
+    return Reading(masks, scale, stored, alike, (*evidence, *said, *turns))
 
 
 class _Survey:
@@ -96,7 +97,9 @@ class _Survey:
         # of files with an alpha channel, what is in the colours and in alpha
         self.colour, self.alpha = Values(8), Values(8)
         self.colour_varies = self.alpha_varies = 0
-        self.turned: list[Case] = []  # EXIF turns the image and not the mask
+        # one case for each mask that EXIF turns otherwise than its image; and those it turns alike
+        self.turned: list[Case] = []
+        self.turned_alike: list[Case] = []
         self.greys: dict[int, tuple[int, int]] = {}  # lowest and highest, by depth
         self.sixteen = np.zeros(1 << 16, np.int64)  # pixels of each value
         self.deep: list[Case] = []  # 16 bits a colour, see `DEEP`
@@ -111,8 +114,10 @@ class _Survey:
             held = Values.of(values)
             clear = None if alpha is None else Values.of(alpha)
             with self._lock:
-                if orientation != 1 == orientation_of(mask) and case not in self.turned:
-                    self.turned.append(case)
+                if orientation != (own := orientation_of(mask)):
+                    self.turned.append(replace(case, masks=(path,)))
+                elif own != 1:
+                    self.turned_alike.append(replace(case, masks=(path,)))
                 if clear is None:
                     self.plain[held.depth] += held
                     continue
@@ -295,60 +300,97 @@ def _scale_of(survey: _Survey) -> tuple[Scale, list[str]]:
 
 
 def _drawn_on(
-    name: str,
-    cases: Sequence[Case],
-    rule: MaskRule,
-    wanted: ReadingParams,
-    masks_at_another_size: bool,
-) -> tuple[bool, list[str]]:
-    """Whether masks were drawn on the stored pixels of images that EXIF turns."""
-    if not cases or wanted.drawn_on != "auto":
+    name: str, survey: _Survey, rule: MaskRule, wanted: ReadingParams, scaled: bool
+) -> tuple[bool, bool, list[str]]:
+    """Whether masks were drawn on the stored pixels of images that EXIF turns.
+
+    First where it turns image and mask differently, then where alike: there, yes if none tells.
+    """
+    stored, alike, said = False, True, []
+    asked = wanted.drawn_on != "auto"
+    if survey.turned and asked:
+        stored = wanted.drawn_on == "stored"
+    elif survey.turned:
+        stored, said = _tried(name, survey.turned, rule, scaled)
+    if survey.turned_alike and asked and not survey.turned:
+        alike = wanted.drawn_on == "stored"
+    elif survey.turned_alike:
+        alike, more = _tried(name, survey.turned_alike, rule, scaled, usual=True)
+        said = [*said, *more]
+    if asked and (survey.turned or survey.turned_alike):
         said = [f"masks were drawn on the image as {wanted.drawn_on}, as reading.{name} says"]
-        return wanted.drawn_on == "stored", said if cases else []
-    fits, _ = for_each_case(
-        partial(_fit, rule=rule, scaled=masks_at_another_size), cases, "Trying turns"
+    return stored, alike, said
+
+
+def _tried(
+    name: str, cases: Sequence[Case], rule: MaskRule, scaled: bool, usual: bool | None = None
+) -> tuple[bool, list[str]]:
+    """Tries the masks of cases, one of each, both ways; `usual` is what needs no evidence."""
+    cases = sorted(cases, key=lambda case: case.masks)
+    fit = partial(_fit, rule=rule, scaled=scaled)
+    fits, _ = for_each_case(fit, cases, "Trying turns")
+    fits = {path: better for path, better in fits if better is not None}
+    sure = {path: better > 0 for path, better in fits.items() if np.isinf(better)}
+    close = {path: better for path, better in fits.items() if path not in sure}
+    if not fits:
+        return bool(usual), []
+    # By shape, each mask decides for itself; if all such agree, for the others, too.
+    voting = [1 if one else -1 for one in sure.values()]
+    if not voting or (close and len(set(voting)) > 1):
+        voting = list(close.values())
+    stored = bool(np.median(voting) > 0)
+    agreeing = sum((vote > 0) == stored for vote in voting)
+    by_shape = len(voting) == len(sure) and set(voting) <= {1, -1}
+    clear = by_shape or (
+        agreeing >= _AGREE * len(voting) and abs(np.median(voting)) >= np.log(_BETTER)
     )
-    fits = np.array([fit for fit in fits if fit is not None])  # log of how much better stored is
-    sure = fits[np.isinf(fits)]
-    deciding = sure if len(sure) else fits
-    if not len(deciding):
-        return False, []
-    stored = deciding.mean() > 0 if not len(sure) else sure[0] > 0
-    agreeing = (deciding > 0) == stored
-    better = len(sure) or abs(np.median(deciding)) >= np.log(_BETTER)
-    if agreeing.mean() < (1 if len(sure) else _AGREE) or not better:
+    if usual is not None and (stored == usual or not clear):
+        return usual, []
+    odd = [
+        str(path)
+        for path, better in close.items()
+        if (better > 0) != stored and abs(better) >= np.log(_SURELY)
+    ]
+    if not clear or odd:
+        which = (
+            f"most fit as {'stored' if stored else 'shown'}, but not {', '.join(odd[:5])}"
+            f"{', ...' if len(odd) > 5 else ''}: turn these {len(odd)}, if they are wrong, or say"
+            if clear
+            else f"the first {cases[0].image}, and which way their masks fit cannot be told: say"
+        )
         raise InputError(
-            f"EXIF turns {len(cases)} images of {name}, the first {cases[0].image}, and which way "
-            "their masks fit cannot be told: say on which they were drawn, by --drawn-on shown or "
-            f"--drawn-on stored to `add`, or by reading.{name}.drawn_on in params.yaml."
+            f"EXIF turns {len(cases)} images of {name} or their masks, {which} on which they were "
+            "drawn, by --drawn-on shown or --drawn-on stored to `add`, or by "
+            f"reading.{name}.drawn_on in params.yaml."
         )
     place = "the stored pixels and are turned with the image" if stored else "the turned image"
-    how = "by their shape" if len(sure) else "by the contrast at their borders"
-    return bool(stored), [
-        f"EXIF turns {len(cases)} images: their masks were drawn on {place}, {how} in "
-        f"{agreeing.sum()} of {len(deciding)}"
+    how = "by their shape" if by_shape else "by the contrast at their borders"
+    others = sorted(path.name for path, better in fits.items() if (better > 0) != stored)
+    named = f" (not {', '.join(others[:5])}{', ...' if len(others) > 5 else ''})" if others else ""
+    return stored, [
+        f"EXIF turns {len(cases)} images: their masks were drawn on {place}, {how} in {agreeing} "
+        f"of {len(voting)}{named}"
     ]
 
 
-def _fit(case: Case, rule: MaskRule, scaled: bool) -> float | None:
-    """How much better a mask fits if it is turned as its image: a logarithm, infinite if sure.
+def _fit(case: Case, rule: MaskRule, scaled: bool) -> tuple[Path, float | None]:
+    """A mask, and how much better it fits as stored: a logarithm, infinite if sure.
 
     None if it makes no difference, or if neither fits.
     """
+    (path,) = case.masks
     image = open_image(case.image)
-    orientation = orientation_of(image)
     grey = np.asarray(upright(image).convert("L"))
-    mask = as_mask(open_image(case.masks[0]), rule)
-    ways = [mask, turned(mask, orientation)]
-    ways = [way if fits_size(way.shape, grey.shape, scaled) else None for way in ways]
-    if ways[0] is None or ways[1] is None:
-        return None if ways[0] is ways[1] else float(np.inf if ways[0] is None else -np.inf)
+    ways, _ = mask_ways(open_image(path), orientation_of(image), rule)
+    fitting = [fits_size(way.shape, grey.shape, scaled) for way in ways]
+    if not all(fitting):
+        return path, None if not any(fitting) else float(np.inf if fitting[1] else -np.inf)
     size = tuple(max(1, round(side * _FIT_SIDE / max(grey.shape))) for side in grey.shape[::-1])
     small = np.asarray(resize_image(Image.fromarray(grey), size), float)
     shown, stored = (resize_mask(way, size) == FOREGROUND for way in ways)
     if (shown & stored).sum() > 0.95 * (shown | stored).sum():
-        return None
-    return float(np.log(_contrast(small, stored) / _contrast(small, shown)))
+        return path, None
+    return path, float(np.log(_contrast(small, stored) / _contrast(small, shown)))
 
 
 def _contrast(grey: np.ndarray, mask: np.ndarray) -> float:

@@ -25,11 +25,11 @@ from wavegms.data.cases import (
 from wavegms.data.catalog import CATALOG, find_cases
 from wavegms.data.pairs import (
     Reading,
+    Seen,
     for_each_case,
-    inverted_masks,
     read_pair,
+    remarks,
     resize_pair,
-    surrounds,
 )
 from wavegms.data.reading import find_reading
 from wavegms.errors import InputError, first_line
@@ -181,15 +181,6 @@ def _reading(name: str, asked: Mapping[str, Any]) -> str:
     return f"reading: {_flow({name: dict(asked)})}"
 
 
-@dataclass(frozen=True)
-class _Seen:
-    size: tuple[int, int]
-    image_mode: str
-    mask_mode: str
-    area: float
-    surrounds: bool
-
-
 def _examine(
     name: str, cases: Sequence[Case], wanted: ReadingParams | None, image_size: int
 ) -> tuple[list[str], list[str], Reading]:
@@ -211,22 +202,15 @@ def _examine(
         f"images: {sizes[0][0]}×{sizes[0][1]} to {sizes[-1][0]}×{sizes[-1][1]} pixels; "
         + _count(one.image_mode for one in seen),
         f"masks: {areas.min():.1f} to {areas.max():.1f} % of the image, {np.median(areas):.1f} % "
-        f"in the middle; {_count(one.mask_mode for one in seen)}",
+        f"in the middle; {_count(one.mask_modes[0] for one in seen)}",
         *reading.evidence,
     ]
-    return found, inverted_masks(cases, [one.surrounds for one in seen]), reading
+    return found, remarks(cases, seen), reading
 
 
-def _examine_case(case: Case, reading: Reading, image_size: int) -> _Seen:
+def _examine_case(case: Case, reading: Reading, image_size: int) -> Seen:
     pair = read_pair(case, reading)
-    _, small = resize_pair(case, pair, image_size)
-    return _Seen(
-        size=pair.image.size,
-        image_mode=pair.image_mode,
-        mask_mode=pair.mask_modes[0],
-        area=float((small == FOREGROUND).mean()),
-        surrounds=surrounds(small == FOREGROUND),
-    )
+    return Seen.of(pair, resize_pair(case, pair, image_size)[1])
 
 
 def _count(modes: Iterable[str]) -> str:
