@@ -7,8 +7,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
-from copy import copy
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
@@ -221,8 +220,12 @@ def match_folders(images: Path, masks: Path) -> tuple[list[Case], list[Path]]:
     """
     others, mask_files = _listed(images), _listed(masks)
     together = set(mask_files) == set(others)
-    if not together:  # a pattern of all images may well name the masks, too
-        others = [path for path in others if path not in set(mask_files)]
+    if not together:  # a pattern of all images may well name the masks, too, or the other way round
+        both = set(others) & set(mask_files)
+        if both == set(others):
+            mask_files = [path for path in mask_files if path not in both]
+        else:
+            others = [path for path in others if path not in both]
     base = Path(os.path.commonpath([path.parent for path in (*others, *mask_files)]))
     within = [where if where.is_dir() else base for where in (images, masks)]
     return match_files(others, mask_files, within[0], within[1], together)
@@ -256,6 +259,15 @@ def match_files(
             raise
         rest = [path for path in named[0].files.values() if path not in found]
     name_of = {path: name for name, path in named[0].files.items()}
+    if together and rest and len(found) > 1:
+        # more masks, as the field of view is beside what an expert drew
+        taken, others = (named[0].only(paths) for paths in (found, rest))
+        if more := _by_what_differs(taken, others):
+            image, (other, *_) = next(iter(more.items()))
+            raise InputError(
+                f"{found[image][0]} and {other} are both called as {image.name}: name images and "
+                "masks by patterns, such as --masks '*/*_manual1.gif', so that one is left."
+            )
     if together:
         _require_no_more_masks([name_of[path] for path in found], [name_of[path] for path in rest])
     cases = [Case.of(path, found[path], name=name_of[path]) for path in images if path in found]
@@ -287,10 +299,10 @@ def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> No
     for case in cases:
         name = case.image.stem if stems[_name(case.image).casefold()] == 1 else case.id
         copies.append((case.image, f"images/{name}{case.image.suffix}"))
-        numbers = (n for n in count(2) if f"{name} ({n})".casefold() not in taken)
+        numbers = (n for n in count(2) if f"{name}_mask_{n}".casefold() not in taken)
         # the suffix tells how the file is written, so it stays
         for mask, number in zip(case.masks, ("", *islice(numbers, len(case.masks))), strict=False):
-            ending = number and f" ({number})"
+            ending = number and f"_mask_{number}"
             of_masks.append((mask, f"masks/{name}{ending}{mask.suffix}"))
     copies += of_masks
     for path in unlabelled:
@@ -329,46 +341,57 @@ def _listed(where: Path) -> list[Path]:
 
 
 class _Names:
-    """What files are called: by their stems, or by folders and stems where stems repeat."""
+    """What files are called: by their stems, or by folders and stems where stems repeat.
 
-    def __init__(self, paths: Sequence[Path], above: Path, clash: str):
-        self.above = above
-        self.repeated = len({_name(path) for path in paths}) < len(paths)
+    Folders that all files lie in, such as `masks` in `patient 1/masks`, are left out.
+    """
+
+    def __init__(self, paths: Collection[Path], above: Path, clash: str):
+        self.above, self.clash = above, clash
+        self.folders: dict[Path, tuple[str, ...]] = dict.fromkeys(paths, ())
+        if len({_name(path) for path in paths}) < len(paths):
+            self.folders = {path: path.parent.relative_to(above).parts for path in paths}
+        levels = list(zip(*self.folders.values(), strict=False))
+        if all(len(one) == len(levels) for one in self.folders.values()):
+            differing = [number for number, level in enumerate(levels) if len(set(level)) > 1]
+            for path, one in self.folders.items():
+                self.folders[path] = tuple(one[number] for number in differing)
         self.files: dict[str, Path] = {}
         for path in paths:
-            name = self._of(path)
+            name = "/".join((*self.folders[path], _name(path)))
             other = self.files.setdefault(name, path)
             if other is not path:
                 raise InputError(
                     f"{other} and {path} {clash} {name}: rename or remove one of them."
                 )
 
+    def only(self, paths: Collection[Path]) -> "_Names":
+        """Those of some files."""
+        return _Names(paths, self.above, self.clash)
+
     def split(self) -> "tuple[_Names, _Names]":
         """Images, and what is called a mask by a word in its name."""
-        parts = copy(self), copy(self)
-        for part, wanted in zip(parts, (False, True), strict=True):
-            chosen = {n: p for n, p in self.files.items() if bool(_MASK.search(n)) == wanted}
-            part.files = chosen
-        return parts
-
-    def _of(self, path: Path) -> str:
-        name = _name(path)
-        if self.repeated:
-            name = "/".join((*path.parent.relative_to(self.above).parts, name))
-        return name
+        masks = [path for name, path in self.files.items() if _MASK.search(name)]
+        return self.only([path for path in self.files.values() if path not in masks]), self.only(
+            masks
+        )
 
 
 def _by_whole_name(
     images: _Names, masks: _Names, together: bool
 ) -> tuple[dict[Path, list[Path]], list[Path]]:
     """Masks that are called as their image, perhaps with an ending and a number."""
-    ending = _common_ending(images.files, masks.files, together)
-    if ending is None:
+    endings = _endings(images.files, masks.files, together)
+    if not endings:
         raise InputError(
             f"no file in {masks.above} is called as an image in {images.above} is: give each mask "
-            "its image's name, perhaps with an ending that is the same for all, such as _mask."
+            "its image's name, perhaps with an ending that is the same for all, such as _mask; or "
+            "name images and masks by patterns, such as 'imagesTr/*_0000.png'."
         )
-    owners = {mask: _owner(mask, images.files, ending) for mask in masks.files}
+    for ending in (*endings, endings[0]):
+        owners = {mask: _owner(mask, images.files, ending) for mask in masks.files}
+        if together or None not in owners.values():
+            break
     if together:
         # a mask may be the beginning of the name of a second one
         owners = {
@@ -378,12 +401,20 @@ def _by_whole_name(
         }
         images.files = {name: path for name, path in images.files.items() if name not in owners}
         owners = {mask: _owner(mask, images.files, ending) for mask in owners}
+    numbered = {_unnumbered(name) for name in images.files if _unnumbered(name) != name}
     found: dict[str, list[str]] = {}
     for mask, owner in sorted(owners.items(), key=lambda pair: _natural(pair[0])):
         if owner is None:
             raise InputError(
                 f"{masks.files[mask]} is the mask of no image in {images.above}, where it would be "
                 f"called {mask.removesuffix(ending)}: add the image or remove the mask."
+            )
+        bare = not ending and _unnumbered(mask) == owner
+        if mask != f"{owner}{ending}" and (bare or (ending and owner in numbered)):
+            raise InputError(
+                f"{masks.files[mask]} may be a further mask of {images.files[owner].name}, or that "
+                f"of an image that is missing: call it {owner}_mask_2 and all masks of one image "
+                "likewise, or add the image, or remove the mask."
             )
         found.setdefault(owner, []).append(mask)
     for owner, its in found.items():
@@ -418,7 +449,8 @@ def _owner(mask: str, names: Container[str], ending: str) -> str | None:
         if rest == ending:
             return name
     for name, rest in known:
-        if _unnumbered(rest) == ending and (ending or rest.endswith(")")):
+        kind = _unnumbered(rest)
+        if kind != rest and (kind == (ending or "_mask") or (not kind and rest.endswith(")"))):
             return name
     return None
 
@@ -430,39 +462,63 @@ def _unnumbered(text: str) -> str:
 
 def _by_what_differs(images: _Names, masks: _Names) -> dict[Path, list[Path]] | None:
     """Names with a beginning and an ending that all images share, and others that all masks do."""
-    if min(len(images.files), len(masks.files)) < 2:
-        return None
     numbered = all(re.search("[0-9]", name) for name in (*images.files, *masks.files))
-    keys = []
-    for names in (images.files, masks.files):
-        head, tail = _shared(list(names), numbered)
-        middle = {}
-        for name, path in names.items():
-            whole = name if name.startswith(head) and name.endswith(tail) else _unnumbered(name)
-            if not (whole.startswith(head) and whole.endswith(tail)):
-                return None
-            key = whole[len(head) : len(whole) - len(tail)]
-            middle.setdefault(key if whole == name else (key, name), path)
-        keys.append(middle)
-    of_images, of_masks = keys
-    if (
-        len(of_images) < len(images.files)
-        or "" in of_images
-        or any(isinstance(key, tuple) for key in of_images)
-    ):
+    for by_numbers in (True, False) if numbered else (False,):
+        keys = _keys(images, by_numbers), _keys(masks, by_numbers)
+        whole = all(
+            len(one) == len(side.files) for one, side in zip(keys, (images, masks), strict=True)
+        )
+        if whole and (found := _by_keys(*keys)):
+            return found
+    return None
+
+
+# What differs between the names of images or masks: in their folders and in themselves, and the
+# number after what does not.
+_Key = tuple[tuple[str, ...], str, str]
+
+
+def _by_keys(images: dict[Path, _Key], masks: dict[Path, _Key]) -> dict[Path, list[Path]] | None:
+    of_images = {(folders, middle): path for path, (folders, middle, _) in images.items()}
+    if len(of_images) < len(images) or any(number or not m for _, m, number in images.values()):
         return None
     found: dict[Path, list[Path]] = {}
-    for key, path in of_masks.items():
-        image = of_images.get(key[0] if isinstance(key, tuple) else key)
-        if image is None:
+    for path, (folders, middle, _) in masks.items():
+        if (folders, middle) not in of_images:
             return None
-        found.setdefault(image, []).append(path)
-    return found if len(found) > 1 else None
+        found.setdefault(of_images[folders, middle], []).append(path)
+    twice = len(set(masks.values())) < len(masks)
+    return found if len(found) > 1 and not twice else None
 
 
-def _shared(names: Sequence[str], numbered: bool) -> tuple[str, str]:
+def _keys(names: _Names, by_numbers: bool) -> dict[Path, _Key]:
+    """What is left of names without what they share; without those that do not share it."""
+    paths = list(names.files.values())
+    columns = [*zip(*(names.folders[path] for path in paths), strict=False)]
+    columns = [_middles(column, by_numbers) for column in (*columns, map(_name, paths))]
+    return {
+        path: (tuple(folder for folder, _ in folders), *stem)
+        for path, (*folders, stem) in zip(paths, zip(*columns, strict=True), strict=True)
+        if None not in (*folders, stem)
+    }
+
+
+def _middles(names: Iterable[str], by_numbers: bool) -> list[tuple[str, str] | None]:
+    """Names without what most share at both ends, and the number that some have after it."""
+    names = list(names)
+    head, tail = _shared(names, by_numbers)
+    middles = []
+    for name in names:
+        whole = name if name.startswith(head) and name.endswith(tail) else _unnumbered(name)
+        fits = whole.startswith(head) and whole.endswith(tail)
+        middle = whole[len(head) : len(whole) - len(tail)]
+        middles.append((middle, name[len(whole) :]) if fits else None)
+    return middles
+
+
+def _shared(names: Sequence[str], by_numbers: bool) -> tuple[str, str]:
     """What most names begin and end with: all before and after digits, or up to a separator."""
-    if numbered:
+    if by_numbers:
         heads = Counter(re.match(r"[^0-9]*", name)[0] for name in names)
         tails = Counter(re.search(r"[^0-9]*$", name)[0] for name in names)
         return heads.most_common(1)[0][0], tails.most_common(1)[0][0]
@@ -488,8 +544,8 @@ def _by_folder(images: _Names, masks: _Names) -> dict[Path, list[Path]] | None:
     return found
 
 
-def _common_ending(images: Container[str], masks: Iterable[str], together: bool) -> str | None:
-    """What most masks' names have after the name of an image; None if none has such a name."""
+def _endings(images: Container[str], masks: Iterable[str], together: bool) -> list[str]:
+    """What masks' names have after the name of an image, that of most first."""
     # within a number, or a word if all lie together, no name ends
     inside = re.compile("[0-9]{2}|[^\\W\\d_]{2}" if together else "[0-9]{2}")
     endings = Counter(
@@ -501,7 +557,7 @@ def _common_ending(images: Container[str], masks: Iterable[str], together: bool)
     if together:
         del endings[""]
     # of several that are as frequent, the shortest: "case 1" is also the start of "case 12"
-    return min(endings, key=lambda ending: (-endings[ending], len(ending)), default=None)
+    return sorted(endings, key=lambda ending: (-endings[ending], len(ending)))
 
 
 def _name(path: Path) -> str:
