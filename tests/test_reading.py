@@ -3,6 +3,9 @@
 Truth is the drawn lesion itself, never what the reader makes of the file.
 """
 
+import io
+import re
+
 import numpy as np
 import pytest
 from layouts import save
@@ -13,7 +16,7 @@ from wavegms import InputError
 from wavegms.config import ReadingParams
 from wavegms.data.cases import Case, match_folders, pairing_rule, place
 from wavegms.data.catalog import find_cases
-from wavegms.data.pairs import read_pair
+from wavegms.data.pairs import Seen, read_pair, remarks
 from wavegms.data.reading import find_reading
 from wavegms.images import FOREGROUND, IGNORED, Scale, open_image
 
@@ -219,6 +222,144 @@ def test_what_masks_do_not_tell_is_asked_and_may_be_said(tmp_path, kind):
     assert "as reading.mine says" in reading.evidence[0]
 
 
+def decoded(drawn, quality):
+    """What JPEG leaves of a mask."""
+    file = io.BytesIO()
+    Image.fromarray(drawn).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def cells(seed, count, most, side=96):
+    """Discs with numbers of their own up to `most`; some touch."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side]
+    drawn = np.zeros((side, side), np.uint8)
+    for number in rng.permutation(most)[:count] + 1:
+        row, column = rng.uniform(0, side, 2)
+        drawn[(y - row) ** 2 + (x - column) ** 2 < rng.uniform(3, 6) ** 2] = number
+    return drawn
+
+
+def ringed(drawn, void=255):
+    return np.where(ring(drawn > 0), np.uint8(void), drawn)
+
+
+def beside(drawn, void=255):
+    drawn = drawn.copy()
+    drawn[:, :30] = void
+    return drawn
+
+
+def contoured(drawn, void=255):
+    edge = ndimage.maximum_filter(drawn, 3) != ndimage.minimum_filter(drawn, 3)
+    return np.where(edge, np.uint8(void), drawn)
+
+
+def cup_and_disc(mask, _):
+    """As REFUGE has them: 0 in 128 on 255."""
+    return np.where(mask, 0, np.where(ring(mask, 9), 128, 255)).astype(np.uint8)
+
+
+def with_noise(encode, quality):
+    return lambda mask, number: decoded(encode(mask, number), quality)
+
+
+def cells_in(count, most, void=lambda drawn: drawn):
+    return lambda _, number: void(cells(number, count, most))
+
+
+def in_some(encode, other, every=5):
+    return lambda mask, number: (encode if number % every else other)(mask, number)
+
+
+# The foreground that must be among the choices, and what to ignore; None: any.
+ASKED = {
+    **{f"{n} cells of {m}, {v.__name__}": (cells_in(n, m, v), "1-254", "255")
+       for n, m in ((12, 40), (30, 190), (40, 250)) for v in (ringed, beside, contoured)},
+    "cells, 255 in some": (in_some(cells_in(30, 190), cells_in(30, 190, beside)),
+                           "1-254", "255"),
+    **{f"JPEG {q}, ring of {w}": (with_noise(void(128, 255, w), q), None, None)
+       for q in (40, 75, 95) for w in (2, 5)},
+    **{f"JPEG {q}, cup and disc": (with_noise(cup_and_disc, q), None, None) for q in (50, 90)},
+    "cup and disc": (cup_and_disc, "0 128", ""),
+    **{f"a ring of {v}, {w} wide": (void(v, 255, w), "255", str(v))
+       for v in (1, 2, 128, 253, 254) for w in (1, 3)},
+    "a ring of 254 around soft masks": (
+        lambda m, i: np.where(ring(m, 7) & ~ring(m, 3), 254, soft(255)(m, i)).astype(np.uint8),
+        None, None),
+    "two rings": (lambda m, i: np.where(ring(m, 6), np.where(ring(m, 3), 254, 253),
+                                        m * 255).astype(np.uint8), None, None),
+    "rings in some": (in_some(grey(255), void(254, 255)), "255", "254"),
+    "sixteen bits": (lambda m, i: (void(128, 255)(m, i).astype(np.uint16) * 257), "65535", "32896"),
+    "sixteen bits, counted": (lambda m, i: consensus(1, 2, 3)(m, i).astype(np.uint16), "1-3", ""),
+    **{kind: (encode, None, None) for kind, (encode, _, _) in DOUBTS.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_every_choice_that_is_offered_works_when_typed(tmp_path, kind):
+    encode, foreground, ignore = ASKED[kind]
+    write(tmp_path, encode)
+    for number in range(COUNT):  # cells lie in images of their own size
+        with Image.open(tmp_path / f"masks/{number}.png") as mask:
+            size = mask.size
+        Image.fromarray(scan(lesion(number, *size), number)).save(tmp_path / f"images/{number}.png")
+    with pytest.raises(InputError, match="cannot be told: say so") as asked:
+        read(tmp_path)
+    choices = re.findall(
+        r"--foreground ([0-9 -]*[0-9])(?: --ignore ([0-9 -]*[0-9]))?", str(asked.value)
+    )
+    assert choices and len(set(choices)) == len(choices)
+    assert foreground is None or (foreground, ignore) in choices
+    seen = set()
+    for values, others in choices:
+        masks, _ = read(tmp_path, foreground=values.split(), ignore=others.split())
+        assert all((mask == FOREGROUND).any() for mask in masks)
+        seen.add(b"".join(mask.tobytes() for mask in masks))
+    assert len(seen) == len(choices)  # each is another reading
+
+
+TAKEN = {
+    "many cells": cells_in(30, 190),
+    "few cells": cells_in(12, 40),
+    "cells of all numbers": cells_in(40, 255),
+    **{f"JPEG {q} of soft white": with_noise(lambda m, i: np.asarray(soft(255)(m, i)), q)
+       for q in (40, 75, 95)},
+    **{f"JPEG {q} of white": with_noise(grey(255), q) for q in (30, 75, 95)},
+    "scaled": lambda m, i: Image.fromarray(lesion(i, 288, 216)).convert("L").resize((96, 72), 5),
+    "blurred": lambda m, i: Image.fromarray(grey(255)(m, i)).filter(ImageFilter.GaussianBlur(1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_what_is_no_third_label_is_taken(tmp_path, kind):
+    encode = TAKEN[kind]
+    write(tmp_path, encode)
+    for number in range(COUNT):
+        drawn = np.asarray(encode(lesion(number), number))
+        Image.fromarray(scan(lesion(number, *drawn.shape[::-1]), number)).save(
+            tmp_path / f"images/{number}.png"
+        )
+    masks, _ = read(tmp_path)
+    for number, mask in enumerate(masks):
+        drawn = np.asarray(encode(lesion(number), number))
+        truth = drawn > 0 if "cells" in kind else lesion(number)
+        assert dice(mask == FOREGROUND, truth) >= (1 if "cells" in kind else 0.95)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp"])
+def test_a_damaged_mask_that_opens_is_named(tmp_path, ending):
+    def encode(mask, number):
+        drawn = grey(255)(mask, number)
+        if number == 7:  # as a decoder fills what it lacks
+            drawn[40:] = 128
+        return drawn
+
+    write(tmp_path, encode, ending, count=30)
+    with pytest.raises(InputError, match=rf"for 1 of 30 masks only, .*masks/7.{ending}: without"):
+        read(tmp_path)
+
+
 def test_ignored_values_alone_may_be_said(tmp_path):
     lesions = write(tmp_path, void(255))
     masks, _ = read(tmp_path, ignore=[255])
@@ -290,6 +431,44 @@ def test_a_dead_pixel_does_not_make_all_others_black(tmp_path):
     write(tmp_path, grey(255), image=image, count=20)
     _, reading = read(tmp_path)
     assert reading.scale.ranges == {16: (0, 4095)}
+
+
+def remarked(folder):
+    cases = find_cases("mine", folder)
+    reading = find_reading("mine", cases)
+    pairs = [read_pair(case, reading) for case in cases]
+    return remarks(cases, [Seen.of(pair, pair.mask) for pair in pairs])
+
+
+MIXED = {
+    "half of twelve bits": lambda mask, seed: scan(mask, seed, (4095, 65535)[seed % 2]),
+    "one of ten": lambda mask, seed: scan(mask, seed, 1023 if seed == 4 else 65535),
+    "a white label": lambda mask, seed: np.where(
+        np.add(*np.indices(mask.shape)) < 20, 65535, scan(mask, seed, 4095)).astype(np.uint16),
+    "a white pixel in each": lambda mask, seed: np.where(
+        np.add(*np.indices(mask.shape)) < 1, 65535, scan(mask, seed, 4095)).astype(np.uint16),
+    "some dark of eight": lambda mask, seed: scan(mask, seed, (15, 255)[seed % 2]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_images_that_become_nearly_black_are_named(tmp_path, kind):
+    write(tmp_path, grey(255), image=MIXED[kind])
+    said = [one for one in remarked(tmp_path) if "range of grey values" in one]
+    assert len(said) == 1 and "scale its images to one" in said[0]
+    assert f"{'4' if kind == 'one of ten' else '0'}.png" in said[0]
+
+
+@pytest.mark.parametrize("top", [255, 1023, 4095, 65535])
+def test_images_of_one_range_are_not_remarked(tmp_path, top):
+    write(tmp_path, grey(255), image=lambda mask, seed: scan(mask, seed, top))
+    assert remarked(tmp_path) == []
+
+
+def test_masks_that_are_a_field_of_view_are_remarked(tmp_path):
+    y, x = np.mgrid[:72, :96]
+    write(tmp_path, lambda *_: (((y - 36) / 35) ** 2 + ((x - 48) / 47) ** 2 < 1).astype(np.uint8))
+    assert "field of view" in remarked(tmp_path)[0]
 
 
 def test_colour_of_sixteen_bits_that_is_nearly_black_is_refused(tmp_path):

@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -31,13 +32,24 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def is_hub_id(where: str | Path) -> bool:
     """Whether this is a hub id, "owner/name". A `Path` never is.
 
-    Nor is a path with its folder here and a slip in its name, or one as models have here, which the
-    hub would be asked about in vain: it has a page at /models and so no owner of that name.
+    Nor is what looks like a path: one with its folder here and a slip in its name, one as models
+    have here, which the hub would be asked about in vain (it has a page at /models and so no owner
+    of that name), one with a slip in either, and a file of weights.
     """
-    if not isinstance(where, str) or not HUB_ID.fullmatch(where):
+    if not isinstance(where, str) or not HUB_ID.fullmatch(where) or where.endswith(_WEIGHTS):
         return False
     owner = where.partition("/")[0]
-    return owner not in (".", "..", "models") and not Path(owner).is_dir()
+    return owner not in (".", "..") and not _folder_like(owner)
+
+
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".onnx", ".json")
+
+
+def _folder_like(name: str) -> str | None:
+    """The folder here that is called so, or nearly so."""
+    here = {one.casefold(): one for one in ("models", *filter(os.path.isdir, os.listdir()))}
+    found = get_close_matches(name.casefold(), here, n=1, cutoff=0.8)
+    return here[found[0]] if found else None
 
 
 def missing_folder(where: str | Path, what: str) -> InputError:
@@ -50,10 +62,12 @@ def missing_folder(where: str | Path, what: str) -> InputError:
         return InputError(
             f"{where} is a file where a folder belongs: give the folder that it is in"
         )
-    there = []
-    if path.parent.is_dir() and path.parent != Path():
-        there = sorted(one.name for one in path.parent.iterdir() if one.is_dir())
-    known = f" ({path.parent} has {', '.join(there[:9])})" if there else ""
+    there, above = [], path.parent
+    if not above.is_dir():
+        above = Path(_folder_like(path.parts[0]) or above)
+    if above.is_dir() and above != Path():
+        there = sorted(one.name for one in above.iterdir() if one.is_dir())
+    known = f" ({above} has {', '.join(there[:9])})" if there else ""
     return InputError(f"the folder {where} does not exist{known}: {what}")
 
 

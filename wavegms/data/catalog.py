@@ -304,7 +304,7 @@ CATALOG: dict[str, DatasetSpec] = {
             pairs=10015,
             train=8015,
             test=2000,
-            licence="no commercial use, Creative Commons BY-NC; cite the article",
+            licence="no commercial use, Creative Commons BY-NC-SA 4.0; cite the article",
             source="https://doi.org/10.7910/DVN/DBW86T",
             layout=(
                 "HAM10000_images_part_1/ and HAM10000_images_part_2/ with ISIC_*.jpg, "

@@ -164,12 +164,16 @@ def decide(values: Values) -> tuple[Ranges, str]:
     if len(present) == 2:
         above = present[1:]
         return _as_ranges(above) or ((1, full),), f"the masks have only {values.listed()}"
-    flat = present[values.inside[present] >= _FLAT * values.count[present]]
+    flat = _flat(values, present)
     if len(flat) > 2 and 2 * len(flat) >= len(present):
         found = _labels(values, present)
         if found:
             return found
     return _soft(values, present, flat)
+
+
+def _flat(values: Values, present: np.ndarray) -> np.ndarray:
+    return present[values.inside[present] >= _FLAT * values.count[present]]
 
 
 def _labels(values: Values, present: np.ndarray) -> tuple[Ranges, str] | None:
@@ -181,9 +185,12 @@ def _labels(values: Values, present: np.ndarray) -> tuple[Ranges, str] | None:
     if values.most <= 2:
         return ((1, full),), f"each mask has one value beside 0; of all {values.listed()}"
     numbered = labels[-1] == len(labels)
-    dense = 2 * len(labels) >= labels[-1] and len(labels) >= _MANY
     far_off = labels[-1] > 2 * labels[-2]  # as 255 for what was not annotated
-    if not numbered and (far_off or not (dense or len(labels) >= _ANY)):
+    things = labels[:-1] if far_off else labels
+    many = len(things) >= _MANY and (2 * len(things) >= things[-1] or len(things) >= _ANY)
+    if not numbered and far_off and many:
+        raise _doubt(values, present, labels[-1:])
+    if not numbered and not many:
         return None
     large = labels[values.count[labels] >= 0.01 * values.count[labels].sum()]
     nested = values.bare[large] < _NESTED * values.edges[large]
@@ -281,7 +288,7 @@ def _third(values: Values, low: int, high: int, middle: slice) -> bool:
 
 def _doubt(values: Values, present: np.ndarray, unlike: Sequence[int] = ()) -> Doubt:
     full = (1 << values.depth) - 1
-    if unlike:
+    if len(unlike):
         rest = np.setdiff1d(np.arange(1, full + 1), unlike)
         choices = [(_as_ranges(rest), _as_ranges(unlike)), (((1, full),), ())]
         return Doubt(values.listed(), choices)
@@ -310,9 +317,11 @@ def _doubt(values: Values, present: np.ndarray, unlike: Sequence[int] = ()) -> D
 
 
 def _levels(values: Values, present: np.ndarray) -> list[int]:
-    """The values that areas have; of few values, all of them."""
+    """The values that areas have; of few values, all of them; of many such, the first alone."""
     if len(present) <= _FEW_VALUES:
         return present.tolist()
+    if 2 * len(_flat(values, present)) >= len(present):
+        return [int(present[0])]
     rest, found = values.calm.copy(), []
     reach = max(1, int(present[-1] - present[0]) // 8)
     while len(found) <= _STEPS and rest.max() >= _LEAST:

@@ -187,6 +187,7 @@ class Seen:
     ignored: float
     surrounds: bool  # foreground is most of the mask and of its border, as background should
     said: str  # see `Pair`
+    shape: np.ndarray  # the mask at 16 pixels
 
     @classmethod
     def of(cls, pair: Pair, mask: np.ndarray) -> "Seen":
@@ -201,6 +202,7 @@ class Seen:
             float((mask == IGNORED).mean()),
             bool(inside.mean() > 0.5 and border.mean() > 0.5),
             pair.said,
+            resize_mask(inside, 16),
         )
 
 
@@ -208,7 +210,8 @@ def remarks(cases: Sequence[Case], seen: Sequence[Seen]) -> list[str]:
     """Say what looks wrong in a dataset, though it can be read.
 
     Masks look as if black and white were exchanged: a lesion may fill its image, but hardly most
-    images of a dataset. Grey values of some images do not fit the one scale of all.
+    images of a dataset. Masks are all the same. Grey values of some
+    images do not fit the one scale of all.
     """
     said = []
     ids = [case.id for case, one in zip(cases, seen, strict=True) if one.surrounds]
@@ -217,6 +220,12 @@ def remarks(cases: Sequence[Case], seen: Sequence[Seen]) -> list[str]:
             f"In {len(ids)} of {len(cases)} masks the foreground fills most of the image and of "
             f"its border ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}): if black and "
             "white are exchanged, invert the masks."
+        )
+    shapes = np.mean([one.shape for one in seen], axis=0)
+    if len(seen) >= 5 and shapes.mean() > 0.5 and (abs(shapes - 0.5) > 0.45).mean() > 0.95:
+        said.append(
+            f"All masks show nearly the same {shapes.mean():.0%} of the image: they may be what a "
+            "camera sees (a field of view), and not what is to be found in it."
         )
     poor = [(case, one.said) for case, one in zip(cases, seen, strict=True) if one.said]
     if poor:

@@ -206,6 +206,7 @@ def _question(
         if allowed and any((kind == BACKGROUND).any() for kind in kinds):
             ignoring = f" --ignore {written_ranges(ignored)}" if ignored else ""
             ways.append(f"--foreground {written_ranges(foreground)}{ignoring}")
+    ways = [*dict.fromkeys(ways)]
     said = (
         f"The masks of {name} have the values {'; '.join(map(str, doubts.values()))}, and which of "
         "them are foreground cannot be told: "

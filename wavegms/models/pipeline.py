@@ -251,6 +251,11 @@ def _as_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
                 f"an array {images.shape} may be one image with its channels in front or "
                 f"{len(images)} grey ones: give array.transpose(1, 2, 0), or list(array)"
             )
+        if images.ndim == 3 and not one_in_colour and images.shape[-1] < 8:
+            raise InputError(
+                f"an array {images.shape} is no image, (H, W[, 1, 3 or 4]), nor several: give "
+                "array[..., 0] for one channel, or array[..., :3] for colours"
+            )
         return [images] if images.ndim == 2 or one_in_colour else list(images)
     if isinstance(images, str | Path):
         return [images]
