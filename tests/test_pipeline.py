@@ -268,6 +268,16 @@ def test_numbers_of_numpy_are_numbers(pipeline, grey, kind):
     assert pipeline(grey, threshold=kind(1)).masks[0].sum() <= expected.sum()
 
 
+@pytest.mark.parametrize("channels", [2, 5])
+@pytest.mark.parametrize("several", [False, True])
+def test_arrays_of_other_channels_are_no_rows_of_images(pipeline, rgb, channels, several):
+    image = np.concatenate([rgb, rgb], -1)[..., :channels]
+    with pytest.raises(InputError, match=rf"image array must be|{channels}\) is no image.*:3\]"):
+        pipeline(np.stack([image, image]) if several else image)
+    grey = pipeline(image[..., 0]).masks
+    assert len(grey) == 1 and grey[0].shape == rgb.shape[:2]
+
+
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_channels_in_front_are_not_taken_for_images(pipeline, rgb, channels, dtype):

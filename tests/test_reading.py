@@ -596,11 +596,77 @@ def test_a_turn_that_cannot_be_told_is_asked(tmp_path):
         assert np.array_equal(masks[0] == FOREGROUND, np.rot90(lesion(0, 60, 40), turns))
 
 
+def write_turned(folder, kinds, noise=False):
+    """Squares, each as (of the image, of the mask, drawn on) says; the upright lesions."""
+    lesions = [lesion(number, 80, 80) for number in range(len(kinds))]
+    for number, (of_image, of_mask, drawn_on) in enumerate(kinds):
+        truth = lesions[number]
+        grey = np.full_like(truth, 0, np.uint8) if noise else scan(truth, number)
+        # stored so that EXIF turns it upright; the mask as drawn on what was shown or stored
+        stored = {part: np.rot90(part_of, -TURNS.get(of_image, 0)) for part, part_of in
+                  (("image", grey), ("mask", truth))}  # fmt: skip
+        drawn = {"stored": stored["mask"], "shown": truth,
+                 "own": np.rot90(truth, -TURNS.get(of_mask, 0))}[drawn_on]  # fmt: skip
+        for name, pixels, turn in (("images", stored["image"], of_image),
+                                   ("masks", drawn * np.uint8(255), of_mask)):  # fmt: skip
+            exif = Image.Exif()
+            if turn != 1:
+                exif[0x0112] = turn
+            path = folder / name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(pixels)).save(path, exif=exif)
+    return lesions
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda o: (1, o, "shown"),  # a mask with EXIF of an image that has lost its own
+        lambda o: (1, o, "own"),
+        lambda o: (o, o, "stored"),
+        lambda o: (o, o, "shown"),  # EXIF copied to a mask that was drawn upright
+    ],
+)
+def test_a_mask_that_exif_turns_itself_is_tried_both_ways(tmp_path, orientation, kind):
+    lesions = write_turned(tmp_path, [kind(orientation)] * COUNT)
+    masks, _ = read(tmp_path)
+    for mask, truth in zip(masks, lesions, strict=True):
+        assert np.array_equal(mask == FOREGROUND, truth)
+
+
+def test_masks_that_lie_otherwise_than_most_are_named(tmp_path):
+    kinds = [(3, 1, "shown")] * 18 + [(3, 1, "stored")] * 2
+    lesions = write_turned(tmp_path, kinds)
+    with pytest.raises(InputError, match=r"masks/18.png, .*masks/19.png: turn these 2"):
+        read(tmp_path)
+    masks, _ = read(tmp_path, drawn_on="shown")
+    assert np.array_equal(masks[0] == FOREGROUND, lesions[0])
+
+
+def test_where_shapes_tell_each_file_decides_for_itself(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(6):
+        truth = lesion(number, 60, 40)
+        path = tmp_path / f"images/{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(np.rot90(scan(truth, number), 1))).save(
+            path, exif=exif
+        )
+        drawn = np.rot90(truth, 1) if number % 2 else truth
+        save(Image.fromarray((drawn * 255).astype(np.uint8)), tmp_path / f"masks/{number}.png")
+    masks, reading = read(tmp_path)
+    assert "not 1.png, 3.png, 5.png" in reading.evidence[-1] or "not 0.png" in reading.evidence[-1]
+    for number, mask in enumerate(masks):
+        assert np.array_equal(mask == FOREGROUND, lesion(number, 60, 40))
+
+
 def touch(folder, *names):
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((lesion(len(name)) * 255).astype(np.uint8)).save(path)
+        Image.fromarray((lesion(len(str(name))) * 255).astype(np.uint8)).save(path)
     return folder
 
 
@@ -662,6 +728,20 @@ LAYOUTS = {
     "an ending on the images": ("a/{i}_image.png", "b/{i}.png", "a", "b"),
     "a pattern that names all": ("{i}.png", "{i}_mask.png", "*.png", "*_mask.png"),
     "the same folders on both sides": ("a/s{i}/1.png", "b/s{i}/1.png", "a", "b"),
+    "DRIVE": ("images/{i}_training.tif", "1st_manual/{i}_manual1.gif", "images", "1st_manual"),
+    "nnU-Net": ("imagesTr/case_{i:03}_0000.png", "labelsTr/case_{i:03}.png",
+                "imagesTr", "labelsTr"),
+    "nnU-Net without numbers": ("imagesTr/{h}_0000.png", "labelsTr/{h}.png",
+                                "imagesTr", "labelsTr"),
+    "Cell Tracking Challenge": ("01/t{i:03}.tif", "01_GT/SEG/man_seg{i:03}.tif",
+                                "01", "01_GT/SEG"),
+    "its sequences": ("0{s}/t{j:03}.tif", "0{s}_GT/SEG/man_seg{j:03}.tif",
+                      "0?/*.tif", "*_GT/SEG/*.tif"),
+    "patients": ("p{s}/scan_{j}.png", "p{s}/label_{j}.png", "", ""),
+    "patients' folders": ("p{s}/images/{j}.png", "p{s}/masks/{j}.png", "", ""),
+    "patients' folders by patterns": ("p{s}/images/{j}.png", "p{s}/masks/{j}.png",
+                                      "*/images/*", "*/masks/*"),
+    "masks below": ("p{s}/{j}.png", "p{s}/masks/{j}.png", "", ""),
 }  # fmt: skip
 
 
@@ -669,16 +749,38 @@ LAYOUTS = {
 def test_layouts_are_paired_by_what_is_common(tmp_path, kind):
     image, mask, images, masks = LAYOUTS[kind]
     hashes = {i: f"{i * 7919 % 104729:x}" for i in range(1, 13)}
-    for i, text in hashes.items():
-        touch(tmp_path, image.format(i=i, h=text), mask.format(i=i, h=text))
+    named = [{"i": i, "h": text, "s": i % 3, "j": i // 3} for i, text in hashes.items()]
+    wanted = {tmp_path / image.format(**one): tmp_path / mask.format(**one) for one in named}
+    touch(tmp_path, *wanted, *wanted.values())
     cases, rest = match_folders(tmp_path / images, tmp_path / masks)
-    wanted = {tmp_path / image.format(i=i): tmp_path / mask.format(i=i, h=h)
-              for i, h in hashes.items()}  # fmt: skip
     assert {case.image: case.masks[0] for case in cases} == wanted and not rest
     assert pairing_rule(cases)[0].count(" with ") >= 3
     place(cases, rest, tmp_path / "raw")
     again = find_cases("mine", tmp_path / "raw")
     assert [case.id for case in again] == [case.id for case in cases]
+
+
+DOUBTFUL = {
+    "a field of view beside what was drawn": (
+        ["t/images/{i}_training.tif", "t/1st_manual/{i}_manual1.gif",
+         "t/mask/{i}_training_mask.gif"], "t", "t", "1st_manual/1_manual1.gif are both"),
+    "two raters": (["x{i}L.jpg", "x{i}L_1stHO.png", "x{i}L_2ndHO.png"], "", "",
+                   "_2ndHO.png are both"),
+    "several channels": (["a/c_{i}_0000.png", "a/c_{i}_0001.png", "b/c_{i}.png"], "a", "b",
+                         "by patterns, such as 'imagesTr/"),
+    "a number that an image may have had": (["a/x{i}.png", "b/x{i}.png", "b/x{i} (2).png"], "a",
+                                            "b", r"x1 \(2\).png may be a further mask of x1.png"),
+    "numbers that images have": (["a/x.png", "a/x_{i}.png", "b/x_mask.png", "b/x_mask_{i}.png",
+                                  "b/x_mask_99.png"], "a", "b", "may be a further mask of x.png"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DOUBTFUL)
+def test_what_may_be_paired_in_two_ways_is_refused(tmp_path, kind):
+    names, images, masks, match = DOUBTFUL[kind]
+    touch(tmp_path, *{name.format(i=i) for name in names for i in (1, 2, 3)})
+    with pytest.raises(InputError, match=match):
+        match_folders(tmp_path / images, tmp_path / masks)
 
 
 def test_files_in_place_may_have_endings(tmp_path):

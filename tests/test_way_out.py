@@ -55,6 +55,15 @@ def test_what_is_a_hub_id(here):
     (here / "mine").mkdir()
     for name in ("models/x", "mine/x", "./x", "../x", "x", "a/b/c", "a b/c", Path("a/b")):
         assert not is_hub_id(name), name
+    (here / "checkpoints").mkdir()
+    for name in ("modles/x", "model/x", "Models/x", "chekpoints/x", "a/b.safetensors"):
+        assert not is_hub_id(name), name
+
+
+@pytest.mark.parametrize("opened", OPENERS)
+def test_a_slip_in_a_folder_above_is_not_asked_of_the_hub(here, opened):
+    with pytest.raises(InputError, match=r"modles/busi does not exist \(models has busi, isic\)"):
+        opened("modles/busi")
 
 
 @pytest.mark.parametrize("opened", OPENERS)

@@ -295,9 +295,10 @@ def pairing_rule(cases: Sequence[Case]) -> list[str]:
 def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> None:
     """Copy images and masks to the layout that `read_plain` reads, all or none."""
     stems = Counter(_name(path).casefold() for path in (*(c.image for c in cases), *unlabelled))
+    repeated = max(stems.values(), default=1) > 1
     copies, of_masks, taken = [], [], {case.image.stem.casefold() for case in cases}
     for case in cases:
-        name = case.image.stem if stems[_name(case.image).casefold()] == 1 else case.id
+        name = case.id if repeated else case.image.stem
         copies.append((case.image, f"images/{name}{case.image.suffix}"))
         numbers = (n for n in count(2) if f"{name}_mask_{n}".casefold() not in taken)
         # the suffix tells how the file is written, so it stays
@@ -306,8 +307,7 @@ def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> No
             of_masks.append((mask, f"masks/{name}{ending}{mask.suffix}"))
     copies += of_masks
     for path in unlabelled:
-        alone = stems[_name(path).casefold()] == 1
-        parts = [path.stem] if alone else [*path.parent.parts[-2:], path.stem]
+        parts = [*path.parent.parts[-2:], path.stem] if repeated else [path.stem]
         copies.append((path, f"{UNLABELLED}/{'_'.join(parts)}{path.suffix}"))
     with replace_folder(folder) as fresh:
         for source, name in tqdm(copies, desc="Copying", unit="file"):

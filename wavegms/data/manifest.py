@@ -66,7 +66,7 @@ class ManifestRow(BaseModel):
     foreground: str = ""  # values of the masks
     ignored: str = ""  # likewise
     scale: Annotated[str, AfterValidator(_check_scale)] = ""  # see `Scale`
-    drawn_on: str = ""  # shown or stored, where EXIF turned this image and not its mask
+    drawn_on: str = ""  # shown or stored, where EXIF turned this image and mask differently
     evidence: str = ""  # what says so
 
 
