@@ -12,11 +12,12 @@ class VariantSpec:
 
     `network` is what is trained: "wavelet" (encoder and mapping), "mapping" (of the autoencoder's
     own latent), "guided" (the same with the image's details), or the name of a function in
-    `wavegms/models/mask_network.py`. `autoencoder` is the frozen one it needs, `aligned` whether
-    L_align is part of its loss; one that is not `trained` has its weights from GMS. `batch_size` is
-    its own where the name says one. `full_precision` is for one whose first gradients are so large
-    that in bf16 they are others (the cosine to those of float32 was 0.2 to 0.6): bf16 is not chosen
-    for it unasked.
+    `wavegms/models/mask_network.py` or `wavegms/models/rivals/`. `autoencoder` is the frozen one it
+    needs, `aligned` whether L_align is part of its loss; one that is not `trained` has its weights
+    from GMS. `batch_size` is its own where the name says one. `full_precision` is for one whose
+    first gradients are so large that in bf16 they are others (the cosine to those of float32 was
+    0.2 to 0.6): bf16 is not chosen for it unasked. One that is not `graphable` computes something
+    on the processor in every step; with `idle_weights`, some weights never get a gradient.
     """
 
     title: str
@@ -27,6 +28,8 @@ class VariantSpec:
     batch_size: int | None = None
     side_divisor: int = 8
     full_precision: bool = False
+    graphable: bool = True
+    idle_weights: bool = False
 
     def batch_size_or(self, default: int) -> int:
         """Its own batch size, or the run's."""
@@ -35,11 +38,25 @@ class VariantSpec:
 
 _WAVE_GMS = VariantSpec("Wave-GMS", "wavelet", "tiny", aligned=True)
 _TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny")
+_SWIN = VariantSpec("SwinUNet", "swin_unet", None, side_divisor=32)
+_SME = VariantSpec(
+    "SME-SwinUNet", "sme_swin_unet", None, side_divisor=32, graphable=False, idle_weights=True
+)
+_UCT = VariantSpec("UCTransNet", "uctransnet", None, side_divisor=16)
 
 # In the order of the paper's tables, which tables and figures here keep.
 VARIANTS: dict[str, VariantSpec] = {
-    # Without an autoencoder: a function of this name in wavegms/models/mask_network.py.
+    # Without an autoencoder: a function of this name in wavegms/models/mask_network.py or in a file
+    # of wavegms/models/rivals/. The small ones are for machines without a GPU, and for tests.
     "unet": VariantSpec("UNet", "unet", None, side_divisor=16),
+    "swin_unet": _SWIN,
+    "swin_unet_small": replace(_SWIN, title="SwinUNet (small)", network="swin_unet_small"),
+    "sme_swin_unet": _SME,
+    "sme_swin_unet_small": replace(
+        _SME, title="SME-SwinUNet (small)", network="sme_swin_unet_small"
+    ),
+    "uctransnet": _UCT,
+    "uctransnet_small": replace(_UCT, title="UCTransNet (small)", network="uctransnet_small"),
     "gms": replace(_TINY_VAE, title="GMS", autoencoder="kl"),
     "tinyvae_mismatch": replace(_TINY_VAE, title="Tiny-VAE (model mismatch)", trained=False),
     "tinyvae": _TINY_VAE,

@@ -53,7 +53,7 @@ _SD_VAE = {
 }
 
 
-def build_untrained(variant: str) -> tuple[Network, Autoencoder | None]:
+def build_untrained(variant: str, image_size: int = 224) -> tuple[Network, Autoencoder | None]:
     """A variant in training mode and its frozen autoencoder, at the paper's sizes.
 
     Neither a count nor a time depends on the weights, so nothing is loaded: the Tiny-VAE has the
@@ -63,7 +63,7 @@ def build_untrained(variant: str) -> tuple[Network, Autoencoder | None]:
     vae = None
     if kind is not None:
         vae = freeze(AutoencoderTiny() if kind == "tiny" else AutoencoderKL(**_SD_VAE))
-    return build_variant(variant).train(), vae
+    return build_variant(variant, image_size=image_size).train(), vae
 
 
 def count_sizes(variants: Sequence[str], image_size: int) -> list[dict]:
@@ -71,7 +71,8 @@ def count_sizes(variants: Sequence[str], image_size: int) -> list[dict]:
     rows = []
     for name in variants:
         with torch.device("meta"):
-            counts = as_pipeline(*build_untrained(name), image_size).parameter_counts
+            parts = build_untrained(name, image_size)
+            counts = as_pipeline(*parts, image_size).parameter_counts
         rows.append(
             {
                 "variant": name,
@@ -94,7 +95,7 @@ def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
     which has shapes only. The form "onnx" computes as the plain one.
     """
     with torch.device("meta"):
-        network, vae = build_untrained(variant)
+        network, vae = build_untrained(variant, image_size)
         images = torch.empty(1, 3, image_size, image_size)
         masks = torch.empty(1, 1, image_size, image_size)
     # fused attention differs from device to device, and the counter does not know all of it
@@ -130,7 +131,7 @@ def measure_point(workload: Workload, batch_size: int, image_size: int, steps: i
     seconds, warm = [], 5 if on_gpu else 1
     torch.backends.cudnn.benchmark = on_gpu  # as in training
     try:
-        network, vae = build_untrained(workload.variant)
+        network, vae = build_untrained(workload.variant, image_size)
         network.to(device)
         if vae is not None:
             vae.to(device)
@@ -202,7 +203,8 @@ def _training(
 def profile_steps(workload: Workload, batch_size: int, image_size: int) -> str:
     """What three training steps spend their time on: launches, waits, and the longest kernels."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, vae = (part.to(device) for part in build_untrained(workload.variant))
+    parts = build_untrained(workload.variant, image_size)
+    network, vae = (part.to(device) for part in parts)
     work = _training(workload, network, vae, image_size)
     images = torch.rand(batch_size, 3, image_size, image_size, device=device)
     masks = torch.rand(batch_size, 1, image_size, image_size, device=device).round()

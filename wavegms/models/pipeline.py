@@ -24,7 +24,7 @@ from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.export import OnnxExport, write_onnx
 from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.mapping import LatentMappingModel
-from wavegms.models.mask_network import MaskNetwork
+from wavegms.models.mask_network import MaskNetwork, SizedMaskNetwork
 from wavegms.models.segmenter import map_latents
 from wavegms.models.weights import quiet_loading, require_complete, require_finite
 
@@ -37,7 +37,7 @@ _NETWORKS = {
     "encoder": (MultiResolutionEncoder,),
     "mapping": (LatentMappingModel, GuidedLatentMappingModel),
     "vae": (AutoencoderTiny, AutoencoderKL),
-    "network": (MaskNetwork,),
+    "network": (MaskNetwork, SizedMaskNetwork),
 }
 
 
@@ -222,7 +222,8 @@ class WaveGMSPipeline(DiffusionPipeline):
 
         Raises:
             InputError: the path ends otherwise or cannot be written, the encoder draws a sample at
-                inference, or a probability differs by more than `wavegms.models.export.TOLERANCE`.
+                inference, the network computes superpixels, or a probability differs by more than
+                `wavegms.models.export.TOLERANCE`.
         """
         return write_onnx(self, path)
 

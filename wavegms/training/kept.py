@@ -83,7 +83,8 @@ def model_folder(where: str | Path, project: Path = Path(), kept: Path = KEPT) -
         read_card(folder)
         return folder
     vae = None if values["latents"] is None else _fitting_autoencoder(where, values["latents"])
-    network, state = build_variant(card.variant), read_tensors(weights)
+    network = build_variant(card.variant, image_size=card.image_size)
+    state = read_tensors(weights)
     pipeline = as_pipeline(network, vae, card.image_size, values["scale"])
     try:
         for part in _TRAINED:
@@ -154,8 +155,9 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
     """
     require_start(where)
     before = WaveGMSPipeline.from_pretrained(model_folder(where))
-    network = build_variant(variant)
-    pipeline = as_pipeline(network, vae, before.config.image_size)
+    side = before.config.image_size
+    network = build_variant(variant, image_size=side)
+    pipeline = as_pipeline(network, vae, side)
     for part in _TRAINED:
         ours, theirs = getattr(pipeline, part), getattr(before, part)
         state = [n and {k: v.shape for k, v in n.state_dict().items()} for n in (ours, theirs)]

@@ -23,6 +23,7 @@ from wavegms.errors import InputError
 from wavegms.models.autoencoder import Autoencoder, Generators, channels_last
 from wavegms.models.build import as_pipeline, build_variant, require_autoencoder
 from wavegms.models.gms_checkpoint import load_gms_mapping
+from wavegms.models.mask_network import SizedMaskNetwork
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.training.loop import (
     Plan,
@@ -106,7 +107,7 @@ def can_be_graphed(run: Run, spec: VariantSpec, precision: Precision, processes:
 
     With an SD-VAE a coin is; in fp16 the scale; and several processes wait for each other.
     """
-    fixed = spec.autoencoder != "kl" and precision != "fp16"
+    fixed = spec.graphable and spec.autoencoder != "kl" and precision != "fp16"
     return processes == 1 and fixed and run.training.cuda_graph
 
 
@@ -163,7 +164,7 @@ def train(run: Run) -> TrainingResult:
     batch_size = spec.batch_size_or(settings.batch_size)
     _check(run, spec, batch_size)
     # the head of a level that is not supervised gets no gradient, which processes must be told
-    unused = run.loss.supervision != "all_levels"
+    unused = run.loss.supervision != "all_levels" or spec.idle_weights
     accelerator = Accelerator(
         mixed_precision="no",  # ours: accelerate's cannot be changed within a process
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
@@ -173,7 +174,11 @@ def train(run: Run) -> TrainingResult:
     # on a GPU sizes stay the same, so the fastest of cuDNN's ways is worth looking for once
     torch.backends.cudnn.benchmark = device.type == "cuda"
     set_seed(run.seed)
-    model = build_variant(run.variant, sample_at_inference=run.model.sample_at_inference)
+    model = build_variant(
+        run.variant,
+        image_size=run.train_set.image_size,
+        sample_at_inference=run.model.sample_at_inference,
+    )
     if run.start is not None:
         model.load_state_dict(run.start.state_dict())
     if vae is not None:
@@ -267,6 +272,12 @@ def _check(run: Run, spec: VariantSpec, batch_size: int) -> None:
         )
     if not spec.trained:
         return
+    if isinstance(run.start, SizedMaskNetwork) and run.start.config.image_size != side:
+        raise InputError(
+            f"training.start_from is a {run.variant} for {run.start.config.image_size} pixels, "
+            f"whose weights do not fit {side}: set image_size to its own, or training.start_from "
+            "to null"
+        )
     if batch_size > images:
         own = batch_size != run.training.batch_size
         way_out = f"leave {run.variant} out" if own else f"choose at most {images}"
