@@ -26,11 +26,18 @@ class Stage(nn.ModuleList):
     not divide are padded, where the official code fails.
     """
 
-    def __init__(self, dim: int, heads: int, side: int, drop_path: Sequence[float]):
+    def __init__(
+        self, dim: int, heads: int, side: int, drop_path: Sequence[float], mlp_ratio: float = 4
+    ):
         self.window, self.shift = ((min(size, side),) * 2 for size in (_WINDOW, _WINDOW // 2))
         super().__init__(
             SwinTransformerBlock(
-                dim, heads, self.window, self.shift if i % 2 else (0, 0), drop_path=rate
+                dim,
+                heads,
+                self.window,
+                self.shift if i % 2 else (0, 0),
+                mlp_ratio,
+                drop_path=rate,
             )
             for i, rate in enumerate(drop_path)
         )
