@@ -13,6 +13,7 @@ from skimage import segmentation
 from torch.nn import functional
 
 from wavegms import InputError, WaveGMSPipeline
+from wavegms.costs.measure import count_gflop
 from wavegms.models.build import as_pipeline, build_variant
 from wavegms.models.rivals import sme_swin_unet
 from wavegms.models.rivals.sme_swin_unet import SMESwinUNet, painted
@@ -82,6 +83,19 @@ def test_the_parts_of_uctransnet_have_the_official_sizes(whole):
         assert sizes(UCTransNet(64)) == [66_257_857]
 
 
+@pytest.mark.parametrize(
+    ("name", "operations"),
+    [
+        ("swin_unet", 12_152_125_440 - 2 * 96 * 224**2),
+        ("sme_swin_unet", 12_750_643_200 - 2 * 96 * 224**2),
+        ("uctransnet", 77_155_221_504),
+    ],
+)
+def test_operations_are_those_of_the_official_networks(name, operations):
+    """The official Swin networks were counted with a second class in their last convolution."""
+    assert 1e9 * count_gflop(name, "predict", "lean", 224) == pytest.approx(operations, rel=1e-12)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_the_small_ones_give_what_they_gave_when_they_were_checked(name):
     """What was checked is the whole ones, on the golden outputs below: the same code, wider."""
@@ -104,8 +118,9 @@ def golden(real_data):
 
 @pytest.mark.realdata
 @pytest.mark.slow
-@pytest.mark.parametrize("classes", [1, 2])
-@pytest.mark.parametrize("name", ["swin_unet", "sme_swin_unet"])
+@pytest.mark.parametrize(
+    ("name", "classes"), [("swin_unet", 1), ("swin_unet", 2), ("sme_swin_unet", 1)]
+)
 def test_the_whole_swin_networks_give_what_the_official_ones_give(name, classes, golden):
     """In float32, as they were run: a tenth of the tolerance was measured."""
     facts, expected = golden(name)
@@ -286,10 +301,12 @@ def test_sides_that_it_refuses(name, run):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [SMALL[0], SMALL[2]])
 def test_the_onnx_file_gives_what_the_pipeline_gives(name, tmp_path):
-    exported = as_pipeline(build_variant(name, image_size=32), None, 32).export_onnx(
-        tmp_path / "model.onnx"
-    )
-    assert exported.max_difference < 1e-4 and exported.path.stat().st_size > 1e6
+    """With one of the four layers of the channel transformer, which are alike."""
+    model = build_variant(name, image_size=32)
+    if name == SMALL[2]:
+        model.network.transformer.layers = model.network.transformer.layers[:1]
+    exported = as_pipeline(model, None, 32).export_onnx(tmp_path / "model.onnx")
+    assert exported.max_difference < 1e-4
 
 
 def test_superpixels_go_into_no_onnx_file(tmp_path):
