@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from runs import grey_vae, make_run
-from test_variants import SIZED
+from test_variants import RIVALS
 from torch.nn import functional
 
 from wavegms.config import AugmentationParams, TrainingParams
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.gpu
 
 REHEARSED = "WAVEGMS_REHEARSE" in os.environ
 CPU = torch.device("cpu")
-# Those of SIZED drop out at random, which differs from device to device.
+# Of RIVALS some drop out at random, which differs from device to device.
 TRAINED = [
     name
     for name, spec in VARIANTS.items()
-    if spec.trained and not spec.batch_size and name not in SIZED
+    if spec.trained and not spec.batch_size and name not in RIVALS
 ]
 
 

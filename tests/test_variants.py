@@ -53,8 +53,16 @@ SIZES = {
     "gms": MAPPING,
     "unet": 14_007_118,
 }
-# Those whose weights depend on the images' side; see test_attention_rivals.py.
-SIZED = {
+# The rivals; see test_rivals.py and test_attention_rivals.py.
+RIVALS = {
+    "multiresunet": 7_251_322,
+    "multiresunet_small": 448_660,
+    "acc_unet": 16_771_245,
+    "acc_unet_small": 891_654,
+    "nnunet": 20_612_738,
+    "nnunet_small": 29_634,
+    "egeunet": 53_374,
+    "egeunet_small": 9_450,
     "swin_unet": 27_168_132,
     "swin_unet_small": 439_160,
     "sme_swin_unet": 169_790_777,
@@ -62,9 +70,9 @@ SIZED = {
     "uctransnet": 66_430_657,
     "uctransnet_small": 1_065_497,
 }
-SIZES |= SIZED
+SIZES |= RIVALS
 # The others are the same networks at another batch size.
-NETWORKS = [name for name in SIZES if "_batch_" not in name and name not in SIZED]
+NETWORKS = [name for name in SIZES if "_batch_" not in name and name not in RIVALS]
 ALIGNED = {"wave_gms", "wave_gms_batch_2", "wave_gms_batch_4"}
 
 
@@ -135,7 +143,7 @@ def test_the_table_is_complete():
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes(name, vae_of):
     vae = vae_of(name)
-    with torch.device("meta" if name in SIZED else "cpu"):
+    with torch.device("meta" if name in RIVALS else "cpu"):
         model = build_variant(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == SIZES[name]
     frozen = vae.num_parameters() if vae else 0

@@ -16,7 +16,8 @@ def mask_network(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Registers a network, under its function's name, for an entry of `VARIANTS`.
 
     It maps (B, 3, H, W) in [0, 1] to logits (B, 1, H, W). One whose weights depend on the side of
-    its images takes that as `image_size`.
+    its images takes that as `image_size`. In training it may give a list of such logits: the
+    mask's, then those of auxiliary masks, which only a loss of its own looks at.
     """
     MASK_NETWORKS[build.__name__] = build
     return build
@@ -61,7 +62,8 @@ class MaskNetwork(ModelMixin, ConfigMixin):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], sides divisible by `side_divisor` -> (B, 1, H, W) in [0, 1]."""
-        return self.network(images).sigmoid()
+        logits = self.network(images)
+        return (logits[0] if isinstance(logits, list) else logits).sigmoid()
 
 
 class SizedMaskNetwork(MaskNetwork):

@@ -265,10 +265,10 @@ def train(run: Run) -> TrainingResult:
 def _check(run: Run, spec: VariantSpec, batch_size: int) -> None:
     require_autoencoder(run.variant, run.vae)
     side, images = run.train_set.image_size, len(run.train_set)
-    if side % spec.side_divisor:
+    if wanted := spec.unfit(side):
         raise InputError(
-            f"variant {run.variant} needs an image_size divisible by {spec.side_divisor}, not "
-            f"{side}: prepare the images anew"
+            f"variant {run.variant} needs an image_size {wanted}, not {side}: prepare the images "
+            "anew"
         )
     if not spec.trained:
         return
