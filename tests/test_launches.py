@@ -13,6 +13,7 @@ from wavegms import InputError
 from wavegms.config import AugmentationParams
 from wavegms.data.batches import Augmentation
 from wavegms.data.on_card import CardBatches
+from wavegms.training import device as training_device
 from wavegms.training import loop as training_loop
 from wavegms.training import recipe
 from wavegms.training.recipe import train
@@ -35,7 +36,7 @@ class Split(Held):
 @pytest.fixture
 def as_on_a_card(monkeypatch):
     """A training that goes the card's way, but for what only CUDA has."""
-    monkeypatch.setattr(recipe, "fits_on_card", lambda dataset, device: True)
+    monkeypatch.setattr(training_device, "fits_on_card", lambda dataset, device: True)
     monkeypatch.setattr(recipe, "can_be_graphed", lambda *about: False)
     loop = recipe.TrainingLoop
     monkeypatch.setattr(recipe, "TrainingLoop", lambda **o: loop(**o | {"checked": False}))
