@@ -19,8 +19,9 @@ class Workload:
             (reading and augmenting images is no part of it); or "predict", `pipeline.predict`.
         form: "lean", as this package computes; "graph", the same as one CUDA graph; "compiled", as
             `training.compile` does: forward and backward of the trained network through
-            torch.compile, on a card all of the step as one graph; "plain", as the paper writes it, with diffusers'
-            autoencoder called as it is; or "onnx", a prediction in ONNX Runtime on the CPU.
+            torch.compile, on a card all of the step as one graph; "plain", as the paper writes it,
+            with diffusers' autoencoder called as it is; or "onnx", a prediction in ONNX Runtime on
+            the CPU.
         precision: "fp32", "tf32", "bf16" or "fp16".
     """
 

@@ -185,9 +185,7 @@ def _training(
 
     def step(batch: Batch) -> dict[str, Tensor]:
         with autocast:
-            terms = terms_of(
-                spec, network, loss, vae, batch.images, batch.masks, batch.generators
-            )
+            terms = terms_of(spec, network, loss, vae, batch.images, batch.masks, batch.generators)
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""What a training does otherwise on a CUDA card: its precision, its batches, a step as one launch."""
+"""What a training does in another way on a CUDA card: precision, batches, a step as one launch."""
 
 import copy
 

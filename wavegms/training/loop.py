@@ -357,9 +357,10 @@ def mean_soft_dice(
         scores.append(accelerator.gather_for_metrics(dice))
         if show:
             shown.append(soft_masks)
-    if show:
+    mean = torch.cat(scores).mean().item()
+    if show:  # nobody has to wait for a card any more
         show(torch.cat(shown))
-    return torch.cat(scores).mean().item()
+    return mean
 
 
 def save_weights(pipeline: WaveGMSPipeline, folder: Path, names: tuple[str, ...]) -> None:
