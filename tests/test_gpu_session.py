@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -306,6 +308,29 @@ def test_without_time_or_an_epoch_nothing_is_scored(session_of):
     said, ran = session_of(act)
     assert ran == [("train_model", True, True), "take_so_far"]
     assert "nothing of it can be scored" in said
+
+
+def test_tests_that_go_on_are_stopped_and_counted(tmp_path, monkeypatch):
+    """One ends by itself, one by Ctrl-C, whose last words are heard, one only when killed."""
+    python = [sys.executable, "-c"]
+    wait = "print('tests/x.py::a PASSED\\ntests/x.py::b', flush=True);import time;time.sleep(600)"
+    deaf = "import signal; signal.signal(signal.SIGINT, lambda *about: None);" + wait
+    codes = iter([wait, deaf, "0", *["0"] * 3])
+    start = subprocess.Popen
+
+    def popen(command, **about):
+        return start([*python, next(codes)], **about)
+
+    monkeypatch.setattr(session.subprocess, "Popen", popen)
+    monkeypatch.setattr(session, "_LAST_WORDS", 1.0)
+    said = session._test(8.0, rehearse=True)
+    told = [line for line in said.splitlines() if line.startswith("tests: ")]
+    assert told == ["tests: stopped after 8 s in b (1 passed)"] * 2
+    assert said.count("KeyboardInterrupt") >= 1
+    said = session._test(60.0, rehearse=True)
+    assert [line for line in said.splitlines() if line.startswith("tests: ")] == [
+        "tests: passed (none)"
+    ] * 2
 
 
 def test_tests_are_counted_and_the_one_that_went_on_is_named():

@@ -26,11 +26,11 @@ from wavegms.run.gpu.pack import write_pack
 from wavegms.run.gpu.summary import BENCHMARK, HISTORY, LOG, PER_IMAGE, RUN, SUMMARY, summarise
 
 # Of all the time. The training gets what is left, but for what its own start and scores take.
-_TESTS, _BENCH, _PROFILE = 0.17, 0.15, 0.06
+_TESTS, _BENCH, _PROFILE = 0.17, 0.18, 0.06
 # Seconds before the end: a training is planned to be over by the first, cut off at the second.
 _PLANNED, _CUT, _TRAINING_AT_LEAST = 45.0, 25.0, 20.0
-# After their ends: of the tests, of what is killed, and of the scores.
-_LAST_WORDS, _DYING, _GRACE = 10.0, 5.0, 20.0
+# After their ends: of the tests, of what is killed, of the benchmark, and of the scores.
+_LAST_WORDS, _DYING, _PEAK, _GRACE = 10.0, 5.0, 15.0, 20.0
 
 # What matters most comes first; compiling may take longer than there is time.
 _MEASURED = (
@@ -51,22 +51,24 @@ def run_session(
     Raises:
         InputError: there is no card, or data or autoencoder are not in place.
     """
-    if not rehearse and not apart("torch.cuda:is_available"):
-        raise InputError(
-            "there is no CUDA card here, or this torch has no CUDA: run it where `nvidia-smi` "
-            "shows one, or add --rehearse for a small run on the processor"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    out = out.resolve()
-    for name in (LOG, RUN, BENCHMARK, HISTORY, PER_IMAGE, SUMMARY):
-        (out / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="wavegms-") as scratch:
+        # what one process compiles, the next one finds; known before the first of them starts
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(scratch) / "compiled")
+        if not rehearse and not apart("torch.cuda:is_available"):
+            raise InputError(
+                "there is no CUDA card here, or this torch has no CUDA: run it where `nvidia-smi` "
+                "shows one, or add --rehearse for a small run on the processor"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        out = out.resolve()
+        for name in (LOG, RUN, BENCHMARK, HISTORY, PER_IMAGE, SUMMARY):
+            (out / name).unlink(missing_ok=True)
         work = Path(scratch)
         if pack is None:
             pack = work / "pack"
             write_pack(pack, wheels=False)
         ends = started + seconds
-        _part("tests", out, lambda: _test(out, seconds * _TESTS, rehearse))
+        _part("tests", out, lambda: _test(seconds * _TESTS, rehearse))
         _part("benchmark", out, lambda: _bench(out, seconds * _BENCH, rehearse))
         _part("profile", out, lambda: _profile(seconds * _PROFILE, rehearse))
         _part("training", out, lambda: _train(pack.resolve(), work, out, ends, rehearse))
@@ -97,11 +99,14 @@ def _note(out: Path, text: str) -> None:
     print(text, flush=True)
 
 
-# Side by side: compiling may take all of the time.
+# Side by side: compiling may take all of the time. What the benchmark measures is compiled beside
+# them as well, so that it is found there.
 _TESTED = ("not compiled", "compiled")
+_AHEAD = f"""from {MEASURES} import Workload, measure_point
+measure_point(Workload("wave_gms", "train", "compiled", "bf16"), 12, 224, 1)"""
 
 
-def _test(out: Path, seconds: float, rehearse: bool) -> str:
+def _test(seconds: float, rehearse: bool) -> str:
     """The tests marked gpu, without the fixtures of the others, which need more libraries."""
     project = Path(__file__).parents[3]
     command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-vv"]
@@ -109,7 +114,7 @@ def _test(out: Path, seconds: float, rehearse: bool) -> str:
     # of the plugins that a machine has, none is needed
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     environment |= {"WAVEGMS_REHEARSE": "1"} if rehearse else {}
-    until, said = time.monotonic() + seconds, []
+    said = []
     with ExitStack() as files:
         outputs = [
             files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in _TESTED
@@ -120,26 +125,33 @@ def _test(out: Path, seconds: float, rehearse: bool) -> str:
             )
             for chosen, output in zip(_TESTED, outputs, strict=True)
         ]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        code = "" if rehearse else _AHEAD
+        ahead = subprocess.Popen([sys.executable, "-c", code], cwd=project, **quiet)
+        late = _still_running([*processes, ahead], seconds)
+        ahead.kill()
+        late = [process for process in late if process is not ahead]
+        for process in late:
+            process.send_signal(signal.SIGINT)  # pytest then says what failed so far
+        for process in _still_running(late, _LAST_WORDS):
+            process.kill()
+        _still_running(late, _DYING)  # one that a driver holds does not die at once
         for process, output in zip(processes, outputs, strict=True):
-            ended = _end_of(process, max(0.0, until - time.monotonic()), seconds)
+            ended = "passed" if process.returncode == 0 else f"status {process.returncode}"
+            if process in late:
+                ended = f"stopped after {seconds:.0f} s"
             output.seek(0)
             said.append(_counted(output.read(), ended))
     return "\n".join(said)
 
 
-def _end_of(process: subprocess.Popen, patience: float, seconds: float) -> str:
-    try:
-        process.wait(patience)
-        return "passed" if process.returncode == 0 else f"status {process.returncode}"
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # pytest then says what failed so far
-    try:
-        process.wait(_LAST_WORDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        with suppress(subprocess.TimeoutExpired):  # one that a driver holds does not die at once
-            process.wait(_DYING)
-    return f"stopped after {seconds:.0f} s"
+def _still_running(processes: list[subprocess.Popen], seconds: float) -> list[subprocess.Popen]:
+    """Those that are, when all have ended or so many seconds are over."""
+    until = time.monotonic() + seconds
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+    return [process for process in processes if process.poll() is None]
 
 
 def _counted(said: str, ended: str) -> str:
@@ -157,7 +169,6 @@ def _bench(out: Path, seconds: float, rehearse: bool) -> str:
     until = time.monotonic() + seconds
     side, batch, steps = (64, 2, 1) if rehearse else (224, 12, 10)
     plan = Plan(side, [batch], 1, steps)
-    peaks = _peaks(until)
     chosen = {case.name: case for case in cases(gpu=True) if case.workload.task == "train"}
     rows: list[dict] = []
     for name in _REHEARSED if rehearse else _MEASURED:
@@ -167,7 +178,7 @@ def _bench(out: Path, seconds: float, rehearse: bool) -> str:
             about = {"task": "train", "image_size": side, "batch_size": batch}
             rows.append({"case": name, **about, "note": first_line(error)})
         pd.DataFrame(rows).to_csv(out / BENCHMARK, index=False)
-    _tabulate(out, pd.DataFrame(rows), peaks)
+    _tabulate(out, pd.DataFrame(rows), _peaks(until))
     return f"benchmark: {len(rows)} cases"
 
 
@@ -176,7 +187,7 @@ def _peaks(until: float) -> dict[str, float]:
     peaks = {}
     for kind in ("bf16", "fp32"):
         try:
-            left = max(1.0, until - time.monotonic())
+            left = max(_PEAK, until - time.monotonic())
             peaks[kind] = apart(f"{MEASURES}:measure_peak", kind, seconds=left)
         except Exception:  # a card without bf16, or none in time
             peaks[kind] = math.nan
