@@ -31,7 +31,8 @@ class Repeated(Dataset):
 
     def __init__(self, dataset, times):
         self.data_hash, self.ids = dataset.data_hash, dataset.ids * times
-        self.dataset, self.times, self.image_size = dataset, times, dataset.image_size
+        self.dataset, self.times = dataset, times
+        self.image_size, self.scale = dataset.image_size, dataset.scale
 
     def __len__(self):
         return len(self.dataset) * self.times
