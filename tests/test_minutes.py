@@ -71,6 +71,30 @@ def test_a_training_ends_near_its_time(minutes, steps, warmup, step, selection, 
         safeguards.now = saved
 
 
+@given(
+    steps=st.integers(12, 60),
+    step=st.floats(0.005, 0.05),
+    selection=st.floats(0, 0.5),
+    capture=st.floats(0, 5),
+    search=st.floats(0, 5),
+)
+def test_on_a_card_what_comes_once_is_no_measure(steps, step, selection, capture, search):
+    """Kernels are chosen, a graph is captured, the first selection is slow: no epoch is lost."""
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(safeguards, "now", clock)
+        patch.setattr(torch.cuda, "synchronize", lambda: None)
+        budget = Budget(5, steps, torch.device("cuda"), 0.0)
+        for number in range(steps):
+            clock.seconds += step + (capture if number < 4 else 0)
+            budget.count()
+        budget.count_epoch()
+        clock.seconds += search + 2 * selection
+        epochs = budget.epochs(1, selection)
+    one = steps * step + selection
+    assert abs(clock.seconds + (epochs - 1) * one - 0.98 * 300) <= one
+
+
 class Timed(PreparedDataset):
     """A split of which every image takes half a second, by a clock, and the first one many."""
 

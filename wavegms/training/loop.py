@@ -247,7 +247,14 @@ class TrainingLoop:
 
     def _fix_epochs(self, state: TrainingState, bar: tqdm) -> None:
         """Once the warm-up is over: until then the learning rate is the same for any number."""
-        epochs = self.budget.epochs(state.epoch)
+        selection = None
+        if (
+            not self.checked
+        ):  # the first one chose kernels, which takes a card several times as long
+            started = time.monotonic()
+            mean_soft_dice(self.accelerator, self.pipeline, self.selection_batches)
+            selection = time.monotonic() - started
+        epochs = self.budget.epochs(state.epoch, selection)
         epochs = torch.tensor(epochs, device=self.accelerator.device)
         epochs = int(broadcast(epochs).item())  # what the first process measured
         warmup = self.run.training.warmup_epochs
