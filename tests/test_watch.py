@@ -1,8 +1,10 @@
 """The test images while a training goes on: the final scores' numbers, at little cost."""
 
 import json
+from multiprocessing import Pipe
 from unittest.mock import MagicMock
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -47,6 +49,15 @@ def test_it_finds_what_the_final_scores_say_and_outlives_its_process(prepared, t
     history = with_watched(pd.DataFrame({"epoch": [6, 7]}), tmp_path / "watched.csv")
     assert history["dsc"].isna().tolist() == [True, False]
     assert with_watched(history[["epoch"]], tmp_path / "none.csv")["dsc"].isna().all()
+
+
+@pytest.mark.parametrize("sent", [[], [np.ones((1, 8, 8), bool)]], ids=["idle", "at work"])
+def test_its_process_ends_with_the_training_however_that_ends(sent):
+    ours, theirs = Pipe()
+    for masks in sent:
+        ours.send(masks)
+    ours.close()
+    gpu_watch._serve(theirs, np.ones((1, 8, 8), np.uint8))
 
 
 class Beside:

@@ -87,16 +87,13 @@ def with_watched(history: pd.DataFrame, file: Path) -> pd.DataFrame:
 
 
 def _serve(pipe: Connection, truth: np.ndarray) -> None:
-    pipe.send(({}, 0.0))
-    while True:
-        try:
-            predictions = pipe.recv()
-        except EOFError:  # the training is over, however it ended
-            return
-        started = time.process_time()
-        rows = [
-            asdict(mask_metrics(prediction, mask == FOREGROUND, mask != IGNORED))
-            for prediction, mask in zip(predictions, truth, strict=True)
-        ]
-        means = pd.DataFrame(rows)[list(METRICS)].mean().to_dict()
-        pipe.send((means, time.process_time() - started))
+    with suppress(OSError, EOFError):  # the training is over, however it ended
+        pipe.send(({}, 0.0))
+        while True:
+            predictions, started = pipe.recv(), time.process_time()
+            rows = [
+                asdict(mask_metrics(prediction, mask == FOREGROUND, mask != IGNORED))
+                for prediction, mask in zip(predictions, truth, strict=True)
+            ]
+            means = pd.DataFrame(rows)[list(METRICS)].mean().to_dict()
+            pipe.send((means, time.process_time() - started))
