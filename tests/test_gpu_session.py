@@ -231,7 +231,7 @@ def test_one_that_was_cut_off_or_not_one_launch_says_so(tmp_path):
     run |= {"planned_epochs": 480, "refusal": "CUDA error: operation not permitted"}
     (tmp_path / RUN).write_text(json.dumps(run))
     page = summarise(tmp_path)
-    assert "**It was cut off** from 480 epochs" in page
+    assert "**It was cut off** (480 epochs were planned)" in page
     assert "could not be one launch: CUDA error: operation not permitted." in page
 
 

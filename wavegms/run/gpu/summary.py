@@ -66,7 +66,7 @@ def _of_run(run: dict) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     training, cut = run["parameters"]["training"], []
     if run["epochs"] != run["planned_epochs"]:
-        planned = f"from {run['planned_epochs']} epochs " if run["planned_epochs"] else ""
+        planned = f"({run['planned_epochs']} epochs were planned) " if run["planned_epochs"] else ""
         cut = [
             f"**It was cut off** {planned}before the learning rate came to its end: scored is what "
             "it had when its state was last saved.",
