@@ -176,7 +176,7 @@ def test_sampling_gives_the_distribution_whose_noise_is_known(steps, monkeypatch
     """Of pixels that are normal, the noise most likely to be in what is seen has a closed form."""
     mean, spread = 0.4, 0.15
     kept = schedule(1e-4, 0.02)[1].float()
-    model = medsegdiff_v2.medsegdiff_v2_small()
+    model = medsegdiff_v2.medsegdiff_v2_small().eval()
 
     def denoise(images, noisy, step, guide):
         k = kept[step].view(-1, 1, 1, 1)
