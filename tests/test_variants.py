@@ -489,7 +489,7 @@ def test_what_a_variant_needs_is_checked_first(check, tmp_path):
     message = refused(lambda: check(variants=["gms"], autoencoder__sd_vae="models/sd/vae"))
     assert "autoencoder.sd_vae 'models/sd/vae'" in message
     check(variants=["tinyvae"], autoencoder__sd_vae="models/sd/vae")
-    assert "multiple of 16" in refused(lambda: check(variants=["unet"], image_size=72))
+    assert "divisible by 16" in refused(lambda: check(variants=["unet"], image_size=72))
     checkpoints = str(tmp_path / "{dataset}.pth")
     missing = lambda: check(variants=["tinyvae_mismatch"], model__gms_checkpoint=checkpoints)  # noqa: E731
     assert "phantom_a.pth does not exist" in refused(missing)
