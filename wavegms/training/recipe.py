@@ -5,6 +5,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -23,6 +24,7 @@ from wavegms.errors import InputError
 from wavegms.models.autoencoder import Autoencoder, Generators, channels_last
 from wavegms.models.build import as_pipeline, build_variant, require_autoencoder
 from wavegms.models.gms_checkpoint import load_gms_mapping
+from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.training.loop import (
     Plan,
@@ -37,6 +39,8 @@ from wavegms.training.run import Run
 from wavegms.training.safeguards import HALVES, choose_precision, computing_with, explained
 from wavegms.training.state import describe_run, load_state, only_training
 from wavegms.variants import VariantSpec, variant_spec
+
+Frozen = TypeVar("Frozen", Autoencoder, MaskDecoder, None)
 
 
 @dataclass(frozen=True)
@@ -80,17 +84,18 @@ def loss_terms(
     images: Tensor,
     masks: Tensor,
     generators: Generators = None,
+    mask_decoder: MaskDecoder | None = None,
 ) -> dict[str, Tensor]:
     """The forward half of a training step: `loss`, which goes backward, and the terms of its sum.
 
     Images are (B, 3, H, W) in [0, 1], masks (B, 1, H, W) 0 or 1; `generators` are the random state
-    of what the network draws, or one for each image.
+    of what the network draws, or one for each image. A mask decoder, if given, decodes.
     """
     images = channels_last(images)
     if spec.autoencoder is None:
         return mask_loss(model(images), masks)
     latents, levels = model(images, vae, generators)
-    return loss(latents if spec.aligned else None, levels, vae, images, masks)
+    return loss(latents if spec.aligned else None, levels, vae, images, masks, mask_decoder)
 
 
 def precision_of(run: Run, device: torch.device) -> Precision:
@@ -110,17 +115,16 @@ def can_be_graphed(run: Run, spec: VariantSpec, precision: Precision, processes:
     return processes == 1 and fixed and run.training.cuda_graph
 
 
-def frozen_for_steps(
-    vae: Autoencoder | None, precision: Precision, device: torch.device
-) -> Autoencoder | None:
-    """The frozen autoencoder as the training steps take it.
+def frozen_for_steps(part: Frozen, precision: Precision, device: torch.device) -> Frozen:
+    """A frozen autoencoder or mask decoder as the training steps take it.
 
     Autocast would cast its weights anew for every use, and cuDNN would reorder them: on a GPU a
-    Tiny-VAE gets a copy in the half precision and order in which it is computed.
+    Tiny-VAE and a mask decoder get a copy in the half precision and order in which it is computed.
     """
-    if device.type != "cuda" or precision not in HALVES or not isinstance(vae, AutoencoderTiny):
-        return vae
-    copied = copy.deepcopy(vae)
+    halved = isinstance(part, AutoencoderTiny | MaskDecoder) and precision in HALVES
+    if device.type != "cuda" or not halved:
+        return part
+    copied = copy.deepcopy(part)
     # torch's own way, as diffusers' warns of what does not concern a Tiny-VAE
     nn.Module.to(copied, HALVES[precision])
     return nn.Module.to(copied, memory_format=torch.channels_last)
@@ -217,19 +221,29 @@ def train(run: Run) -> TrainingResult:
     if settings.compile:
         model.compile()
     pipeline = as_pipeline(model, vae, *seen)
+    pipeline.choose_decoder(settings.decoder)
     wrapped = accelerator.prepare(model)
     if processes == 1 and fits_on_card(run.selection_set, device):
         selection_batches = batches_on(device, run.selection_set, batch_size)
     else:
         selection_batches = accelerator.prepare(selection_batches)
-    frozen = frozen_for_steps(vae, precision, device)
+    frozen, mask_decoder = (
+        frozen_for_steps(part, precision, device) for part in (vae, pipeline.mask_decoder)
+    )
     loss, described = WaveGMSLoss(**run.loss.model_dump()), describe_run(run, precision)
     loop = TrainingLoop(
         run=run,
         described=described,
         accelerator=accelerator,
         step=lambda batch: loss_terms(
-            spec, wrapped, loss, frozen, batch.images, batch.masks, batch.generators
+            spec,
+            wrapped,
+            loss,
+            frozen,
+            batch.images,
+            batch.masks,
+            batch.generators,
+            mask_decoder,
         ),
         model=model,
         pipeline=pipeline,
