@@ -1,9 +1,11 @@
 """The decoder made for masks: what it gives, whose it is, and an exact path that is as it was."""
 
 import json
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,9 @@ from runs import grey_vae, make_run
 from torch.utils.flop_counter import FlopCounterMode
 
 from wavegms import InputError, LatentMappingModel, WaveGMSPipeline
+from wavegms.__main__ import main
 from wavegms.config import check_params, load_params
+from wavegms.costs.measure import count_gflop
 from wavegms.images import IGNORED
 from wavegms.models import pipeline as models_pipeline
 from wavegms.models.autoencoder import decode_masks, freeze
@@ -21,8 +25,10 @@ from wavegms.models.build import as_pipeline, build_variant
 from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
 from wavegms.predict.inputs import Request
 from wavegms.predict.run import predict
+from wavegms.results.scores import write_scores
 from wavegms.training import distil as training_distil
 from wavegms.training import state as training_state
+from wavegms.training.card import ModelCard
 from wavegms.training.distil import distil, draw_lesson, keep_decoder
 from wavegms.training.drawn import draw_mask
 from wavegms.training.loss import WaveGMSLoss, soft_dice
@@ -297,3 +303,37 @@ def test_teaching_lessens_what_is_minimised_and_goes_on_where_it_stopped(
     with pytest.raises(InputError, match="is not the state of this training"):
         distil(vae, steps, 3, state)
     survived("inputs", 2)
+
+
+def test_what_it_saves_is_counted():
+    fast, exact = (count_gflop("wave_gms", "predict", form, 224) for form in ("fast", "lean"))
+    assert exact == pytest.approx(37.0, abs=0.1) and fast == pytest.approx(13.6, abs=0.1)
+    assert count_gflop("wave_gms", "train", "fast", 224) == pytest.approx(91.6, abs=0.1)
+
+
+def test_scores_say_what_decoded(tmp_path):
+    """In the column that all tables show; of what is exact throughout they say what they said."""
+    scores = pd.DataFrame({"id": ["a"], "dsc": [1.0], "empty_prediction": [False]})
+    summary = pd.DataFrame({"metric": ["dsc"], "mean": [1.0], "images": [1]})
+    said = {}
+    for trained in ("exact", "fast"):
+        known = {"dataset": "phantom_a", "selection": "best_on_validation"}
+        known["parameters"] = {"training": {"decoder": trained}}
+        card = ModelCard(**dict.fromkeys((field.name for field in fields(ModelCard)), 1) | known)
+        for decoder in ("exact", "fast"):
+            path = tmp_path / f"{trained}_{decoder}.csv"
+            write_scores(path, scores, summary, card, "phantom_b", decoder)
+            said[trained, decoder] = pd.read_csv(path).loc[0, "selection"]
+    assert said["exact", "exact"] == "best_on_validation"
+    assert said["fast", "exact"].endswith("trained with the fast and scored with the exact decoder")
+    assert len(set(said.values())) == 4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--steps", "0"], ["--out", "decoder.pth"], ["--seed", "-1"]],
+    ids=lambda wrong: wrong[0],
+)
+def test_a_teaching_that_cannot_be_is_refused_at_once(wrong, capsys):
+    assert main(["distil", *wrong]) == 1
+    assert capsys.readouterr().err.startswith("error: --steps must be at least 1, --out end in")

@@ -18,10 +18,7 @@ from wavegms.errors import InputError, first_line
 from wavegms.files import sha256_of
 from wavegms.models.autoencoder import Autoencoder, at_least_float32, encode_images, freeze
 from wavegms.models.weights import read_tensors
-from wavegms.project import KEPT
-
-# Trained ones: NAME.safetensors in half precision, with a card NAME.json.
-DECODERS = KEPT / "decoders"
+from wavegms.project import DECODERS
 
 # Published copies of one autoencoder differ by the rounding of half precision, 0.4 % of latents.
 _SAME_LATENTS = 0.05
