@@ -12,24 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from runs import grey_vae, make_run
+from safetensors.torch import load_file
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from wavegms import InputError, LatentMappingModel, WaveGMSPipeline
+from wavegms import InputError, LatentMappingModel, WaveGMSPipeline, load_autoencoder
 from wavegms.__main__ import main
 from wavegms.config import check_params, load_params
 from wavegms.costs.measure import count_gflop
+from wavegms.files import sha256_of
 from wavegms.images import IGNORED
 from wavegms.models import pipeline as models_pipeline
-from wavegms.models.autoencoder import decode_masks, freeze
+from wavegms.models.autoencoder import decode_masks, encode_masks, freeze
 from wavegms.models.build import as_pipeline, build_variant
 from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
 from wavegms.predict.inputs import Request
 from wavegms.predict.run import predict
+from wavegms.project import DECODERS
 from wavegms.results.scores import write_scores
 from wavegms.training import distil as training_distil
 from wavegms.training import state as training_state
 from wavegms.training.card import ModelCard
-from wavegms.training.distil import distil, draw_lesson, keep_decoder
+from wavegms.training.distil import compare, distil, draw_lesson, keep_decoder
 from wavegms.training.drawn import draw_mask
 from wavegms.training.loss import WaveGMSLoss, soft_dice
 from wavegms.training.publish import publish_model
@@ -337,3 +341,46 @@ def test_scores_say_what_decoded(tmp_path):
 def test_a_teaching_that_cannot_be_is_refused_at_once(wrong, capsys):
     assert main(["distil", *wrong]) == 1
     assert capsys.readouterr().err.startswith("error: --steps must be at least 1, --out end in")
+
+
+def test_the_one_that_is_kept_is_small_whole_and_no_other_autoencoders():
+    weights = DECODERS / "taesd.safetensors"
+    assert weights.stat().st_size < 1e6
+    card = json.loads(weights.with_suffix(".json").read_text())
+    assert card["sha256"] == sha256_of(weights) and "drawn" in card["taught with"]
+    decoder = MaskDecoder()
+    decoder.load_state_dict(load_file(weights))
+    assert not decoder.fits(grey_vae())
+    soft = decoder(torch.randn(1, 4, 8, 8))
+    assert soft.isfinite().all() and soft.min() < 0.1 and soft.max() > 0.9
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    "masks",
+    [
+        "busi/Dataset_BUSI_with_GT/benign/*_mask.png",
+        "stu/mask_*.png",
+        "busbra_sample/masks/*",
+        "ham10000_sample/HAM10000_segmentations_lesion_tschandl/*",
+    ],
+    ids=["busi", "stu", "busbra", "ham10000"],
+)
+def test_taesds_gives_real_masks_as_taesd_does(real_data, masks):
+    """Ultrasound and dermoscopy, of which it saw none; 24 of each were measured.
+
+    Means of Dice to TAESD's mask 0.965 to 0.983, the worst 0.865.
+    """
+    vae = load_autoencoder(real_data / "models/taesd_original")
+    decoder = kept_mask_decoder(vae)
+    paths = sorted((real_data / "data/raw").glob(masks))
+    found = []
+    for path in paths[:: len(paths) // 6][:6]:
+        grey = Image.open(path).convert("L").resize((96, 96), Image.Resampling.NEAREST)
+        mask = torch.from_numpy(np.asarray(grey) > 127).float()[None, None]
+        latents = encode_masks(vae, mask)
+        dice, _ = compare(decoder, vae, latents, mask)
+        found.append(dice.item())
+        _, cosine = compare(decoder, vae, functional.avg_pool2d(latents, 3, 1, 1) * 0.7, mask)
+        assert cosine.item() > 0.5  # far from the truth, 0.68 and more of 24
+    assert np.mean(found) > 0.94 and min(found) > 0.8

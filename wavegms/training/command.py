@@ -13,7 +13,7 @@ def configure(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("--autoencoder", default="models/taesd", help="a folder, or a hub id")
     parser.add_argument("--out", type=Path, default=Path("weights/decoders/taesd.safetensors"))
-    parser.add_argument("--steps", type=int, default=800, help="0.7 s of one core each")
+    parser.add_argument("--steps", type=int, default=1100, help="0.8 s of one core each")
     parser.add_argument("--seed", type=int, default=2333)
 
 
