@@ -31,7 +31,8 @@ class Repeated(Dataset):
 
     def __init__(self, dataset, times):
         self.data_hash, self.ids = dataset.data_hash, dataset.ids * times
-        self.dataset, self.times, self.image_size = dataset, times, dataset.image_size
+        self.dataset, self.times = dataset, times
+        self.image_size, self.scale = dataset.image_size, dataset.scale
 
     def __len__(self):
         return len(self.dataset) * self.times
@@ -65,8 +66,8 @@ def states(monkeypatch):
     seen, scores = [], []
     measure = training_loop.mean_soft_dice
 
-    def remember(accelerator, pipeline, batches):
-        score = measure(accelerator, pipeline, batches)
+    def remember(accelerator, pipeline, *rest):
+        score = measure(accelerator, pipeline, *rest)
         seen.append({key: value.clone() for key, value in trained_weights(pipeline).items()})
         return scores[len(seen) - 1] if scores else score
 

@@ -18,9 +18,10 @@ class Workload:
         task: "train", a step of the training loop: forward, loss, backward and the fused AdamW
             (reading and augmenting images is no part of it); or "predict", `pipeline.predict`.
         form: "lean", as this package computes; "fast", the same with a mask decoder; "graph", the
-            same as one CUDA graph, or "compiled", with the network through torch.compile; "plain",
-            as the paper writes it, with diffusers' autoencoder called as it is; or "onnx", a
-            prediction in ONNX Runtime on the CPU.
+            same as one CUDA graph; "compiled", as `training.compile` does: forward and backward of
+            the trained network through torch.compile, on a card all of the step as one graph;
+            "plain", as the paper writes it, with diffusers' autoencoder called as it is; or "onnx",
+            a prediction in ONNX Runtime on the CPU.
         precision: "fp32", "tf32", "bf16" or "fp16".
     """
 
@@ -110,7 +111,7 @@ COMPARISONS = {
         ("lean bf16", "plain"),
         ("lean bf16, one launch", "plain"),
         ("lean bf16, one launch", "lean bf16"),
-        ("lean bf16, compiled", "lean bf16"),
+        ("lean bf16, compiled", "lean bf16, one launch"),
         ("Tiny-VAE", "lean"),
         ("GMS", "lean"),
         ("UNet", "lean"),

@@ -24,14 +24,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from wavegms.config import Precision
 from wavegms.costs.cases import Workload
 from wavegms.data.batches import Batch
-from wavegms.models.autoencoder import Autoencoder, freeze
+from wavegms.models.autoencoder import Autoencoder, Generators, freeze
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.export import PlainPipeline
 from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.training.device import frozen_for_steps
 from wavegms.training.graph import GraphedStep
 from wavegms.training.loss import WaveGMSLoss, mask_loss
-from wavegms.training.recipe import frozen_for_steps, loss_terms
+from wavegms.training.recipe import loss_terms
 from wavegms.training.safeguards import HALVES, choose_precision, computing_with
 from wavegms.variants import VariantSpec, variant_spec
 
@@ -175,7 +176,9 @@ def _training(
     workload: Workload, network: Network, vae: Autoencoder | None, image_size: int
 ) -> Work:
     spec, loss = variant_spec(workload.variant), WaveGMSLoss()
-    device, graph = next(network.parameters()).device, workload.form == "graph"
+    device = next(network.parameters()).device
+    # with training.compile, too, a step on a card is one launch
+    graph = workload.form == "graph" or (workload.form, device.type) == ("compiled", "cuda")
     optimizer = torch.optim.AdamW(network.parameters(), fused=True, capturable=graph)
     terms_of = _terms_of(
         workload.form, lambda part: frozen_for_steps(part.to(device), workload.precision, device)
@@ -188,16 +191,17 @@ def _training(
 
     def step(batch: Batch) -> dict[str, Tensor]:
         with autocast:
-            terms = terms_of(spec, network, loss, vae, batch.images, batch.masks)
+            terms = terms_of(spec, network, loss, vae, batch.images, batch.masks, batch.generators)
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
     taken = GraphedStep(step) if graph else step
-    noise = torch.empty(0, device=device)  # drawn by the network from torch's own state
 
     def take(images: Tensor, masks: Tensor, autocast: torch.autocast) -> None:
+        # drawn outside, as a training on a card does
+        noise = torch.randn(len(images), 4, image_size // 8, image_size // 8, device=device)
         taken(Batch(images, masks, noise))
         if graph and taken.failure:
             raise RuntimeError(f"it cannot be captured: {taken.failure}")
@@ -252,11 +256,12 @@ def plain_terms(
     vae: Autoencoder | None,
     images: Tensor,
     masks: Tensor,
+    generators: Generators = None,
 ) -> dict[str, Tensor]:
     """`loss_terms` as the paper writes it: the specification that the lean one is compared with."""
     if spec.autoencoder is None:
         return mask_loss(network(images), masks)
-    latents, levels = network(images, vae)
+    latents, levels = network(images, vae, generators)
     return loss.plain(latents if spec.aligned else None, levels, vae, images, masks)
 
 

@@ -22,8 +22,9 @@ from wavegms.results.scores import predict_split, score_split, write_scores
 from wavegms.results.statistics import summarize
 from wavegms.results.tables import NOT_RUN
 from wavegms.training.card import ModelCard, card_hash, read_card, write_card
+from wavegms.training.device import precision_of
 from wavegms.training.publish import publish_model
-from wavegms.training.recipe import precision_of, train
+from wavegms.training.recipe import train
 from wavegms.training.run import Run
 from wavegms.training.safeguards import say
 from wavegms.training.state import describe_run

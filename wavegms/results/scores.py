@@ -18,13 +18,18 @@ from wavegms.images import FOREGROUND, IGNORED
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.results.metrics import mask_metrics
 from wavegms.training.card import ModelCard, card_hash
+from wavegms.training.safeguards import computing_with
 
 
 def predict_split(
     pipeline: WaveGMSPipeline, dataset: PreparedDataset, batch_size: int = 12
 ) -> np.ndarray:
-    """Soft masks of a prepared split at the run's size: float32 (N, H, W) in [0, 1]."""
+    """Soft masks of a prepared split at the run's size: float32 (N, H, W) in [0, 1].
+
+    Computed in float32 whatever was trained with: tf32, torch's own default on a card, is none.
+    """
     chunks = []
+    computing_with("fp32", pipeline.device)
     for start in tqdm(range(0, len(dataset), batch_size), desc="predicting", unit="batch"):
         stop = min(start + batch_size, len(dataset))
         images = torch.stack([dataset[index]["image"] for index in range(start, stop)])

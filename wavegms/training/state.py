@@ -28,7 +28,10 @@ STATE_NAME = "resume.pt"
 LOCK_NAME = "running.lock"
 
 # What trained weights follow from, as the stage `train` of dvc.yaml names it.
-_CODE = ("data/batches.py", "data/dataset.py", "models", "training", "variants.py")
+_CODE = (
+    *("data/batches.py", "data/dataset.py", "data/on_card.py"),
+    *("models", "training", "variants.py"),
+)
 
 
 @dataclass
