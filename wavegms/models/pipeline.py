@@ -184,7 +184,9 @@ class WaveGMSPipeline(DiffusionPipeline):
         if decoder not in get_args(Decoder):
             raise InputError(f"decoder is {decoder!r}: choose exact or fast")
         if self.network is None and decoder == "fast" and self.mask_decoder is None:
-            found = kept_mask_decoder(self.vae).to(device=self.device, dtype=self.dtype)
+            found = kept_mask_decoder(self.vae)
+            # torch's own way, as diffusers' warns of what does not concern it
+            nn.Module.to(found, device=self.device, dtype=self.dtype)
             self.register_modules(mask_decoder=found)
         self.decoder = decoder
 
