@@ -257,7 +257,7 @@ class Counting:
     def __init__(self, break_at=None):
         self.sizes, self.values, self.break_at = [], [], break_at
 
-    def __call__(self, latents, levels, vae, images, masks):
+    def __call__(self, latents, levels, vae, images, masks, mask_decoder=None):
         self.sizes.append(len(images))
         terms = WaveGMSLoss()(latents, levels, vae, images, masks)
         self.values.append(terms["loss"].item())

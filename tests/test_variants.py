@@ -252,7 +252,7 @@ class Counting:
     def __init__(self):
         self.sizes = []
 
-    def __call__(self, latents, levels, vae, images, masks):
+    def __call__(self, latents, levels, vae, images, masks, mask_decoder=None):
         self.sizes.append(len(images))
         return WaveGMSLoss()(latents, levels, vae, images, masks)
 

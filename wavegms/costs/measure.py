@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from wavegms.data.batches import Batch
 from wavegms.models.autoencoder import Autoencoder, Generators, freeze
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.export import PlainPipeline
+from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.training.device import frozen_for_steps
 from wavegms.training.graph import GraphedStep
@@ -102,12 +104,14 @@ def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
     # fused attention differs from device to device, and the counter does not know all of it
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         if task == "train":
-            terms_of = plain_terms if form == "plain" else loss_terms
+            terms_of = _terms_of(form, lambda part: part)
             terms = terms_of(variant_spec(variant), network, WaveGMSLoss(), vae, images, masks)
             terms["loss"].backward()
         else:
             pipeline = as_pipeline(network, vae, image_size)
-            predict = pipeline.predict if form == "lean" else PlainPipeline(pipeline)
+            if form == "fast":
+                _decode_fast(pipeline)
+            predict = pipeline.predict if form in ("lean", "fast") else PlainPipeline(pipeline)
             with torch.no_grad():
                 predict(images)
     return counter.get_total_flops() / 1e9
@@ -177,7 +181,9 @@ def _training(
     # with training.compile, too, a step on a card is one launch
     graph = workload.form == "graph" or (workload.form, device.type) == ("compiled", "cuda")
     optimizer = torch.optim.AdamW(network.parameters(), fused=True, capturable=graph)
-    terms_of = plain_terms if workload.form == "plain" else loss_terms
+    terms_of = _terms_of(
+        workload.form, lambda part: frozen_for_steps(part.to(device), workload.precision, device)
+    )
     if workload.form != "plain":
         vae = frozen_for_steps(vae, workload.precision, device)
     if workload.form == "compiled":
@@ -202,6 +208,19 @@ def _training(
             raise RuntimeError(f"it cannot be captured: {taken.failure}")
 
     return take
+
+
+def _terms_of(form: str, prepare: Callable[[MaskDecoder], MaskDecoder]) -> Callable[..., dict]:
+    """What computes a step's loss in a form; `prepare` makes an untrained mask decoder ready."""
+    if form == "fast":
+        return partial(loss_terms, mask_decoder=prepare(freeze(MaskDecoder())))
+    return plain_terms if form == "plain" else loss_terms
+
+
+def _decode_fast(pipeline: WaveGMSPipeline) -> None:
+    """By an untrained mask decoder, which its autoencoder has not taught."""
+    pipeline.register_modules(mask_decoder=freeze(MaskDecoder()).to(pipeline.device))
+    pipeline.choose_decoder("fast")
 
 
 def profile_steps(workload: Workload, batch_size: int, image_size: int) -> str:
@@ -252,6 +271,8 @@ def _predicting(
     workload: Workload, network: Network, vae: Autoencoder | None, image_size: int
 ) -> Work:
     pipeline = as_pipeline(network, vae, image_size)
+    if workload.form == "fast":
+        _decode_fast(pipeline)
     if workload.form == "plain":
         whole = PlainPipeline(pipeline).eval()
 

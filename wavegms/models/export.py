@@ -49,6 +49,7 @@ class PlainPipeline(nn.Module):
         super().__init__()
         self.encoder, self.mapping = pipeline.encoder, pipeline.mapping
         self.vae, self.network = pipeline.vae, pipeline.network
+        self.mask_decoder = pipeline.mask_decoder if pipeline.decoder == "fast" else None
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] -> (B, 1, S, S) in [0, 1]."""
@@ -56,6 +57,8 @@ class PlainPipeline(nn.Module):
             return self.network(images)
         _, levels = map_latents(self.encoder, self.mapping, self.vae, images)
         latents = levels[-1]
+        if self.mask_decoder is not None:
+            return self.mask_decoder(latents)
         if isinstance(self.vae, AutoencoderKL):
             latents = latents / self.vae.config.scaling_factor
         decoded = self.vae.decode(latents).sample
@@ -111,6 +114,7 @@ def _plain_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     if plain.vae is not None:
         # slices change no result, but would fix the batch size in the graph
         plain.vae.disable_slicing()
+    plain.choose_decoder(pipeline.decoder)
     return plain
 
 
@@ -148,6 +152,7 @@ def _to_onnx(pipeline: DiffusionPipeline) -> bytes:
                 "probabilities in [0, 1]: how likely a pixel belongs to the segmented region, "
                 "which it does from 0.5"
             ),
+            "decoder": pipeline.decoder,
             "notice": "research software, not for clinical use",
         },
     )

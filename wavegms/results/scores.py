@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from wavegms.config import Decoder
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import write_text
@@ -85,16 +86,25 @@ def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ())
 
 
 def write_scores(
-    path: Path, scores: pd.DataFrame, summary: pd.DataFrame, card: ModelCard, test_set: str
+    path: Path,
+    scores: pd.DataFrame,
+    summary: pd.DataFrame,
+    card: ModelCard,
+    test_set: str,
+    decoder: Decoder = "exact",
 ) -> None:
     """Writes the metrics of each image as tidy CSV, and their summary beside it as JSON for DVC.
 
     Every row says what it was trained on and tested on, so files can be stacked, and which model
-    it is of, by the hash of its card.
+    it is of, by the hash of its card. Where the model was trained or scored with the fast decoder,
+    the column `selection` says so as well, which all tables show.
     """
     origin = {"train_set": card.dataset, "test_set": test_set}
     shared = ("variant", "seed", "image_size", "epochs", "selection")
     origin |= {name: getattr(card, name) for name in shared} | {"card": card_hash(card)}
+    trained = card.parameters.get("training", {}).get("decoder", "exact")
+    if (trained, decoder) != ("exact", "exact"):
+        origin["selection"] += f", trained with the {trained} and scored with the {decoder} decoder"
     table = scores.assign(**origin)[[*origin, *scores.columns]]
     write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     # pandas writes the missing standard deviation of a single image as null, json as NaN

@@ -1,6 +1,7 @@
 """What a training does in another way on a CUDA card: precision, batches, a step as one launch."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -13,9 +14,12 @@ from wavegms.data.batches import Augmentation, TrainingBatches
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.on_card import CardBatches, fits_on_card
 from wavegms.models.autoencoder import Autoencoder
+from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.training.run import Run
 from wavegms.training.safeguards import HALVES, choose_precision
 from wavegms.variants import variant_spec
+
+Frozen = TypeVar("Frozen", Autoencoder, MaskDecoder, None)
 
 
 def precision_of(run: Run, device: torch.device) -> Precision:
@@ -64,17 +68,16 @@ def can_be_graphed(
     return spec.graphable and spec.autoencoder != "kl" and precision != "fp16"
 
 
-def frozen_for_steps(
-    vae: Autoencoder | None, precision: Precision, device: torch.device
-) -> Autoencoder | None:
-    """The frozen autoencoder as the training steps take it.
+def frozen_for_steps(part: Frozen, precision: Precision, device: torch.device) -> Frozen:
+    """A frozen autoencoder or mask decoder as the training steps take it.
 
     Autocast would cast its weights anew for every use, and cuDNN would reorder them: on a GPU a
-    Tiny-VAE gets a copy in the half precision and order in which it is computed.
+    Tiny-VAE and a mask decoder get a copy in the half precision and order in which it is computed.
     """
-    if device.type != "cuda" or precision not in HALVES or not isinstance(vae, AutoencoderTiny):
-        return vae
-    copied = copy.deepcopy(vae)
+    halved = isinstance(part, AutoencoderTiny | MaskDecoder) and precision in HALVES
+    if device.type != "cuda" or not halved:
+        return part
+    copied = copy.deepcopy(part)
     # torch's own way, as diffusers' warns of what does not concern a Tiny-VAE
     nn.Module.to(copied, HALVES[precision])
     return nn.Module.to(copied, memory_format=torch.channels_last)

@@ -19,6 +19,7 @@ from wavegms.errors import InputError
 from wavegms.models.autoencoder import Autoencoder, Generators, channels_last
 from wavegms.models.build import Network, as_pipeline, build_variant, require_autoencoder
 from wavegms.models.gms_checkpoint import load_gms_mapping
+from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.models.mask_network import SizedMaskNetwork
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.training.device import (
@@ -87,17 +88,18 @@ def loss_terms(
     images: Tensor,
     masks: Tensor,
     generators: Generators = None,
+    mask_decoder: MaskDecoder | None = None,
 ) -> dict[str, Tensor]:
     """The forward half of a training step: `loss`, which goes backward, and the terms of its sum.
 
     Images are (B, 3, H, W) in [0, 1], masks (B, 1, H, W) 0 or 1; `generators` are the random state
-    of what the network draws, or one for each image.
+    of what the network draws, or one for each image. A mask decoder, if given, decodes.
     """
     images = channels_last(images)
     if spec.autoencoder is None:
         return mask_loss(model(images), masks)
     latents, levels = model(images, vae, generators)
-    return loss(latents if spec.aligned else None, levels, vae, images, masks)
+    return loss(latents if spec.aligned else None, levels, vae, images, masks, mask_decoder)
 
 
 def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> TrainingResult:
@@ -155,13 +157,22 @@ def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> Train
     if run.training.compile:
         model.compile()
     wrapped, loss = accelerator.prepare(model), WaveGMSLoss(**run.loss.model_dump())
-    frozen = frozen_for_steps(run.vae, precision, device)
+    frozen, mask_decoder = (
+        frozen_for_steps(part, precision, device) for part in (run.vae, pipeline.mask_decoder)
+    )
     loop = TrainingLoop(
         run=run,
         described=described,
         accelerator=accelerator,
         step=lambda batch: loss_terms(
-            spec, wrapped, loss, frozen, batch.images, batch.masks, batch.generators
+            spec,
+            wrapped,
+            loss,
+            frozen,
+            batch.images,
+            batch.masks,
+            batch.generators,
+            mask_decoder,
         ),
         model=model,
         pipeline=pipeline,
@@ -213,7 +224,9 @@ def _build(run: Run, device: torch.device) -> tuple[Network, WaveGMSPipeline]:
         model.mapping = load_gms_mapping(run.model.gms_checkpoint_for(run.dataset))
     vae = None if run.vae is None else run.vae.to(device)
     seen = run.train_set.image_size, run.train_set.scale
-    return model.to(device), as_pipeline(model, vae, *seen)
+    pipeline = as_pipeline(model.to(device), vae, *seen)
+    pipeline.choose_decoder(run.training.decoder)
+    return model, pipeline
 
 
 def _optimizer(
