@@ -4,7 +4,7 @@ import locale
 import os
 import shutil
 import signal
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -89,17 +89,22 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"survived: {', '.join(parts)}")
 
 
-# Side by side with others, what takes longest comes first, so that it is not alone at the end. The
-# first one that runs makes the small project, for which those that only look at it need not wait.
+# Side by side with others, what takes longest comes first, so that it is not alone at the end.
 FIRST = ("test_end_to_end", "test_small_project", "test_readme", "test_versioning")
 
 
 @pytest.hookimpl(trylast=True)  # when tests that are not asked for have been taken out
 def pytest_collection_modifyitems(items):
-    """Files in the order in which they begin; of a file, tests stay as they stand."""
-    waiting = {item.path for item in items if "small_project" in item.fixturenames}
-    rank = {name: place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: (rank.get(item.path.stem, len(FIRST)), item.path in waiting))
+    """Files in the order in which they begin; of a file, tests stay as they stand.
+
+    The first that looks at the small project makes it, in minutes; the others come last, so that
+    no process waits for it.
+    """
+    rank = defaultdict(lambda: len(FIRST), {name: place for place, name in enumerate(FIRST)})
+    items.sort(key=lambda item: rank[item.path.stem])
+    waiting = dict.fromkeys(item.path for item in items if "small_project" in item.fixturenames)
+    last = list(waiting)[1:]
+    items.sort(key=lambda item: item.path in last)
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,15 @@
 """A training on any images, with all of its folders below one, and an autoencoder for it."""
 
+from functools import partial
+
 import torch
 
 from wavegms.config import LossParams, ModelParams
 from wavegms.models.autoencoder import freeze
+from wavegms.models.mask_network import MASK_NETWORKS
 from wavegms.training.autoencoder import build_autoencoder
 from wavegms.training.run import Run
+from wavegms.variants import VARIANTS, VariantSpec
 
 
 def make_run(folder, train_set, selection_set, training, **changes):
@@ -38,3 +42,11 @@ def grey_vae(seed=0):
     vae = freeze(build_autoencoder(16, 1))
     vae.decoder.layers[-1].bias.fill_(0.5)
     return vae
+
+
+def as_tiny(monkeypatch):
+    """Adds a variant `tiny` of one convolution, for what does not depend on the network."""
+
+    build = partial(torch.nn.Conv2d, 3, 1, 3, padding=1)
+    monkeypatch.setitem(MASK_NETWORKS, "tiny", build)
+    monkeypatch.setitem(VARIANTS, "tiny", VariantSpec("tiny", "tiny", None))

@@ -60,6 +60,7 @@ VALUES = {
         "precision": "auto",
         "compile": False,
         "cuda_graph": False,
+        "decoder": "exact",
         "augmentation": {
             "horizontal_flip": 0.5,
             "vertical_flip": 0.5,
@@ -68,7 +69,7 @@ VALUES = {
             "shift_scale_rotate": 0.4,
         },
     },
-    "evaluation": {"threshold": 0.5, "bootstrap_resamples": 1000},
+    "evaluation": {"threshold": 0.5, "bootstrap_resamples": 1000, "decoder": "exact"},
     "generalization": [],
     "external": [],
     "ablation": {"datasets": [], "variants": ["wave_gms"], "epochs": 5},
@@ -158,6 +159,8 @@ OPTIONAL = {
     "training.minutes": None,
     "training.start_from": None,
     "training.cuda_graph": True,
+    "training.decoder": "exact",
+    "evaluation.decoder": "exact",
 }
 
 

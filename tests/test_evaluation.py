@@ -65,7 +65,10 @@ def test_the_truth_scores_perfectly(train_set):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 12])
 def test_a_split_is_predicted_in_its_order(untrained, train_set, batch_size):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     result = predict_split(untrained, train_set, batch_size)
+    # whatever it was trained in, it is scored in float32
+    assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
     assert result.shape == (4, 32, 32) and result.dtype == np.float32
     for k in range(4):
         alone = untrained.predict(train_set.images[k : k + 1].float() / 255)[0, 0]

@@ -11,17 +11,20 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from runs import grey_vae, make_run
+from test_variants import RIVALS
 from torch.nn import functional
+from torch.utils._triton import has_triton
 
 from wavegms.config import AugmentationParams, TrainingParams
 from wavegms.costs.measure import plain_terms
+from wavegms.data.on_card import fits_on_card
 from wavegms.errors import InputError, Stopped
 from wavegms.models.autoencoder import freeze
 from wavegms.models.build import build_variant
 from wavegms.training import loop as training_loop
-from wavegms.training import recipe
+from wavegms.training.device import frozen_for_steps
 from wavegms.training.loss import WaveGMSLoss
-from wavegms.training.recipe import frozen_for_steps, loss_terms, train
+from wavegms.training.recipe import loss_terms, train
 from wavegms.training.safeguards import StopRequest, computing_with
 from wavegms.variants import VARIANTS
 
@@ -29,7 +32,12 @@ pytestmark = pytest.mark.gpu
 
 REHEARSED = "WAVEGMS_REHEARSE" in os.environ
 CPU = torch.device("cpu")
-TRAINED = [name for name, spec in VARIANTS.items() if spec.trained and not spec.batch_size]
+# Of RIVALS some drop out at random, which differs from device to device.
+TRAINED = [
+    name
+    for name, spec in VARIANTS.items()
+    if spec.trained and not spec.batch_size and name not in RIVALS
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +47,13 @@ def card():
     if REHEARSED:
         return CPU
     pytest.skip("there is no CUDA card")
+
+
+@pytest.fixture
+def compiler(real_card):
+    if not has_triton():
+        pytest.skip("there is no triton, which torch.compile needs for a card")
+    return real_card
 
 
 @pytest.fixture
@@ -78,29 +93,26 @@ def autoencoder(kind):
     return freeze(AutoencoderKL(3, 3, *blocks, channels, norm_num_groups=4, latent_channels=4))
 
 
-def terms_and_gradients(name, device, precision="fp32", plain=False):
+def terms_and_gradients(
+    name, device, precision="fp32", plain=False, compiled=False, dtype=torch.float32
+):
     """One step from the same weights, images and noise, whatever the device."""
     spec, split = VARIANTS[name], Split(2)
     vae = autoencoder(spec.autoencoder)
     torch.manual_seed(1)
-    model = build_variant(name).train().to(device)
-    vae = vae and vae.to(device)
-    noise = torch.randn(2, 4, 8, 8).to(device)
-    images, masks = split.images.float() / 255, split.masks.float()
+    model = build_variant(name).train().to(device, dtype)
+    vae = vae and torch.nn.Module.to(vae, device, dtype)
+    images, masks = split.images.to(device, dtype) / 255, split.masks.to(device, dtype)
+    noise = torch.randn(2, 4, 8, 8).to(images)
     autocast = computing_with(precision, device)
     torch.manual_seed(3)  # with an SD-VAE a coin decides, thrown by the processor
-    form = loss_terms
-    if plain:
-
-        def form(spec, model, loss, vae, images, masks, generators):
-            if spec.autoencoder is None:
-                return plain_terms(spec, model, loss, vae, images, masks)
-            latents, levels = model(images, vae, generators)
-            return loss.plain(latents if spec.aligned else None, levels, vae, images, masks)
-    else:
+    form = plain_terms if plain else loss_terms
+    if not plain:
         vae = frozen_for_steps(vae, precision, device)
+    if compiled:
+        model.compile()  # as `training.compile` does
     with autocast:
-        terms = form(spec, model, WaveGMSLoss(), vae, images.to(device), masks.to(device), noise)
+        terms = form(spec, model, WaveGMSLoss(), vae, images, masks, noise)
     terms["loss"].backward()
     gradients = [one.grad.flatten() for one in model.parameters() if one.grad is not None]
     return {key: one.item() for key, one in terms.items()}, torch.cat(gradients).double().cpu()
@@ -108,14 +120,21 @@ def terms_and_gradients(name, device, precision="fp32", plain=False):
 
 @pytest.fixture(scope="module")
 def on_the_processor():
+    """In float64, as float32 has errors of its own, 1.6 % of the largest gradients."""
     known = {}
 
     def find(name):
         if name not in known:
-            known[name] = terms_and_gradients(name, CPU, plain=True)
+            known[name] = terms_and_gradients(name, CPU, plain=True, dtype=torch.float64)
         return known[name]
 
     return find
+
+
+def close(name, gradient, wanted):
+    """To a hundredth; to five where the first gradients are so large that rounding moves them."""
+    tolerance = 0.05 if VARIANTS[name].full_precision else 0.01
+    return (gradient - wanted).norm() < tolerance * wanted.norm()
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -124,15 +143,17 @@ def test_losses_and_gradients_are_the_processors(name, plain, card, on_the_proce
     wanted, gradient = on_the_processor(name)
     terms, found = terms_and_gradients(name, card, plain=plain)
     assert terms == pytest.approx(wanted, rel=1e-3)
-    assert (found - gradient).norm() < 0.01 * gradient.norm()
+    assert close(name, found, gradient)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_bf16_has_them_to_its_digits(name, card, on_the_processor):
     wanted, gradient = on_the_processor(name)
     terms, found = terms_and_gradients(name, card, "bf16")
-    assert terms == pytest.approx(wanted, rel=0.05)
-    if not VARIANTS[name].full_precision:
+    if VARIANTS[name].full_precision:  # bf16 is not chosen for it
+        assert terms == pytest.approx(wanted, rel=0.2)
+    else:
+        assert terms == pytest.approx(wanted, rel=0.05)
         assert functional.cosine_similarity(found, gradient, dim=0) > 0.95
 
 
@@ -233,16 +254,23 @@ def test_minutes_become_epochs(real_card, tmp_path):
 
 
 def test_the_recipe_takes_the_cards_ways_here(real_card):
-    assert recipe.fits_on_card(Split(8), real_card)
+    assert fits_on_card(Split(8), real_card)
     half = frozen_for_steps(grey_vae().to(real_card), "bf16", real_card)
     assert next(half.parameters()).dtype == torch.bfloat16
 
 
-def test_a_compiled_network_gives_the_same(real_card):
-    computing_with("fp32", real_card)  # the tests before have left it at bf16's tf32
-    torch.manual_seed(1)
-    model = build_variant("unet").train().to(real_card)
-    images = torch.rand(2, 3, 64, 64, device=real_card)
-    wanted = model(images)
-    model.compile()
-    torch.testing.assert_close(model(images), wanted, rtol=1e-3, atol=1e-4)
+# The smaller one first: Wave-GMS takes a compiler a minute or more.
+@pytest.mark.parametrize("name", ["unet", "wave_gms"])
+def test_compiled_forward_and_backward_are_the_same(name, compiler):
+    """As float32 allows: losses to a thousandth, gradients to a hundredth of their length."""
+    wanted, gradient = terms_and_gradients(name, compiler)
+    terms, found = terms_and_gradients(name, compiler, compiled=True)
+    assert terms == pytest.approx(wanted, rel=1e-3)
+    assert close(name, found, gradient)
+
+
+def test_compiled_it_is_trained_as_one_launch(compiler, tmp_path, capfd):
+    changes = {"epochs": 2, "precision": "fp32"}
+    history = trained(tmp_path / "compiled", "unet", compile=True, **changes).history
+    assert "cannot be one launch" not in capfd.readouterr().err
+    alike(history, trained(tmp_path / "eager", "unet", **changes).history, 0.02)

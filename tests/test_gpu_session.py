@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from wavegms.__main__ import main
+from wavegms.costs import harness
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import sha256_of
@@ -133,7 +136,8 @@ def made_up(folder):
     run = {"card": "NVIDIA H100", "card_gib": 79.1, "peak_gib": 3.25, "cuda": "13.0"}
     run |= {"python": "3.12.3", "versions": versions, "precision": "bf16", "seed": 2333}
     run |= {"training_seconds": 300.0, "image_size": 224, "epochs": 400, "best_epoch": 377}
-    run |= {"train_images": 517, "selection_images": 130}
+    run |= {"train_images": 517, "selection_images": 130, "planned_epochs": 400}
+    run |= {"scores_precision": "fp32", "refusal": ""}
     run |= {"parameters": {"training": {"batch_size": 12}}}
     rows = [
         {"protocol": protocol, "images_used": used, "metric": metric, "images": images}
@@ -147,13 +151,19 @@ def made_up(folder):
     ]
     (folder / RUN).write_text(json.dumps(run | {"scores": rows}))
     cases = [
-        {"case": "plain", "step_seconds": 0.3, "step_gib": 20.0, "share_of_peak": 0.05},
-        {"case": "lean bf16", "step_seconds": 0.05, "step_gib": 2.0, "share_of_peak": 0.1},
+        {"case": "plain", "step_seconds": 0.3, "step_gib": 20.0, "share_of_peak": 0.3}
+        | {"share_of_bf16_peak": 0.021},
+        {"case": "lean bf16", "step_seconds": 0.05, "step_gib": 2.0, "share_of_peak": 0.1}
+        | {"share_of_bf16_peak": 0.1},
         {"case": "lean bf16, compiled", "note": "not done after 90 s"},
     ]
     pd.DataFrame(cases).assign(image_size=224, batch_size=12).to_csv(
         folder / BENCHMARK, index=False
     )
+    history = pd.DataFrame({"epoch": range(1, 401), "loss": 0.5, "dsc": np.nan, "iou": 0.6})
+    history = history.assign(hd95=21.0, hd95_zero_if_empty=17.0)
+    history.loc[history["epoch"] % 4 == 1, "dsc"] = 0.5 + history["epoch"] / 1000
+    history.to_csv(folder / HISTORY, index=False)
     (folder / LOG).write_text("long\ntests: passed (20 passed)\npart tests: 61 s\n")
 
 
@@ -168,7 +178,12 @@ def test_the_page_has_the_numbers_beside_the_papers(tmp_path):
     paper = next(line for line in table if line.startswith("| paper"))
     assert "82.31 | 73.42 | 18.46" in paper
     lean = next(line for line in table if line.startswith("| lean bf16 |"))
-    assert "50.0 | 2.00 | 10% | 6.00 | 0.10" in lean
+    assert "50.0 | 2.00 | 10.0% | 10.0% | 6.00 | 0.10" in lean
+    assert any("300.0 | 20.00 | 2.1% | 30.0%" in line for line in table)
+    epochs = [line for line in table if line.count("|") == 7 and line[2].isdigit()]
+    assert "| 1 | 0.5000 | 50.10 | 60.00 | 17.00 | 21.00 |" in epochs and len(epochs) == 12
+    assert "after 100 of 400 epochs" in page and "89.70 % after epoch 397" in page
+    assert "scored in fp32" in page and "cut off" not in page and "one launch" not in page
     assert any("compiled | not done after 90 s" in line for line in table)
     assert "400 epochs in 5.0 minutes" in page and "0.75 s each" in page
     assert "tests: passed (20 passed)" in page and "long" not in page
@@ -210,18 +225,151 @@ def test_a_part_that_fails_leaves_the_turn_to_the_next(tmp_path, monkeypatch):
     assert "part tests failed" in summarise(tmp_path)
 
 
-def test_a_step_that_cannot_be_one_launch_is_tried_in_many(tmp_path, monkeypatch):
-    tried = []
+def test_one_that_was_cut_off_or_not_one_launch_says_so(tmp_path):
+    made_up(tmp_path)
+    run = json.loads((tmp_path / RUN).read_text())
+    run |= {"planned_epochs": 480, "refusal": "CUDA error: operation not permitted"}
+    (tmp_path / RUN).write_text(json.dumps(run))
+    page = summarise(tmp_path)
+    assert "**It was cut off** (480 epochs were planned)" in page
+    assert "could not be one launch: CUDA error: operation not permitted." in page
 
-    def broken(function, pack, place, out, until, rehearse, graph, keep_memory, seconds):
-        tried.append((graph, keep_memory))
-        assert 0 < seconds < 120  # a hang must not take what the others found with it
-        if graph:
+
+@pytest.fixture
+def session_of(tmp_path, monkeypatch):
+    """A training part whose processes do as they are told; gives what it said and what ran."""
+
+    def run(act, seconds=90):
+        ran = []
+
+        def apart(function, *arguments, keep_memory, seconds):
+            name, out = function.split(":")[1], arguments[2]
+            assert 0 < seconds < 130  # a hang must not take what the others found with it
+            ran.append((name, *arguments[5:6], keep_memory) if name == "train_model" else name)
+            act(name, *arguments)
+            if name in ("train_model", "take_so_far"):
+                (out / RUN).write_text("{}")
+
+        monkeypatch.setattr(session, "apart", apart)
+        return session._train(tmp_path, tmp_path, tmp_path, time.time() + seconds, False), ran
+
+    return run
+
+
+def test_a_step_that_breaks_as_one_launch_is_tried_in_many(session_of):
+    def act(name, *arguments):
+        if name == "train_model" and arguments[5]:
             raise RuntimeError("CUDA error: an illegal memory access")
 
-    monkeypatch.setattr(session, "apart", broken)
-    said = session._train(tmp_path, tmp_path, tmp_path, ends=time.time() + 90, rehearse=False)
-    assert tried == [(True, True), (True, False), (False, False)]
+    said, ran = session_of(act)
+    assert ran == [("train_model", True, True), ("train_model", False, False), "score_model"]
     assert "failed with cuda_graph True: RuntimeError: CUDA error" in said
     assert "part training: done, cuda_graph False" in said
-    assert "no time is left" in session._train(tmp_path, tmp_path / "x", tmp_path, 0, False)
+
+
+def test_a_fork_that_fails_is_no_fault_of_the_graph(session_of):
+    def act(name, *arguments):
+        if len(tried) < 1:
+            tried.append(name)
+            raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    tried = []
+    assert session_of(act)[1][:2] == [("train_model", True, True), ("train_model", True, False)]
+
+
+def test_what_a_training_had_that_was_cut_off_is_scored(session_of):
+    def act(name, *arguments):
+        if name == "train_model":
+            raise TimeoutError
+
+    said, ran = session_of(act)
+    assert ran == [("train_model", True, True), "take_so_far", "score_model"]
+    assert "what it had after 0 s is scored" in said
+
+
+def test_the_first_that_had_an_epoch_is_scored_when_all_break(session_of):
+    places = []
+
+    def act(name, pack, work, *rest):
+        if name == "train_model" or (name == "take_so_far" and work.name == "0"):
+            raise RuntimeError("broken")
+        places.append((name, work.name))
+
+    said, _ = session_of(act)
+    assert places == [("take_so_far", "1"), ("score_model", "1")] and "broken" in said
+
+
+def test_without_time_or_an_epoch_nothing_is_scored(session_of):
+    assert session_of(None, seconds=60) == ("part training: no time is left for it", [])
+
+    def act(name, *arguments):
+        raise TimeoutError
+
+    said, ran = session_of(act)
+    assert ran == [("train_model", True, True), "take_so_far"]
+    assert "nothing of it can be scored" in said
+
+
+def test_tests_that_go_on_are_stopped_and_counted(tmp_path, monkeypatch):
+    """One ends by itself, one by Ctrl-C, whose last words are heard, one only when killed."""
+    python = [sys.executable, "-c"]
+    wait = "print('tests/x.py::a PASSED\\ntests/x.py::b', flush=True);import time;time.sleep(600)"
+    deaf = "import signal; signal.signal(signal.SIGINT, lambda *about: None);" + wait
+    codes = iter([wait, deaf, "0", *["0"] * 3])
+    start = subprocess.Popen
+
+    def popen(command, **about):
+        return start([*python, next(codes)], **about)
+
+    monkeypatch.setattr(session.subprocess, "Popen", popen)
+    monkeypatch.setattr(session, "_LAST_WORDS", 1.0)
+    said = session._test(8.0, rehearse=True)
+    told = [line for line in said.splitlines() if line.startswith("tests: ")]
+    assert told == ["tests: stopped after 8 s in b (1 passed)"] * 2
+    assert said.count("KeyboardInterrupt") >= 1
+    said = session._test(60.0, rehearse=True)
+    assert [line for line in said.splitlines() if line.startswith("tests: ")] == [
+        "tests: passed (none)"
+    ] * 2
+
+
+def test_tests_are_counted_and_the_one_that_went_on_is_named():
+    said = "collecting\ntests/test_gpu.py::test_a PASSED [ 3%]\ntests/test_gpu.py::test_b[x] "
+    assert session._counted(said, "stopped after 9 s").endswith(
+        "tests: stopped after 9 s in test_b[x] (1 passed)"
+    )
+    assert session._counted("no module", "status 4").endswith("tests: status 4 (none)")
+
+
+def test_shares_are_of_the_bf16_peak_for_all(tmp_path, monkeypatch):
+    points = [
+        {"case": kind, "precision": kind, "step_seconds": 1.0, "note": None}
+        for kind in ("fp32", "bf16")
+    ]
+    costs = pd.DataFrame({"case": ["fp32", "bf16"], "share_of_peak": [0.5, 0.2]})
+    monkeypatch.setattr(
+        session, "tabulate_costs", lambda *about: costs.assign(batch_size=1, task="train")
+    )
+    session._tabulate(tmp_path, pd.DataFrame(points), {"fp32": 50e3, "bf16": 800e3})
+    table = pd.read_csv(tmp_path / BENCHMARK).set_index("case")
+    assert table["share_of_bf16_peak"].to_dict() == {"fp32": 0.03125, "bf16": 0.2}
+    assert table["peak_tflops"].to_dict() == {"fp32": 50, "bf16": 800}
+
+
+class Unpicklable(RuntimeError):
+    """As torch's compiler has them: made from more than its message."""
+
+    def __init__(self, backend, inner):
+        super().__init__(f"{backend} has {inner}")
+
+
+def cannot_be_compiled():
+    raise Unpicklable("inductor", "no triton")
+
+
+def test_an_error_that_cannot_travel_is_told_all_the_same():
+    with pytest.raises(RuntimeError, match="Unpicklable: inductor has no triton") as error:
+        harness._call(f"{__name__}:cannot_be_compiled")
+    assert type(error.value) is RuntimeError
+    with pytest.raises(ZeroDivisionError):
+        harness._call("operator:truediv", 1, 0)

@@ -1,7 +1,10 @@
 """Weights that stay in the repository: kept small, opened by name, and begun from."""
 
+import asyncio
 import json
+import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,9 @@ from runs import grey_vae, make_run
 
 from wavegms import InputError, WaveGMSPipeline
 from wavegms import project as wavegms_project
+from wavegms.explore.app import Explorer
+from wavegms.explore.cases import find_models
+from wavegms.explore.panels import model_label
 from wavegms.models.build import build_variant
 from wavegms.project import is_kept
 from wavegms.training import kept as training_kept
@@ -93,15 +99,37 @@ def test_the_same_autoencoder_in_half_precision_is_taken(kept, trained, tmp_path
     assert model_folder("little", tmp_path, kept).is_dir()
 
 
-def test_a_training_begins_from_it(
-    kept, trained, tmp_path, train_set, validation_set, training_params, monkeypatch
-):
+@pytest.fixture
+def ours(kept, tmp_path, monkeypatch):
+    """Those weights in the place of the repository's own."""
     monkeypatch.chdir(tmp_path)
     for module in (training_kept, wavegms_project):
         monkeypatch.setattr(module, "KEPT", kept)
-    for module in (training_kept, wavegms_project):
         monkeypatch.setattr(module, "is_kept", lambda where, folder=kept: is_kept(where, folder))
     monkeypatch.setattr(model_folder, "__defaults__", (model_folder.__defaults__[0], kept))
+
+
+def test_the_explorer_shows_it_by_its_name(ours, prepared, tmp_path):
+    """Also where no other model is, and beside one of the same network and dataset."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/phantom_a").symlink_to(prepared)
+    (kept,) = find_models(tmp_path / "models", "little")
+    assert model_label(kept).endswith("seed 1 (little)")
+    other = tmp_path / "models/phantom_a/wave_gms"
+    other.mkdir(parents=True)
+    shutil.copytree(kept.folder, other / "seed_1")
+    models = find_models(Path("models"), "little")
+
+    async def shown(variant):
+        explorer = Explorer(tmp_path / "data", models, "phantom_a", variant, 1, 0.5)
+        await explorer.filling
+        return models[explorer.model.value].folder
+
+    assert asyncio.run(shown("little")) == Path("models/kept/little/seed_1")
+    assert len(models) == 2
+
+
+def test_a_training_begins_from_it(ours, tmp_path, train_set, validation_set, training_params):
     start = start_network("little", "wave_gms", grey_vae())
     settings = training_params(learning_rate=1e-9, start_from="little")
     run = make_run(

@@ -1,6 +1,8 @@
 """A step on a card waits for nothing and launches no storm; counted on the processor."""
 
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from test_on_card import Held
 
 from wavegms import InputError
 from wavegms.config import AugmentationParams
-from wavegms.data.batches import Augmentation
+from wavegms.data.batches import Augmentation, Batch
 from wavegms.data.on_card import CardBatches
+from wavegms.training import device as training_device
 from wavegms.training import loop as training_loop
 from wavegms.training import recipe
+from wavegms.training.graph import GraphedStep
 from wavegms.training.recipe import train
 
 LIVELY = AugmentationParams(**dict.fromkeys(NO_AUGMENTATION, 0.5))
@@ -35,7 +39,7 @@ class Split(Held):
 @pytest.fixture
 def as_on_a_card(monkeypatch):
     """A training that goes the card's way, but for what only CUDA has."""
-    monkeypatch.setattr(recipe, "fits_on_card", lambda dataset, device: True)
+    monkeypatch.setattr(training_device, "fits_on_card", lambda dataset, device: True)
     monkeypatch.setattr(recipe, "can_be_graphed", lambda *about: False)
     loop = recipe.TrainingLoop
     monkeypatch.setattr(recipe, "TrainingLoop", lambda **o: loop(**o | {"checked": False}))
@@ -120,3 +124,33 @@ def test_the_step_that_broke_is_found_when_the_epoch_ends(
     with pytest.raises(InputError, match=r"the loss is nan in epoch 2, step 3 of 4.*after epoch 1"):
         train(run_of(tmp_path, training_params))
     assert (tmp_path / "model/last/model_index.json").is_file()
+
+
+def test_a_graph_that_is_refused_is_not_tried_again_and_the_reason_is_said_once(monkeypatch, capfd):
+    """Whatever is refused: the steps are taken, each once, and so they are in a later epoch."""
+    captures, taken = [], []
+
+    @contextmanager
+    def refuse(graph):
+        captures.append(graph)
+        yield
+
+    def step(batch):
+        if len(captures) == 1 and not refused:
+            refused.append(1)
+            raise NotImplementedError("operation not permitted\nwhen stream is capturing")
+        taken.append(batch.images.sum().item())
+        return {"loss": batch.images.sum()}
+
+    refused, cuda = [], torch.cuda
+    for name in ("Stream", "CUDAGraph", "current_stream", "set_stream"):
+        monkeypatch.setattr(cuda, name, MagicMock())
+    monkeypatch.setattr(cuda, "stream", nullcontext)
+    monkeypatch.setattr(cuda, "graph", refuse)
+    graphed = GraphedStep(step)
+    for number in range(9):
+        one = torch.full((1,), float(number))
+        assert graphed(Batch(one, one, one))["loss"] == number
+    assert taken == list(range(9)) and len(captures) == 1
+    assert graphed.failure == "operation not permitted"
+    assert capfd.readouterr().err.count("cannot be one launch (operation not permitted)") == 1

@@ -177,12 +177,16 @@ def test_a_list_given_as_text_becomes_a_list(project):
 
 
 def test_progress_is_shown_as_it_comes_and_stored_once(project, capfd):
-    bars = (
-        "import sys; [sys.stderr.write(f'\\rstep {n}') for n in range(3)]; sys.stderr.write('\\n')"
+    bar = (
+        "import sys\n"
+        "for n in range(3): print(f'\\rstep {n}', end='', file=sys.stderr, flush=True)\n"
+        "print(file=sys.stderr)"
     )
-    run(notebook(project / "notebooks/n.ipynb", bars))
+    run(notebook(project / "notebooks/n.ipynb", bar))
     assert "step 0" in capfd.readouterr().err
-    assert texts("reports/out.ipynb") == "step 2\n"
+    cells = nbformat.read("reports/out.ipynb", as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert [output.text for output in outputs] == ["step 2\n"]
 
 
 def test_an_input_error_is_one_sentence(project):

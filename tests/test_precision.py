@@ -7,6 +7,7 @@ from test_export import build_vae, shorten
 
 from wavegms import InputError
 from wavegms.models.build import as_pipeline, build_variant
+from wavegms.training import device as training_device
 from wavegms.training import recipe as training
 from wavegms.training.loss import WaveGMSLoss
 from wavegms.training.recipe import loss_terms, train
@@ -164,7 +165,7 @@ def test_a_variant_that_bf16_would_change_is_left_in_fp32_unless_asked(
 ):
     asked = []
     monkeypatch.setattr(
-        training, "choose_precision", lambda wanted, device: asked.append(wanted) or "fp32"
+        training_device, "choose_precision", lambda wanted, device: asked.append(wanted) or "fp32"
     )
     for variant, precision in (
         ("tinyvae_multires_sft", "auto"),

@@ -152,7 +152,9 @@ def test_what_is_done_elsewhere_is_on_the_pages():
         assert any(text.startswith(start) for text in texts)
 
 
-OTHER_PAGES = [f"docs/{name}.md" for name in ("large_runs", "results", "trust", "versions")]
+OTHER_PAGES = [
+    f"docs/{name}.md" for name in ("large_runs", "results", "rivals", "trust", "versions")
+]
 
 
 def test_links_and_files_of_the_pages_are_there():

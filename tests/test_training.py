@@ -31,7 +31,8 @@ class Repeated(Dataset):
 
     def __init__(self, dataset, times):
         self.data_hash, self.ids = dataset.data_hash, dataset.ids * times
-        self.dataset, self.times, self.image_size = dataset, times, dataset.image_size
+        self.dataset, self.times = dataset, times
+        self.image_size, self.scale = dataset.image_size, dataset.scale
 
     def __len__(self):
         return len(self.dataset) * self.times
@@ -65,8 +66,8 @@ def states(monkeypatch):
     seen, scores = [], []
     measure = training_loop.mean_soft_dice
 
-    def remember(accelerator, pipeline, batches):
-        score = measure(accelerator, pipeline, batches)
+    def remember(accelerator, pipeline, *rest):
+        score = measure(accelerator, pipeline, *rest)
         seen.append({key: value.clone() for key, value in trained_weights(pipeline).items()})
         return scores[len(seen) - 1] if scores else score
 
@@ -256,7 +257,7 @@ class Counting:
     def __init__(self, break_at=None):
         self.sizes, self.values, self.break_at = [], [], break_at
 
-    def __call__(self, latents, levels, vae, images, masks):
+    def __call__(self, latents, levels, vae, images, masks, mask_decoder=None):
         self.sizes.append(len(images))
         terms = WaveGMSLoss()(latents, levels, vae, images, masks)
         self.values.append(terms["loss"].item())

@@ -129,6 +129,8 @@ Blocks = Annotated[Integer, Field(ge=1, le=64)]
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 
+Decoder = Literal["exact", "fast"]
+
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
 
 
@@ -246,6 +248,7 @@ class TrainingParams(Section):
     precision: Precision
     compile: bool
     cuda_graph: bool = True
+    decoder: Decoder = "exact"
     augmentation: AugmentationParams
 
     @model_validator(mode="after")
@@ -275,6 +278,7 @@ class EvaluationParams(Section):
 
     threshold: Annotated[Number, Field(gt=0, lt=1)]
     bootstrap_resamples: Annotated[Integer, Field(ge=100, le=1_000_000)]
+    decoder: Decoder = "exact"
 
 
 class AblationParams(Section):
@@ -346,6 +350,13 @@ class Params(Section):
                 "training.minutes gives each of several seeds another number of epochs, over which "
                 "no mean is taken: give training.epochs instead, or one seed"
             )
+        for section in ("training", "evaluation"):
+            if getattr(self, section).decoder == "fast" and self.autoencoder.source == "train":
+                raise ValueError(
+                    f"{section}.decoder is fast, but autoencoder.source train makes an autoencoder "
+                    "whose own decoder is as small, and that has taught no other: set it to exact, "
+                    "or autoencoder.source to hub or path"
+                )
         if self.training.selection == "best_on_validation" and not self.split.validation_fraction:
             raise ValueError(
                 "split.validation_fraction is 0, but training.selection best_on_validation needs "

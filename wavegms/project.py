@@ -30,6 +30,9 @@ def library_versions() -> dict[str, str]:
 # Trained weights that came with this code, see `wavegms.training.kept`.
 KEPT = Path(__file__).parents[1] / "weights"
 
+# Mask decoders, see `wavegms.models.mask_decoder`: NAME.safetensors with a card NAME.json.
+DECODERS = KEPT / "decoders"
+
 
 def is_kept(where: str | Path, folder: Path = KEPT) -> bool:
     """Whether this is the name of such a model."""

@@ -12,11 +12,12 @@ class VariantSpec:
 
     `network` is what is trained: "wavelet" (encoder and mapping), "mapping" (of the autoencoder's
     own latent), "guided" (the same with the image's details), or the name of a function in
-    `wavegms/models/mask_network.py`. `autoencoder` is the frozen one it needs, `aligned` whether
-    L_align is part of its loss; one that is not `trained` has its weights from GMS. `batch_size` is
-    its own where the name says one. `full_precision` is for one whose first gradients are so large
-    that in bf16 they are others (the cosine to those of float32 was 0.2 to 0.6): bf16 is not chosen
-    for it unasked.
+    `wavegms/models/mask_network.py` or `wavegms/models/rivals/`. `autoencoder` is the frozen one it
+    needs, `aligned` whether L_align is part of its loss; one that is not `trained` has its weights
+    from GMS. `batch_size` is its own where the name says one. `full_precision` is for one whose
+    first gradients are so large that in bf16 they are others (the cosine to those of float32 was
+    0.2 to 0.6): bf16 is not chosen for it unasked. One that is not `graphable` computes something
+    on the processor in every step; with `idle_weights`, some weights never get a gradient.
     """
 
     title: str
@@ -26,20 +27,60 @@ class VariantSpec:
     trained: bool = True
     batch_size: int | None = None
     side_divisor: int = 8
+    smallest_side: int = 8
     full_precision: bool = False
+    graphable: bool = True
+    idle_weights: bool = False
 
     def batch_size_or(self, default: int) -> int:
         """Its own batch size, or the run's."""
         return self.batch_size or default
 
+    def unfit(self, side: int) -> str:
+        """What a side in pixels would have to be; empty if the network takes this one."""
+        if side % self.side_divisor:
+            return f"divisible by {self.side_divisor}"
+        return "" if side >= self.smallest_side else f"of {self.smallest_side} or more"
+
 
 _WAVE_GMS = VariantSpec("Wave-GMS", "wavelet", "tiny", aligned=True)
 _TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny")
+_MULTI_RES = VariantSpec("MultiResUNet", "multiresunet", None, side_divisor=16)
+_ACC = VariantSpec("ACC-UNet", "acc_unet", None, side_divisor=16)
+# at 32 pixels its lowest map is a single one, which has no spread to normalise by
+_NNUNET = VariantSpec("nnUNet", "nnunet", None, side_divisor=32, smallest_side=64)
+_EGE = VariantSpec("EGE-UNet", "egeunet", None, side_divisor=32)
+_SWIN = VariantSpec("SwinUNet", "swin_unet", None, side_divisor=32)
+_SME = VariantSpec(
+    "SME-SwinUNet", "sme_swin_unet", None, side_divisor=32, graphable=False, idle_weights=True
+)
+_UCT = VariantSpec("UCTransNet", "uctransnet", None, side_divisor=16)
+
+
+def _small(spec: VariantSpec) -> VariantSpec:
+    """The same system at the small setting, a network of its own name."""
+    return replace(spec, title=f"{spec.title} (small)", network=f"{spec.network}_small")
+
 
 # In the order of the paper's tables, which tables and figures here keep.
 VARIANTS: dict[str, VariantSpec] = {
-    # Without an autoencoder: a function of this name in wavegms/models/mask_network.py.
+    # Without an autoencoder: a function of this name in wavegms/models/mask_network.py or in a file
+    # of wavegms/models/rivals/. The small ones are for machines without a GPU, and for tests.
     "unet": VariantSpec("UNet", "unet", None, side_divisor=16),
+    "multiresunet": _MULTI_RES,
+    "multiresunet_small": _small(_MULTI_RES),
+    "acc_unet": _ACC,
+    "acc_unet_small": _small(_ACC),
+    "nnunet": _NNUNET,
+    "nnunet_small": replace(_small(_NNUNET), side_divisor=8, smallest_side=8),
+    "egeunet": _EGE,
+    "egeunet_small": _small(_EGE),
+    "swin_unet": _SWIN,
+    "swin_unet_small": _small(_SWIN),
+    "sme_swin_unet": _SME,
+    "sme_swin_unet_small": _small(_SME),
+    "uctransnet": _UCT,
+    "uctransnet_small": _small(_UCT),
     "gms": replace(_TINY_VAE, title="GMS", autoencoder="kl"),
     "tinyvae_mismatch": replace(_TINY_VAE, title="Tiny-VAE (model mismatch)", trained=False),
     "tinyvae": _TINY_VAE,
@@ -65,6 +106,5 @@ def require_side(name: str, side: int, parameter: str) -> None:
 
     `parameter` is what to change if not, as it stands in params.yaml.
     """
-    divisor = variant_spec(name).side_divisor
-    if side % divisor:
-        raise InputError(f"{parameter} is {side}, but variant {name} needs a multiple of {divisor}")
+    if wanted := variant_spec(name).unfit(side):
+        raise InputError(f"{parameter} is {side}, but variant {name} needs one {wanted}")

@@ -17,15 +17,17 @@ class Workload:
         variant: a key of `VARIANTS`.
         task: "train", a step of the training loop: forward, loss, backward and the fused AdamW
             (reading and augmenting images is no part of it); or "predict", `pipeline.predict`.
-        form: "lean", as this package computes; "graph", the same as one CUDA graph, or "compiled",
-            with the network through torch.compile; "plain", as the paper writes it, with diffusers'
-            autoencoder called as it is; or "onnx", a prediction in ONNX Runtime on the CPU.
+        form: "lean", as this package computes; "fast", the same with a mask decoder; "graph", the
+            same as one CUDA graph; "compiled", as `training.compile` does: forward and backward of
+            the trained network through torch.compile, on a card all of the step as one graph;
+            "plain", as the paper writes it, with diffusers' autoencoder called as it is; or "onnx",
+            a prediction in ONNX Runtime on the CPU.
         precision: "fp32", "tf32", "bf16" or "fp16".
     """
 
     variant: str
     task: Literal["train", "predict"] = "train"
-    form: Literal["lean", "graph", "compiled", "plain", "onnx"] = "lean"
+    form: Literal["lean", "fast", "graph", "compiled", "plain", "onnx"] = "lean"
     precision: Precision = "fp32"
 
 
@@ -68,6 +70,7 @@ def cases(gpu: bool) -> list[Case]:
         case("plain", "wave_gms", "train", "plain", "fp32", keep_memory=gpu),
         *([] if gpu else [case("plain, memory kept", "wave_gms", "train", "plain", "fp32")]),
         case("lean", "wave_gms", "train", "lean", "fp32"),
+        case("fast decoder", "wave_gms", "train", "fast", "fp32"),
         *([case("lean tf32", "wave_gms", "train", "lean", "tf32")] if gpu else []),
         case("plain bf16", "wave_gms", "train", "plain", "bf16"),
         case("lean bf16", "wave_gms", "train", "lean", "bf16"),
@@ -85,6 +88,7 @@ def cases(gpu: bool) -> list[Case]:
     prediction = [
         case("plain", "wave_gms", "predict", "plain", "fp32"),
         case("lean", "wave_gms", "predict", "lean", "fp32"),
+        case("fast decoder", "wave_gms", "predict", "fast", "fp32"),
         case("lean bf16", "wave_gms", "predict", "lean", "bf16"),
         case("ONNX Runtime, CPU", "wave_gms", "predict", "onnx", "fp32"),
         case("Tiny-VAE", "tinyvae", "predict", "lean", "fp32"),
@@ -102,11 +106,12 @@ COMPARISONS = {
         ("lean", "plain, memory kept"),
         ("lean tf32", "plain"),
         ("plain bf16", "plain"),
+        ("fast decoder", "lean"),
         ("lean bf16", "lean"),
         ("lean bf16", "plain"),
         ("lean bf16, one launch", "plain"),
         ("lean bf16, one launch", "lean bf16"),
-        ("lean bf16, compiled", "lean bf16"),
+        ("lean bf16, compiled", "lean bf16, one launch"),
         ("Tiny-VAE", "lean"),
         ("GMS", "lean"),
         ("UNet", "lean"),
@@ -115,6 +120,7 @@ COMPARISONS = {
     ],
     "predict": [
         ("lean", "plain"),
+        ("fast decoder", "lean"),
         ("lean bf16", "lean"),
         ("ONNX Runtime, CPU", "lean"),
         ("Tiny-VAE", "lean"),

@@ -5,6 +5,7 @@ peak of its own. A fresh start of Python pays seconds for imports each time, a f
 """
 
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -47,7 +48,14 @@ def apart(
 
 
 def _call(function: str, *arguments: Any) -> Any:
-    return resolve_name(function)(*arguments)
+    try:
+        return resolve_name(function)(*arguments)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # of torch's compiler, say: its process would seem to have been killed
+            raise RuntimeError(f"{type(error).__name__}: {first_line(error)}") from error
+        raise
 
 
 @contextmanager

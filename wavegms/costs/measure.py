@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from wavegms.config import Precision
 from wavegms.costs.cases import Workload
 from wavegms.data.batches import Batch
-from wavegms.models.autoencoder import Autoencoder, freeze
+from wavegms.models.autoencoder import Autoencoder, Generators, freeze
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.export import PlainPipeline
+from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.training.device import frozen_for_steps
 from wavegms.training.graph import GraphedStep
 from wavegms.training.loss import WaveGMSLoss, mask_loss
-from wavegms.training.recipe import frozen_for_steps, loss_terms
+from wavegms.training.recipe import loss_terms
 from wavegms.training.safeguards import HALVES, choose_precision, computing_with
 from wavegms.variants import VariantSpec, variant_spec
 
@@ -53,7 +56,7 @@ _SD_VAE = {
 }
 
 
-def build_untrained(variant: str) -> tuple[Network, Autoencoder | None]:
+def build_untrained(variant: str, image_size: int = 224) -> tuple[Network, Autoencoder | None]:
     """A variant in training mode and its frozen autoencoder, at the paper's sizes.
 
     Neither a count nor a time depends on the weights, so nothing is loaded: the Tiny-VAE has the
@@ -63,7 +66,7 @@ def build_untrained(variant: str) -> tuple[Network, Autoencoder | None]:
     vae = None
     if kind is not None:
         vae = freeze(AutoencoderTiny() if kind == "tiny" else AutoencoderKL(**_SD_VAE))
-    return build_variant(variant).train(), vae
+    return build_variant(variant, image_size=image_size).train(), vae
 
 
 def count_sizes(variants: Sequence[str], image_size: int) -> list[dict]:
@@ -71,7 +74,8 @@ def count_sizes(variants: Sequence[str], image_size: int) -> list[dict]:
     rows = []
     for name in variants:
         with torch.device("meta"):
-            counts = as_pipeline(*build_untrained(name), image_size).parameter_counts
+            parts = build_untrained(name, image_size)
+            counts = as_pipeline(*parts, image_size).parameter_counts
         rows.append(
             {
                 "variant": name,
@@ -94,18 +98,20 @@ def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
     which has shapes only. The form "onnx" computes as the plain one.
     """
     with torch.device("meta"):
-        network, vae = build_untrained(variant)
+        network, vae = build_untrained(variant, image_size)
         images = torch.empty(1, 3, image_size, image_size)
         masks = torch.empty(1, 1, image_size, image_size)
     # fused attention differs from device to device, and the counter does not know all of it
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         if task == "train":
-            terms_of = plain_terms if form == "plain" else loss_terms
+            terms_of = _terms_of(form, lambda part: part)
             terms = terms_of(variant_spec(variant), network, WaveGMSLoss(), vae, images, masks)
             terms["loss"].backward()
         else:
             pipeline = as_pipeline(network, vae, image_size)
-            predict = pipeline.predict if form == "lean" else PlainPipeline(pipeline)
+            if form == "fast":
+                _decode_fast(pipeline)
+            predict = pipeline.predict if form in ("lean", "fast") else PlainPipeline(pipeline)
             with torch.no_grad():
                 predict(images)
     return counter.get_total_flops() / 1e9
@@ -130,7 +136,7 @@ def measure_point(workload: Workload, batch_size: int, image_size: int, steps: i
     seconds, warm = [], 5 if on_gpu else 1
     torch.backends.cudnn.benchmark = on_gpu  # as in training
     try:
-        network, vae = build_untrained(workload.variant)
+        network, vae = build_untrained(workload.variant, image_size)
         network.to(device)
         if vae is not None:
             vae.to(device)
@@ -171,9 +177,13 @@ def _training(
     workload: Workload, network: Network, vae: Autoencoder | None, image_size: int
 ) -> Work:
     spec, loss = variant_spec(workload.variant), WaveGMSLoss()
-    device, graph = next(network.parameters()).device, workload.form == "graph"
+    device = next(network.parameters()).device
+    # with training.compile, too, a step on a card is one launch
+    graph = workload.form == "graph" or (workload.form, device.type) == ("compiled", "cuda")
     optimizer = torch.optim.AdamW(network.parameters(), fused=True, capturable=graph)
-    terms_of = plain_terms if workload.form == "plain" else loss_terms
+    terms_of = _terms_of(
+        workload.form, lambda part: frozen_for_steps(part.to(device), workload.precision, device)
+    )
     if workload.form != "plain":
         vae = frozen_for_steps(vae, workload.precision, device)
     if workload.form == "compiled":
@@ -182,16 +192,17 @@ def _training(
 
     def step(batch: Batch) -> dict[str, Tensor]:
         with autocast:
-            terms = terms_of(spec, network, loss, vae, batch.images, batch.masks)
+            terms = terms_of(spec, network, loss, vae, batch.images, batch.masks, batch.generators)
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
     taken = GraphedStep(step) if graph else step
-    noise = torch.empty(0, device=device)  # drawn by the network from torch's own state
 
     def take(images: Tensor, masks: Tensor, autocast: torch.autocast) -> None:
+        # drawn outside, as a training on a card does
+        noise = torch.randn(len(images), 4, image_size // 8, image_size // 8, device=device)
         taken(Batch(images, masks, noise))
         if graph and taken.failure:
             raise RuntimeError(f"it cannot be captured: {taken.failure}")
@@ -199,10 +210,24 @@ def _training(
     return take
 
 
+def _terms_of(form: str, prepare: Callable[[MaskDecoder], MaskDecoder]) -> Callable[..., dict]:
+    """What computes a step's loss in a form; `prepare` makes an untrained mask decoder ready."""
+    if form == "fast":
+        return partial(loss_terms, mask_decoder=prepare(freeze(MaskDecoder())))
+    return plain_terms if form == "plain" else loss_terms
+
+
+def _decode_fast(pipeline: WaveGMSPipeline) -> None:
+    """By an untrained mask decoder, which its autoencoder has not taught."""
+    pipeline.register_modules(mask_decoder=freeze(MaskDecoder()).to(pipeline.device))
+    pipeline.choose_decoder("fast")
+
+
 def profile_steps(workload: Workload, batch_size: int, image_size: int) -> str:
     """What three training steps spend their time on: launches, waits, and the longest kernels."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, vae = (part.to(device) for part in build_untrained(workload.variant))
+    parts = build_untrained(workload.variant, image_size)
+    network, vae = (part.to(device) for part in parts)
     work = _training(workload, network, vae, image_size)
     images = torch.rand(batch_size, 3, image_size, image_size, device=device)
     masks = torch.rand(batch_size, 1, image_size, image_size, device=device).round()
@@ -233,11 +258,12 @@ def plain_terms(
     vae: Autoencoder | None,
     images: Tensor,
     masks: Tensor,
+    generators: Generators = None,
 ) -> dict[str, Tensor]:
     """`loss_terms` as the paper writes it: the specification that the lean one is compared with."""
     if spec.autoencoder is None:
         return mask_loss(network(images), masks)
-    latents, levels = network(images, vae)
+    latents, levels = network(images, vae, generators)
     return loss.plain(latents if spec.aligned else None, levels, vae, images, masks)
 
 
@@ -245,6 +271,8 @@ def _predicting(
     workload: Workload, network: Network, vae: Autoencoder | None, image_size: int
 ) -> Work:
     pipeline = as_pipeline(network, vae, image_size)
+    if workload.form == "fast":
+        _decode_fast(pipeline)
     if workload.form == "plain":
         whole = PlainPipeline(pipeline).eval()
 

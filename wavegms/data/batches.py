@@ -119,16 +119,20 @@ class TrainingBatches:
     ):
         self._order = Order(len(dataset), batch_size, seed, process, processes)
         self._seed, self._device = seed, device
-        on_gpu = device.type == "cuda"
+        self.waiting = self.running = 0.0
+        self._open(dataset, augmentation, processes)
+
+    def _open(self, dataset: PreparedDataset, augmentation: Augmentation, processes: int) -> None:
+        """Makes ready what `_made` takes batches from."""
+        on_gpu = self._device.type == "cuda"
         workers = min(_MOST_WORKERS, (os.cpu_count() or 1) // processes) if on_gpu else 0
         self._loader = DataLoader(
-            _Augmented(dataset, augmentation, seed),
+            _Augmented(dataset, augmentation, self._seed),
             batch_sampler=self._order,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=on_gpu,
         )
-        self.waiting = self.running = 0.0
 
     def __len__(self) -> int:
         return len(self._order)

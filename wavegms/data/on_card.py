@@ -14,7 +14,7 @@ from kornia import enhance
 from torch import Tensor
 from torch.nn import functional
 
-from wavegms.data.batches import Augmentation, Batch, Order, TrainingBatches, mixed_seed
+from wavegms.data.batches import Augmentation, Batch, TrainingBatches, mixed_seed
 from wavegms.data.dataset import PreparedDataset
 
 # Augmented at once: 64 images of 224x224, 39 MB and a few times that in between.
@@ -31,22 +31,10 @@ def fits_on_card(dataset: PreparedDataset, device: torch.device) -> bool:
 class CardBatches(TrainingBatches):
     """See `TrainingBatches`; the latents' noise is drawn on the card, for the whole batch."""
 
-    def __init__(
-        self,
-        dataset: PreparedDataset,
-        augmentation: Augmentation,
-        *,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-        process: int = 0,
-        processes: int = 1,
-    ):
-        self._order = Order(len(dataset), batch_size, seed, process, processes)
-        self._chances, self._seed, self._device = augmentation.chances, seed, device
-        self._images, self._masks = dataset.images.to(device), dataset.masks.to(device)
-        self._noise = torch.Generator(device)
-        self.waiting = self.running = 0.0
+    def _open(self, dataset: PreparedDataset, augmentation: Augmentation, processes: int) -> None:
+        self._chances = augmentation.chances
+        self._images, self._masks = dataset.images.to(self._device), dataset.masks.to(self._device)
+        self._noise = torch.Generator(self._device)
 
     def _made(self) -> Iterator[Batch]:
         epoch, side = self._order.epoch, self._images.shape[-1]

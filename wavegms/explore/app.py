@@ -58,7 +58,8 @@ def explore(
 ) -> widgets.Widget:
     """The explorer as one widget, for the last line of a cell, whose event loop fills its table.
 
-    Dataset, variant and threshold are those shown first, if they are there; the seed is that of the
+    Dataset, variant (or the name of a model of `weights/`) and threshold are those shown first, if
+    they are there; the seed is that of the
     draw where a model samples z_MR at inference.
     """
     return Explorer(prepared, models, dataset, variant, seed, threshold).view
@@ -211,11 +212,13 @@ class Explorer:
         self._take_model_for(self._models[self.model.value].card.variant)
 
     def _take_model_for(self, variant: str) -> None:
-        """The best match for the dataset: with the variant, any, what is chosen now."""
+        """The best match: kept by that name; for the dataset with the variant, any; the one now."""
         cards = [model.card for model in self._models]
+        places = [model.folder.parts[-3:-1] for model in self._models]
+        named = [n for n, place in enumerate(places) if place == ("kept", variant)]
         own = [n for n, card in enumerate(cards) if card.dataset == self.dataset.value]
         same = [n for n in own if cards[n].variant == variant]
-        self.model.value = (same or own or [self.model.value or 0])[0]
+        self.model.value = (named or same or own or [self.model.value or 0])[0]
         self._bench.open_model(self._models[self.model.value])
         self._open_dataset()
 

@@ -25,6 +25,7 @@ from wavegms.models.segmenter import map_latents
 from wavegms.models.wavelet import SUB_BANDS, haar_dwt, haar_idwt
 from wavegms.results.scores import score_mask
 from wavegms.training.card import CARD_NAME, read_card
+from wavegms.training.kept import model_folder
 from wavegms.training.publish import PublishedModel
 
 LEVELS = (1, 2, 3)
@@ -63,8 +64,12 @@ class Errors(NamedTuple):
     missed: np.ndarray  # in the truth alone (false negative)
 
 
-def find_models(folder: Path) -> list[PublishedModel]:
-    """All trained models: `<dataset>/<variant>/seed_<n>`, then the same in `ablation/`."""
+def find_models(folder: Path, name: str = "") -> list[PublishedModel]:
+    """All trained models: `<dataset>/<variant>/seed_<n>`, then the same in `ablation/`.
+
+    Where the name is of one in `weights/`, that one is opened, so that it is among them.
+    """
+    model_folder(name, folder.parent)
     patterns = (f"{place}*/*/seed_*/{CARD_NAME}" for place in ("", "ablation/"))
     places = [path.parent for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
     _require(places, folder, "trained model")

@@ -50,8 +50,10 @@ class Panel(NamedTuple):
 
 def model_label(model: PublishedModel) -> str:
     """A model's name for a list: what it was trained on, what it is, and its seed."""
+    place, name = model.folder.parents[1].name, model.folder.parent.name
     ablation = " (ablation)" if model.folder.parents[2].name == "ablation" else ""
-    return f"{model.card.dataset}: {model.title}, seed {model.card.seed}{ablation}"
+    kept = f" ({name})" if place == "kept" else ""
+    return f"{model.card.dataset}: {model.title}, seed {model.card.seed}{ablation}{kept}"
 
 
 def band_label(band: Band) -> str:

@@ -8,7 +8,7 @@ from wavegms.models.autoencoder import Autoencoder
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.mapping import LatentMappingModel
-from wavegms.models.mask_network import MaskNetwork
+from wavegms.models.mask_network import MaskNetwork, build_mask_network
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import LatentSegmenter
 from wavegms.variants import variant_spec
@@ -16,10 +16,13 @@ from wavegms.variants import variant_spec
 Network = LatentSegmenter | MaskNetwork
 
 
-def build_variant(name: str, *, sample_at_inference: bool = False) -> Network:
+def build_variant(
+    name: str, *, image_size: int = 224, sample_at_inference: bool = False
+) -> Network:
     """A freshly initialised network: all that is trained of the variant.
 
-    `sample_at_inference` is that of `MultiResolutionEncoder`; variants without it ignore it.
+    `image_size` is the side in pixels for which it is built, `sample_at_inference` that of
+    `MultiResolutionEncoder`; variants whose weights do not depend on them ignore them.
     """
     network = variant_spec(name).network
     if network == "wavelet":
@@ -29,7 +32,7 @@ def build_variant(name: str, *, sample_at_inference: bool = False) -> Network:
         return LatentSegmenter(None, LatentMappingModel())
     if network == "guided":
         return LatentSegmenter(None, GuidedLatentMappingModel())
-    return MaskNetwork(network)
+    return build_mask_network(network, image_size)
 
 
 def require_autoencoder(name: str, vae: Autoencoder | None) -> None:

@@ -49,6 +49,7 @@ class PlainPipeline(nn.Module):
         super().__init__()
         self.encoder, self.mapping = pipeline.encoder, pipeline.mapping
         self.vae, self.network = pipeline.vae, pipeline.network
+        self.mask_decoder = pipeline.mask_decoder if pipeline.decoder == "fast" else None
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] -> (B, 1, S, S) in [0, 1]."""
@@ -56,6 +57,8 @@ class PlainPipeline(nn.Module):
             return self.network(images)
         _, levels = map_latents(self.encoder, self.mapping, self.vae, images)
         latents = levels[-1]
+        if self.mask_decoder is not None:
+            return self.mask_decoder(latents)
         if isinstance(self.vae, AutoencoderKL):
             latents = latents / self.vae.config.scaling_factor
         decoded = self.vae.decode(latents).sample
@@ -72,6 +75,11 @@ def write_onnx(pipeline: DiffusionPipeline, path: str | Path) -> OnnxExport:
             "an ONNX file gives one answer to an image, but this encoder draws a sample "
             "(model.sample_at_inference is true): train with it set to false, or call "
             "pipeline.encoder.register_to_config(sample_at_inference=False) to export the mean"
+        )
+    if not getattr(getattr(pipeline.network, "network", None), "exportable", True):
+        raise InputError(
+            f"{pipeline.network.config.architecture} computes superpixels by scikit-image, which "
+            "an ONNX file cannot: export another network, or predict with torch"
         )
     plain = _plain_copy(pipeline)
     try:
@@ -106,6 +114,7 @@ def _plain_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     if plain.vae is not None:
         # slices change no result, but would fix the batch size in the graph
         plain.vae.disable_slicing()
+    plain.choose_decoder(pipeline.decoder)
     return plain
 
 
@@ -143,6 +152,7 @@ def _to_onnx(pipeline: DiffusionPipeline) -> bytes:
                 "probabilities in [0, 1]: how likely a pixel belongs to the segmented region, "
                 "which it does from 0.5"
             ),
+            "decoder": pipeline.decoder,
             "notice": "research software, not for clinical use",
         },
     )

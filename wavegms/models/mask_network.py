@@ -1,18 +1,23 @@
 """Networks that go from the image to the mask without latents: the baselines of Table 2."""
 
+import inspect
 from collections.abc import Callable
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-MASK_NETWORKS: dict[str, Callable[[], nn.Module]] = {}
+from wavegms.errors import InputError
+
+MASK_NETWORKS: dict[str, Callable[..., nn.Module]] = {}
 
 
-def mask_network(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+def mask_network(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Registers a network, under its function's name, for an entry of `VARIANTS`.
 
-    It maps (B, 3, H, W) in [0, 1] to logits (B, 1, H, W).
+    It maps (B, 3, H, W) in [0, 1] to logits (B, 1, H, W). One whose weights depend on the side of
+    its images takes that as `image_size`. In training it may give a list of such logits: the
+    mask's, then those of auxiliary masks, which only a loss of its own looks at.
     """
     MASK_NETWORKS[build.__name__] = build
     return build
@@ -39,14 +44,49 @@ def unet() -> nn.Module:
     )
 
 
+def builder_of(architecture: str) -> Callable[..., nn.Module]:
+    """The function of that name among `MASK_NETWORKS`."""
+    # here, as its files import this one
+    from wavegms.models import rivals  # noqa: F401
+
+    return MASK_NETWORKS[architecture]
+
+
 class MaskNetwork(ModelMixin, ConfigMixin):
     """A network of `MASK_NETWORKS`, by its name there, as a part that diffusers saves and loads."""
 
     @register_to_config
     def __init__(self, architecture: str):
         super().__init__()
-        self.network = MASK_NETWORKS[architecture]()
+        self.network = builder_of(architecture)()
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], sides divisible by `side_divisor` -> (B, 1, H, W) in [0, 1]."""
-        return self.network(images).sigmoid()
+        logits = self.network(images)
+        return (logits[0] if isinstance(logits, list) else logits).sigmoid()
+
+
+class SizedMaskNetwork(MaskNetwork):
+    """One whose weights depend on the side of its images, and which takes no other."""
+
+    @register_to_config
+    def __init__(self, architecture: str, image_size: int):
+        ModelMixin.__init__(self)
+        self.network = builder_of(architecture)(image_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] -> (B, 1, S, S) in [0, 1]."""
+        side = self.config.image_size
+        if images.shape[2:] != (side, side):
+            raise InputError(
+                f"{self.config.architecture} was built for {side}x{side} pixels, not for "
+                f"{images.shape[3]}x{images.shape[2]}: train it anew at that image_size"
+            )
+        return super().forward(images)
+
+
+def build_mask_network(architecture: str, image_size: int) -> MaskNetwork:
+    """A network of `MASK_NETWORKS`, for images of a side in pixels."""
+    if "image_size" in inspect.signature(builder_of(architecture)).parameters:
+        return SizedMaskNetwork(architecture, image_size)
+    return MaskNetwork(architecture)

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from wavegms.config import Decoder
 from wavegms.errors import InputError, first_line, require_number
 from wavegms.files import is_hub_id, only_seed
 from wavegms.images import FULL_SCALE, Scale, as_rgb, resize_image
@@ -24,7 +25,8 @@ from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.export import OnnxExport, write_onnx
 from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.mapping import LatentMappingModel
-from wavegms.models.mask_network import MaskNetwork
+from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
+from wavegms.models.mask_network import MaskNetwork, SizedMaskNetwork
 from wavegms.models.segmenter import map_latents
 from wavegms.models.weights import quiet_loading, require_complete, require_finite
 
@@ -37,7 +39,8 @@ _NETWORKS = {
     "encoder": (MultiResolutionEncoder,),
     "mapping": (LatentMappingModel, GuidedLatentMappingModel),
     "vae": (AutoencoderTiny, AutoencoderKL),
-    "network": (MaskNetwork,),
+    "network": (MaskNetwork, SizedMaskNetwork),
+    "mask_decoder": (MaskDecoder,),
 }
 
 
@@ -67,12 +70,15 @@ class WaveGMSPipeline(DiffusionPipeline):
     an encoder the frozen autoencoder encodes the image as well. A network without latents is the
     only part of its pipeline.
 
+    `decoder` says what decodes: "exact", the frozen autoencoder, or "fast", a mask decoder, which
+    is a part of the pipeline from then on; see :meth:`choose_decoder`.
+
     `image_size` is the side in pixels at which the network was trained. Inputs of another size are
     resized to it and the predictions back. `greys` is the scale of the images it was trained on, as
     `Scale` writes it; None, of models of before, takes 16 bits as 0 to 65535.
     """
 
-    _optional_components = ["encoder", "mapping", "vae", "network"]  # noqa: RUF012
+    _optional_components = ["encoder", "mapping", "vae", "network", "mask_decoder"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -82,32 +88,50 @@ class WaveGMSPipeline(DiffusionPipeline):
         network: MaskNetwork | None = None,
         image_size: int = 224,
         greys: str | None = None,
+        mask_decoder: MaskDecoder | None = None,
     ):
         super().__init__()
         if network is None and (mapping is None or vae is None):
             raise ValueError("a pipeline needs mapping and vae, or network")
-        if network is not None and any(part is not None for part in (encoder, mapping, vae)):
+        if network is not None and any(
+            part is not None for part in (encoder, mapping, vae, mask_decoder)
+        ):
             raise ValueError("a pipeline with a network takes no other part")
-        self.register_modules(encoder=encoder, mapping=mapping, vae=vae, network=network)
+        if mask_decoder is not None and not mask_decoder.fits(vae):
+            raise InputError(
+                "the mask decoder was taught by another autoencoder than the pipeline's: leave it "
+                "out, or take the one of this autoencoder"
+            )
+        self.register_modules(
+            encoder=encoder, mapping=mapping, vae=vae, network=network, mask_decoder=mask_decoder
+        )
+        self.decoder: Decoder = "exact"
         self.scale = FULL_SCALE if greys is None else Scale.parse(greys)
         self.register_to_config(image_size=image_size, greys=greys)
         for part in self._parts():
             part.eval()
-        if vae is not None:
-            freeze(vae)
+        for part in (vae, mask_decoder):
+            if part is not None:
+                freeze(part)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        decoder: Decoder = "exact",
+        **options: Any,
+    ) -> Self:
         """Opens a saved pipeline in evaluation mode, whichever variant it holds.
 
         It is a folder that `save_pretrained` wrote, or one that holds a single such folder named
         `seed_<n>`; or, given as a string that names no folder here, a hub id. A `Path` is never
-        looked up on the hub. Options are diffusers', such as `torch_dtype`.
+        looked up on the hub. For `decoder` see :meth:`choose_decoder`. Options are diffusers', such
+        as `torch_dtype`.
 
         Raises:
             InputError: there is no such folder, it holds the weights of several seeds or names
                 other networks than ours, or a weight is missing, broken, of another shape, or
-                no finite number.
+                no finite number; or the decoder is not to be had.
         """
         where = pretrained_model_name_or_path
         try:
@@ -130,6 +154,7 @@ class WaveGMSPipeline(DiffusionPipeline):
             seen = {name: index[name] for name in ("image_size", "greys") if name in index}
             pipeline = cls(**parts, **seen)
             pipeline.register_to_config(_name_or_path=str(folder))
+            pipeline.choose_decoder(decoder)
             return pipeline
         except InputError:
             raise
@@ -144,10 +169,35 @@ class WaveGMSPipeline(DiffusionPipeline):
         """How many parameters it has, and how many of them are not frozen."""
         sizes = {id(part): part.num_parameters() for part in self._parts()}
         total = sum(sizes.values())
-        return ParameterCounts(total, total - sizes.get(id(self.vae), 0))
+        frozen = sum(sizes.get(id(part), 0) for part in (self.vae, self.mask_decoder))
+        return ParameterCounts(total, total - frozen)
+
+    def choose_decoder(self, decoder: Decoder) -> None:
+        """What decodes masks from now on; a network without latents has nothing to choose.
+
+        For "fast" the pipeline takes the mask decoder that it was saved with, or else the one in
+        `weights/` that was taught by its autoencoder.
+
+        Raises:
+            InputError: there is none for this autoencoder.
+        """
+        if decoder not in get_args(Decoder):
+            raise InputError(f"decoder is {decoder!r}: choose exact or fast")
+        if self.network is None and decoder == "fast" and self.mask_decoder is None:
+            found = kept_mask_decoder(self.vae)
+            # torch's own way, as diffusers' warns of what does not concern it
+            nn.Module.to(found, device=self.device, dtype=self.dtype)
+            self.register_modules(mask_decoder=found)
+        self.decoder = decoder
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, 4, H/8, W/8) -> soft masks (B, 1, H, W) in [0, 1], as was chosen."""
+        if self.decoder == "fast":
+            return self.mask_decoder(channels_last(latents))
+        return decode_masks(self.vae, latents)
 
     def _parts(self) -> list[nn.Module]:
-        parts = (self.encoder, self.mapping, self.vae, self.network)
+        parts = (self.encoder, self.mapping, self.vae, self.network, self.mask_decoder)
         return [part for part in parts if part is not None]
 
     @torch.inference_mode()
@@ -161,7 +211,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         if self.network is not None:
             return self.network(images).float()
         _, levels = map_latents(self.encoder, self.mapping, self.vae, images, generator=generator)
-        return decode_masks(self.vae, levels[-1]).float()
+        return self.decode(levels[-1]).float()
 
     def __call__(
         self,
@@ -222,7 +272,8 @@ class WaveGMSPipeline(DiffusionPipeline):
 
         Raises:
             InputError: the path ends otherwise or cannot be written, the encoder draws a sample at
-                inference, or a probability differs by more than `wavegms.models.export.TOLERANCE`.
+                inference, the network computes superpixels, or a probability differs by more than
+                `wavegms.models.export.TOLERANCE`.
         """
         return write_onnx(self, path)
 

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import get_args
 
+from wavegms.config import Decoder
 from wavegms.predict import Plane
 
 NAME = "predict"
@@ -34,6 +35,12 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         default=Path("data/prepared"),
         help="where --tta looks for the validation images of the model",
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=get_args(Decoder),
+        default="exact",
+        help="exact: the model's autoencoder (default); fast: the small decoder made for masks",
     )
 
 

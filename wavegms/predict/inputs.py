@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from wavegms.config import Decoder
 from wavegms.data.cases import IMAGE_SUFFIXES
 from wavegms.errors import InputError, require_number
 from wavegms.files import is_hub_id, matching, missing_folder, walk
@@ -64,6 +65,7 @@ class Request:
         tta: predict every image in those flips and turns that the training drew from, and average.
             Says whether that helped on the validation split of the model's dataset.
         prepared: where that dataset is looked for.
+        decoder: "exact" or "fast", see `WaveGMSPipeline.choose_decoder`.
         sources: what was found.
     """
 
@@ -76,6 +78,7 @@ class Request:
     plane: Plane | None = None
     tta: bool = False
     prepared: Path = Path("data/prepared")
+    decoder: Decoder = "exact"
     sources: list[Source] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ class Request:
         if self.plane is not None and self.plane not in get_args(Plane):
             planes = ", ".join(get_args(Plane))
             raise InputError(f"plane must be one of {planes}, not {self.plane}")
+        if self.decoder not in get_args(Decoder):
+            raise InputError(f"decoder must be exact or fast, not {self.decoder}")
         self.out = Path(self.out)
         if self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir())):
             raise InputError(

@@ -88,12 +88,14 @@ def predict(request: Request) -> pd.DataFrame:
     model = request.model
     if not isinstance(model, WaveGMSPipeline):
         model = _load(model, request.device)
+    model.choose_decoder(request.decoder)
     where = model.name_or_path
     settings: dict[str, Any] = {
         "model": where and os.fspath(where),
         "weights": where and weights_hash(Path(where)),
         "threshold": request.threshold,
         "plane": request.plane,
+        "decoder": request.decoder,
         "device": str(model.device),
         "wavegms": __version__,
         "notice": "research software, not for clinical use",

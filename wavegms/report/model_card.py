@@ -174,6 +174,8 @@ def _training(card: ModelCard) -> Iterator[tuple[str, Any]]:
     for name in ("augmentation", "loss"):
         if section := training.get(name) or card.parameters.get(name):
             yield name, _listed(section)
+    if training.get("decoder", "exact") != "exact":
+        yield "decoder", training["decoder"]
     if card.precision:
         yield "precision", card.precision
     yield "libraries", _listed(card.versions)

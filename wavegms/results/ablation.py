@@ -22,8 +22,9 @@ from wavegms.results.scores import predict_split, score_split, write_scores
 from wavegms.results.statistics import summarize
 from wavegms.results.tables import NOT_RUN
 from wavegms.training.card import ModelCard, card_hash, read_card, write_card
+from wavegms.training.device import precision_of
 from wavegms.training.publish import publish_model
-from wavegms.training.recipe import precision_of, train
+from wavegms.training.recipe import train
 from wavegms.training.run import Run
 from wavegms.training.safeguards import say
 from wavegms.training.state import describe_run
@@ -90,12 +91,15 @@ def run_row(
             note = {"card": card_hash(card)} | made_from
             write_text(run.live / _MADE_FROM, json.dumps(note, indent=2) + "\n")
         PartialState().wait_for_everyone()
-    probabilities = predict_split(WaveGMSPipeline.from_pretrained(run.published), test_set)
+    pipeline = WaveGMSPipeline.from_pretrained(run.published, decoder=evaluation.decoder)
+    probabilities = predict_split(pipeline, test_set)
     per_image = score_split(probabilities, test_set, evaluation.threshold)
     summary = summarize(per_image, evaluation.bootstrap_resamples, run.seed)
     with replace_folder(scores) as target:
         table = target / f"{run.dataset}.csv"
-        write_scores(table, per_image, summary, card, test_set=run.dataset)
+        write_scores(
+            table, per_image, summary, card, test_set=run.dataset, decoder=evaluation.decoder
+        )
     logged = pd.read_csv(run.live / "plots/metrics/selection_dice.tsv", sep="\t")
     epochs = logged["step"] + variant_spec(run.variant).trained  # from 1, or 0 for untrained
     dice = logged.set_index(epochs.rename("epoch"))["selection_dice"]

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from wavegms.config import Decoder
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import write_text
@@ -17,13 +18,18 @@ from wavegms.images import FOREGROUND, IGNORED
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.results.metrics import mask_metrics
 from wavegms.training.card import ModelCard, card_hash
+from wavegms.training.safeguards import computing_with
 
 
 def predict_split(
     pipeline: WaveGMSPipeline, dataset: PreparedDataset, batch_size: int = 12
 ) -> np.ndarray:
-    """Soft masks of a prepared split at the run's size: float32 (N, H, W) in [0, 1]."""
+    """Soft masks of a prepared split at the run's size: float32 (N, H, W) in [0, 1].
+
+    Computed in float32 whatever was trained with: tf32, torch's own default on a card, is none.
+    """
     chunks = []
+    computing_with("fp32", pipeline.device)
     for start in tqdm(range(0, len(dataset), batch_size), desc="predicting", unit="batch"):
         stop = min(start + batch_size, len(dataset))
         images = torch.stack([dataset[index]["image"] for index in range(start, stop)])
@@ -80,16 +86,25 @@ def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ())
 
 
 def write_scores(
-    path: Path, scores: pd.DataFrame, summary: pd.DataFrame, card: ModelCard, test_set: str
+    path: Path,
+    scores: pd.DataFrame,
+    summary: pd.DataFrame,
+    card: ModelCard,
+    test_set: str,
+    decoder: Decoder = "exact",
 ) -> None:
     """Writes the metrics of each image as tidy CSV, and their summary beside it as JSON for DVC.
 
     Every row says what it was trained on and tested on, so files can be stacked, and which model
-    it is of, by the hash of its card.
+    it is of, by the hash of its card. Where the model was trained or scored with the fast decoder,
+    the column `selection` says so as well, which all tables show.
     """
     origin = {"train_set": card.dataset, "test_set": test_set}
     shared = ("variant", "seed", "image_size", "epochs", "selection")
     origin |= {name: getattr(card, name) for name in shared} | {"card": card_hash(card)}
+    trained = card.parameters.get("training", {}).get("decoder", "exact")
+    if (trained, decoder) != ("exact", "exact"):
+        origin["selection"] += f", trained with the {trained} and scored with the {decoder} decoder"
     table = scores.assign(**origin)[[*origin, *scores.columns]]
     write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     # pandas writes the missing standard deviation of a single image as null, json as NaN

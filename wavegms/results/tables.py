@@ -32,7 +32,7 @@ class ImageScore(BaseModel):
     seed: _Count
     image_size: _Count
     epochs: _Count
-    selection: str  # how the checkpoint was chosen, see params.yaml
+    selection: str  # how the checkpoint was chosen, see params.yaml, and a decoder other than exact
     card: str  # SHA-256 of the model's card.json
     id: str
     label: str  # class, empty where the dataset has none

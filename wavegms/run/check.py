@@ -8,7 +8,7 @@ from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import SCANNERS
-from wavegms.project import KEPT, is_kept, require_start
+from wavegms.project import DECODERS, KEPT, is_kept, require_start
 from wavegms.variants import VARIANTS, require_side
 
 
@@ -92,6 +92,8 @@ def _note_imports(folder: Path, params: Params) -> None:
         ablation = params.ablation.variants if dataset in params.ablation.datasets else []
         for variant in dict.fromkeys([*params.variants, *ablation]):
             needed = [*starts]
+            if params.training.decoder == "fast" and VARIANTS[variant].autoencoder:
+                needed.append(DECODERS)
             if not VARIANTS[variant].trained:
                 needed = [params.model.gms_checkpoint_for(dataset)]
             elif VARIANTS[variant].autoencoder == "kl" and Path(params.autoencoder.sd_vae).is_dir():

@@ -181,7 +181,18 @@ def _is_given_again(output: NotebookNode) -> bool:
 
 
 def _keep_last_state_of_progress_bars(cell: NotebookNode) -> None:
-    """A terminal overwrites a line at each carriage return; a stored notebook piles them up."""
+    """A terminal overwrites a line at each carriage return; a stored notebook piles them up.
+
+    Each state of a bar arrives as an output of its own, 138 of one training.
+    """
+    kept = []
     for output in cell.get("outputs", []):
+        if kept and "name" in output and output.get("name") == kept[-1].get("name"):
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    for output in kept:
         if output.output_type == "stream":
             output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+    if kept:
+        cell.outputs = kept

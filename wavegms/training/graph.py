@@ -18,8 +18,8 @@ class GraphedStep:
     """A step that is captured once and then replayed with the values of the next batch.
 
     Batches have the same shapes, and the random numbers come with them. What a replay gives is
-    overwritten by the next one. Where capturing fails, `failure` says why, and all steps are taken
-    launch by launch.
+    overwritten by the next one. Where capturing fails, `failure` says why, which is said once, and
+    all steps are taken launch by launch; it is not tried again.
     """
 
     def __init__(self, step: Callable[[Batch], dict[str, Tensor]]):
@@ -48,15 +48,16 @@ class GraphedStep:
         return terms
 
     def _capture(self, batch: Batch) -> None:
-        self._batch = Batch(*(getattr(batch, entry.name).clone() for entry in fields(Batch)))
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
+            self._batch = Batch(*(getattr(batch, entry.name).clone() for entry in fields(Batch)))
             with torch.cuda.graph(graph):
                 self._terms = self._step(self._batch)
-        except RuntimeError as error:  # out of memory among them
+        except Exception as error:  # out of memory, an operation that waits, a compiler
             torch.cuda.set_stream(stream)  # a capture that fails leaves its own
             # ending a broken capture fails, too, which says nothing of why
             self.failure = first_line(error.__context__ or error)
+            self._batch = self._terms = None
             say(f"this step cannot be one launch ({self.failure}): it is taken in many")
             return
         self._graph = graph

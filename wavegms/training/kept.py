@@ -18,8 +18,9 @@ from torch import Tensor
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, replace_folder, sha256_of, write_text
 from wavegms.images import Scale
-from wavegms.models.autoencoder import Autoencoder, encode_images
+from wavegms.models.autoencoder import Autoencoder
 from wavegms.models.build import Network, as_pipeline, build_variant
+from wavegms.models.mask_decoder import same_autoencoder, signature
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.weights import load_autoencoder, read_tensors
 from wavegms.project import KEPT, is_kept, require_start
@@ -29,9 +30,6 @@ _TRAINED = ("encoder", "mapping", "network")
 
 # Where TAESD is looked for: as `python -m wavegms get taesd` puts it, then on the hub.
 _TAESD = (Path("models/taesd"), "madebyollin/taesd")
-
-# Published copies of one autoencoder differ by the rounding of half precision, 0.4 % of latents.
-_SAME_LATENTS = 0.05
 
 NOTICE = "Research software, not for clinical use."
 
@@ -56,7 +54,7 @@ def keep_weights(
         "notice": NOTICE,
         **about,
         "sha256": sha256_of(folder / f"{name}.safetensors"),
-        "latents": None if pipeline.vae is None else _latents(pipeline.vae).tolist(),
+        "latents": None if pipeline.vae is None else signature(pipeline.vae).tolist(),
         "greys": pipeline.config.greys,
         "card": vars(card),
     }
@@ -83,7 +81,8 @@ def model_folder(where: str | Path, project: Path = Path(), kept: Path = KEPT) -
         read_card(folder)
         return folder
     vae = None if values["latents"] is None else _fitting_autoencoder(where, values["latents"])
-    network, state = build_variant(card.variant), read_tensors(weights)
+    network = build_variant(card.variant, image_size=card.image_size)
+    state = read_tensors(weights)
     pipeline = as_pipeline(network, vae, card.image_size, values["scale"])
     try:
         for part in _TRAINED:
@@ -124,25 +123,12 @@ def _read(path: Path) -> tuple[dict[str, Any], ModelCard]:
 def _fitting_autoencoder(name: str, latents: Tensor) -> Autoencoder:
     local, hub = _TAESD
     vae = load_autoencoder(local if local.is_dir() else hub)
-    if not _alike(_latents(vae), latents):
+    if not same_autoencoder(signature(vae), latents):
         raise InputError(
             f"{name} was trained with another autoencoder than {local if local.is_dir() else hub}: "
             "get it anew by `python -m wavegms get taesd`"
         )
     return vae
-
-
-@torch.no_grad()
-def _latents(vae: Autoencoder) -> Tensor:
-    """What an autoencoder makes of one picture of waves, to tell it from others."""
-    across = torch.linspace(0, 20, 32)
-    waves = torch.stack([torch.outer(across.sin(), (k * across).cos()) for k in (1, 2, 3)])
-    parameter = next(vae.parameters())
-    return encode_images(vae, ((waves + 1) / 2)[None].to(parameter)).float().cpu()
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool((one - other).norm() < _SAME_LATENTS * other.norm())
 
 
 def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
@@ -154,8 +140,9 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
     """
     require_start(where)
     before = WaveGMSPipeline.from_pretrained(model_folder(where))
-    network = build_variant(variant)
-    pipeline = as_pipeline(network, vae, before.config.image_size)
+    side = before.config.image_size
+    network = build_variant(variant, image_size=side)
+    pipeline = as_pipeline(network, vae, side)
     for part in _TRAINED:
         ours, theirs = getattr(pipeline, part), getattr(before, part)
         state = [n and {k: v.shape for k, v in n.state_dict().items()} for n in (ours, theirs)]
@@ -166,7 +153,7 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
             )
         if ours is not None:
             ours.load_state_dict(theirs.state_dict())
-    if before.vae is not None and not _alike(_latents(vae), _latents(before.vae)):
+    if before.vae is not None and not same_autoencoder(signature(vae), signature(before.vae)):
         raise InputError(
             f"training.start_from {where} was trained with another autoencoder, whose latents mean "
             "something else: set autoencoder.source and autoencoder.path to that one, such as "

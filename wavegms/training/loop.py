@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ class TrainingLoop:
     same network as it predicts and is saved. `checked` says whether every step's loss is looked at
     before it goes backward; on a GPU that would make both wait for each other, so an epoch's sum is
     looked at instead, and where it is not finite, the epoch's steps are taken again to find which.
+    `watch` is of `train`.
     """
 
     run: Run
@@ -70,6 +72,7 @@ class TrainingLoop:
     plan: Plan
     checked: bool
     graphed: bool
+    watch: Callable[[int, torch.Tensor], None] | None = None
 
     def go(self, saved: TrainingState | None) -> TrainingState:
         """Trains to the end, from the beginning or from a saved state.
@@ -128,6 +131,11 @@ class TrainingLoop:
                 self._save_if_due(state, stop)
         self.accelerator.wait_for_everyone()  # what was saved is there for all of them
         return state
+
+    @property
+    def refusal(self) -> str:
+        """Why a step could not be one launch, if it was to be."""
+        return self.backward.failure if isinstance(self.backward, GraphedStep) else ""
 
     def _take_step(self, state: TrainingState, batch: Batch) -> None:
         # what a network draws does not depend on what came before, so no random state is saved
@@ -206,7 +214,10 @@ class TrainingLoop:
                 for name, value in state.sums.items()
             },
             "selection_dice": mean_soft_dice(
-                self.accelerator, self.pipeline, self.selection_batches
+                self.accelerator,
+                self.pipeline,
+                self.selection_batches,
+                self.watch and partial(self.watch, state.epoch),
             ),
         }
         if not math.isfinite(row["selection_dice"]):
@@ -236,7 +247,14 @@ class TrainingLoop:
 
     def _fix_epochs(self, state: TrainingState, bar: tqdm) -> None:
         """Once the warm-up is over: until then the learning rate is the same for any number."""
-        epochs = self.budget.epochs(state.epoch)
+        selection = None
+        if (
+            not self.checked
+        ):  # the first one chose kernels, which takes a card several times as long
+            started = time.monotonic()
+            mean_soft_dice(self.accelerator, self.pipeline, self.selection_batches)
+            selection = time.monotonic() - started
+        epochs = self.budget.epochs(state.epoch, selection)
         epochs = torch.tensor(epochs, device=self.accelerator.device)
         epochs = int(broadcast(epochs).item())  # what the first process measured
         warmup = self.run.training.warmup_epochs
@@ -333,15 +351,23 @@ class TrainingLoop:
 
 
 def mean_soft_dice(
-    accelerator: Accelerator, pipeline: WaveGMSPipeline, batches: DataLoader
+    accelerator: Accelerator,
+    pipeline: WaveGMSPipeline,
+    batches: DataLoader,
+    show: Callable[[torch.Tensor], None] | None = None,
 ) -> float:
-    """Mean soft Dice in [0, 1] of what the pipeline predicts and will be saved."""
-    scores = []
+    """Mean soft Dice in [0, 1] of what the pipeline predicts and will be saved, which is shown."""
+    scores, shown = [], []
     for batch in batches:
         soft_masks = pipeline.predict(PreparedDataset.to_float(batch["image"]))
         dice = soft_dice(soft_masks, PreparedDataset.mask_to_float(batch["mask"]))
         scores.append(accelerator.gather_for_metrics(dice))
-    return torch.cat(scores).mean().item()
+        if show:
+            shown.append(soft_masks)
+    mean = torch.cat(scores).mean().item()
+    if show:  # nobody has to wait for a card any more
+        show(torch.cat(shown))
+    return mean
 
 
 def save_weights(pipeline: WaveGMSPipeline, folder: Path, names: tuple[str, ...]) -> None:

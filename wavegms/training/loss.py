@@ -6,7 +6,9 @@ gradients in less memory and time, and is what training uses. The tests compare 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,10 +26,13 @@ from wavegms.models.autoencoder import (
     encode_images,
     encode_masks,
 )
+from wavegms.models.mask_decoder import MaskDecoder
 
 Supervision = Literal["all_levels", "last_three_levels"]
 
 AlignmentDistance = Literal["l1", "smooth_l1"]
+
+Decode = Callable[[Tensor], Tensor]
 
 _SMOOTHING = 1e-5
 
@@ -90,15 +95,18 @@ class WaveGMSLoss:
         vae: Autoencoder,
         images: Tensor,
         masks: Tensor,
+        mask_decoder: MaskDecoder | None = None,
     ) -> dict[str, Tensor]:
         """The loss of one batch, lean: no decoder graph outlives the decoding of its level.
 
         `latents` are z_MR, None in a variant without alignment; `levels` the mapped latents,
         deepest first, each (B, 4, H/8, W/8). Gradients pass through the frozen autoencoder to
-        both. Gives the scalars `loss` (the sum), `seg`, `lm` and, where aligned, `align`.
+        both, or to `levels` through the frozen mask decoder, if one is given. Gives the scalars
+        `loss` (the sum), `seg`, `lm` and, where aligned, `align`.
         """
         supervised = self._supervised(levels)
-        seg = sum(_DecodedDiceLoss.apply(level, vae, masks) for level in supervised)
+        decode = mask_decoder or partial(decode_masks, vae)
+        seg = sum(_DecodedDiceLoss.apply(level, decode, masks) for level in supervised)
         with torch.no_grad():
             targets = [channels_last(_drawn(masks).expand(-1, 3, -1, -1))]
             if latents is not None:
@@ -161,7 +169,7 @@ class _DecodedDiceLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, level: Tensor, vae: Autoencoder, masks: Tensor) -> Tensor:
+    def forward(ctx: Any, level: Tensor, decode: Decode, masks: Tensor) -> Tensor:
         at_once, wanted = _at_once(masks), ctx.needs_input_grad[0]
         # a pixel's gradient is about 1 / pixels, too small for float16; a power of two is exact
         scale = 2.0 ** round(math.log2(masks.shape[-2] * masks.shape[-1]))
@@ -169,7 +177,7 @@ class _DecodedDiceLoss(torch.autograd.Function):
         for part, mask in zip(level.split(at_once), masks.split(at_once), strict=True):
             with torch.set_grad_enabled(wanted):
                 part = part.detach().requires_grad_(wanted)
-                lost = (1 - soft_dice(decode_masks(vae, part), mask)).sum() / len(level)
+                lost = (1 - soft_dice(decode(part), mask)).sum() / len(level)
                 scaled = lost * scale
             if wanted:
                 scaled.backward(inputs=[part])

@@ -1,7 +1,7 @@
 """Training (paper, section 3.2): one recipe for every network, through accelerate."""
 
-import copy
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +10,25 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from wavegms.config import Precision
-from wavegms.data.batches import Augmentation, TrainingBatches
-from wavegms.data.dataset import PreparedDataset
-from wavegms.data.on_card import CardBatches, fits_on_card
 from wavegms.errors import InputError
 from wavegms.models.autoencoder import Autoencoder, Generators, channels_last
-from wavegms.models.build import as_pipeline, build_variant, require_autoencoder
+from wavegms.models.build import Network, as_pipeline, build_variant, require_autoencoder
 from wavegms.models.gms_checkpoint import load_gms_mapping
+from wavegms.models.mask_decoder import MaskDecoder
+from wavegms.models.mask_network import SizedMaskNetwork
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.training.device import (
+    can_be_graphed,
+    frozen_for_steps,
+    precision_of,
+    selection_batches,
+    training_batches,
+)
 from wavegms.training.loop import (
     Plan,
     TrainingLoop,
@@ -34,8 +39,8 @@ from wavegms.training.loop import (
 )
 from wavegms.training.loss import WaveGMSLoss, mask_loss
 from wavegms.training.run import Run
-from wavegms.training.safeguards import HALVES, choose_precision, computing_with, explained
-from wavegms.training.state import describe_run, load_state, only_training
+from wavegms.training.safeguards import computing_with, explained
+from wavegms.training.state import TrainingState, describe_run, load_state, only_training
 from wavegms.variants import VariantSpec, variant_spec
 
 
@@ -48,7 +53,8 @@ class TrainingResult:
     [0, 1] on the images that choose the epoch. A variant that is not trained has one row of epoch 0
     and selection_dice, and no precision or data_share. `folder` holds `best` and `last`, each a
     folder for `WaveGMSPipeline.from_pretrained`; `data_share` is the part of the time that went
-    into making batches.
+    into making batches. `planned` are the epochs that the learning rate was made for, and `refusal`
+    is why a step could not be one launch, if it was to be.
     """
 
     history: pd.DataFrame
@@ -58,6 +64,8 @@ class TrainingResult:
     folder: Path
     precision: Precision | None = None
     data_share: float | None = None
+    planned: int = 0
+    refusal: str = ""
 
 
 def learning_rate_factor(epoch: int, epochs: int, warmup_epochs: int) -> float:
@@ -80,63 +88,24 @@ def loss_terms(
     images: Tensor,
     masks: Tensor,
     generators: Generators = None,
+    mask_decoder: MaskDecoder | None = None,
 ) -> dict[str, Tensor]:
     """The forward half of a training step: `loss`, which goes backward, and the terms of its sum.
 
     Images are (B, 3, H, W) in [0, 1], masks (B, 1, H, W) 0 or 1; `generators` are the random state
-    of what the network draws, or one for each image.
+    of what the network draws, or one for each image. A mask decoder, if given, decodes.
     """
     images = channels_last(images)
     if spec.autoencoder is None:
         return mask_loss(model(images), masks)
     latents, levels = model(images, vae, generators)
-    return loss(latents if spec.aligned else None, levels, vae, images, masks)
+    return loss(latents if spec.aligned else None, levels, vae, images, masks, mask_decoder)
 
 
-def precision_of(run: Run, device: torch.device) -> Precision:
-    """What a training computes with on a device."""
-    wanted = run.training.precision
-    if wanted == "auto" and variant_spec(run.variant).full_precision:
-        wanted = "fp32"
-    return choose_precision(wanted, device)
-
-
-def can_be_graphed(run: Run, spec: VariantSpec, precision: Precision, processes: int) -> bool:
-    """Whether a step can be one launch: nothing in it is decided by the processor.
-
-    With an SD-VAE a coin is; in fp16 the scale; and several processes wait for each other.
-    """
-    fixed = spec.autoencoder != "kl" and precision != "fp16"
-    return processes == 1 and fixed and run.training.cuda_graph
-
-
-def frozen_for_steps(
-    vae: Autoencoder | None, precision: Precision, device: torch.device
-) -> Autoencoder | None:
-    """The frozen autoencoder as the training steps take it.
-
-    Autocast would cast its weights anew for every use, and cuDNN would reorder them: on a GPU a
-    Tiny-VAE gets a copy in the half precision and order in which it is computed.
-    """
-    if device.type != "cuda" or precision not in HALVES or not isinstance(vae, AutoencoderTiny):
-        return vae
-    copied = copy.deepcopy(vae)
-    # torch's own way, as diffusers' warns of what does not concern a Tiny-VAE
-    nn.Module.to(copied, HALVES[precision])
-    return nn.Module.to(copied, memory_format=torch.channels_last)
-
-
-def batches_on(
-    device: torch.device, dataset: PreparedDataset, batch_size: int
-) -> list[dict[str, Tensor]]:
-    """All of a split in batches on a device, as uint8."""
-    images = dataset.images.to(device).split(batch_size)
-    masks = dataset.masks.to(device).split(batch_size)
-    return [{"image": i, "mask": m} for i, m in zip(images, masks, strict=True)]
-
-
-def train(run: Run) -> TrainingResult:
+def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> TrainingResult:
     """Trains a network and keeps its best and its last weights.
+
+    `watch` is shown each epoch's number and soft masks (N, 1, H, W) of the selecting images.
 
     A variant that is not trained (tinyvae_mismatch) gets GMS's weights instead, is measured once on
     the selecting images, and is kept as both.
@@ -159,11 +128,11 @@ def train(run: Run) -> TrainingResult:
             is no longer finite; or memory or disk is full.
         Stopped: by Ctrl-C, once the state was saved.
     """
-    settings, vae, spec = run.training, run.vae, variant_spec(run.variant)
-    batch_size = spec.batch_size_or(settings.batch_size)
+    spec = variant_spec(run.variant)
+    batch_size = spec.batch_size_or(run.training.batch_size)
     _check(run, spec, batch_size)
     # the head of a level that is not supervised gets no gradient, which processes must be told
-    unused = run.loss.supervision != "all_levels"
+    unused = run.loss.supervision != "all_levels" or spec.idle_weights
     accelerator = Accelerator(
         mixed_precision="no",  # ours: accelerate's cannot be changed within a process
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
@@ -172,69 +141,43 @@ def train(run: Run) -> TrainingResult:
     precision = precision_of(run, device)
     # on a GPU sizes stay the same, so the fastest of cuDNN's ways is worth looking for once
     torch.backends.cudnn.benchmark = device.type == "cuda"
-    set_seed(run.seed)
-    model = build_variant(run.variant, sample_at_inference=run.model.sample_at_inference)
-    if run.start is not None:
-        model.load_state_dict(run.start.state_dict())
-    if vae is not None:
-        vae.to(device)
-    selection_batches = DataLoader(run.selection_set, batch_size=batch_size)
-    seen = run.train_set.image_size, run.train_set.scale
+    model, pipeline = _build(run, device)
+    selecting = selection_batches(run.selection_set, batch_size, accelerator)
     if not spec.trained:
-        model.mapping = load_gms_mapping(run.model.gms_checkpoint_for(run.dataset))
-        pipeline = as_pipeline(model.to(device), vae, *seen)
-        return _keep_untrained(run, accelerator, pipeline, accelerator.prepare(selection_batches))
-    on_card = fits_on_card(run.train_set, device)
-    graphed = on_card and can_be_graphed(run, spec, precision, processes)
-    rate = settings.learning_rate
-    # fused: one call for all weights; 37 ms a step without it on 2 cores, a tenth of a small step
-    optimizer = torch.optim.AdamW(
-        model.to(device).parameters(),
-        lr=torch.tensor(rate, device=device) if graphed else rate,
-        weight_decay=settings.weight_decay,
-        fused=True,
-        capturable=graphed,
-    )
-    plan = Plan(run.epochs or 0)
-    schedule = LambdaLR(
-        optimizer, lambda epoch: learning_rate_factor(epoch, plan.epochs, settings.warmup_epochs)
-    )
+        return _keep_untrained(run, accelerator, pipeline, selecting)
     if batch_size % processes:
         raise InputError(
             f"training.batch_size is {batch_size}, which {processes} processes cannot share: "
             "choose a multiple, or another number of processes"
         )
-    kind = CardBatches if on_card else TrainingBatches
-    batches = kind(
-        run.train_set,
-        Augmentation(**settings.augmentation.model_dump()),
-        batch_size=batch_size,
-        seed=run.seed,
-        device=device,
-        process=accelerator.process_index,
-        processes=processes,
-    )
-    if settings.compile:
+    batches = training_batches(run, batch_size, accelerator)
+    graphed = can_be_graphed(run, precision, batches, processes)
+    plan, described = Plan(run.epochs or 0), describe_run(run, precision)
+    optimizer, schedule = _optimizer(run, model, plan, graphed)
+    if run.training.compile:
         model.compile()
-    pipeline = as_pipeline(model, vae, *seen)
-    wrapped = accelerator.prepare(model)
-    if processes == 1 and fits_on_card(run.selection_set, device):
-        selection_batches = batches_on(device, run.selection_set, batch_size)
-    else:
-        selection_batches = accelerator.prepare(selection_batches)
-    frozen = frozen_for_steps(vae, precision, device)
-    loss, described = WaveGMSLoss(**run.loss.model_dump()), describe_run(run, precision)
+    wrapped, loss = accelerator.prepare(model), WaveGMSLoss(**run.loss.model_dump())
+    frozen, mask_decoder = (
+        frozen_for_steps(part, precision, device) for part in (run.vae, pipeline.mask_decoder)
+    )
     loop = TrainingLoop(
         run=run,
         described=described,
         accelerator=accelerator,
         step=lambda batch: loss_terms(
-            spec, wrapped, loss, frozen, batch.images, batch.masks, batch.generators
+            spec,
+            wrapped,
+            loss,
+            frozen,
+            batch.images,
+            batch.masks,
+            batch.generators,
+            mask_decoder,
         ),
         model=model,
         pipeline=pipeline,
         batches=batches,
-        selection_batches=selection_batches,
+        selection_batches=selecting,
         optimizer=optimizer,
         schedule=schedule,
         autocast=computing_with(precision, device),
@@ -242,10 +185,77 @@ def train(run: Run) -> TrainingResult:
         plan=plan,
         checked=device.type != "cuda",
         graphed=graphed,
+        watch=watch,
     )
     only = only_training(run.checkpoints) if accelerator.is_main_process else nullcontext()
     with only, explained(run.checkpoints, batch_size, processes):
         state = loop.go(load_state(run.checkpoints, described))
+    about = {"data_share": batches.share, "refusal": loop.refusal}
+    return _result(run, state, pipeline, precision, **about)
+
+
+def so_far(run: Run, device: torch.device) -> TrainingResult:
+    """What a training that was cut off had when its state was last saved, now `best` and `last`.
+
+    Raises:
+        InputError: not one epoch was saved, or the state is of another training.
+    """
+    precision = precision_of(run, device)
+    state = load_state(run.checkpoints, describe_run(run, precision))
+    if state is None or not state.rows:
+        raise InputError(f"{run.checkpoints} holds no finished epoch: train for longer")
+    model, pipeline = _build(run, torch.device("cpu"))
+    for name, weights in (("best", state.best), ("last", state.model)):
+        model.load_state_dict(weights)
+        save_weights(pipeline, run.checkpoints, (name,))
+    return _result(run, state, pipeline, precision)
+
+
+def _build(run: Run, device: torch.device) -> tuple[Network, WaveGMSPipeline]:
+    set_seed(run.seed)
+    model = build_variant(
+        run.variant,
+        image_size=run.train_set.image_size,
+        sample_at_inference=run.model.sample_at_inference,
+    )
+    if run.start is not None:
+        model.load_state_dict(run.start.state_dict())
+    if not variant_spec(run.variant).trained:
+        model.mapping = load_gms_mapping(run.model.gms_checkpoint_for(run.dataset))
+    vae = None if run.vae is None else run.vae.to(device)
+    seen = run.train_set.image_size, run.train_set.scale
+    pipeline = as_pipeline(model.to(device), vae, *seen)
+    pipeline.choose_decoder(run.training.decoder)
+    return model, pipeline
+
+
+def _optimizer(
+    run: Run, model: Network, plan: Plan, graphed: bool
+) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """With its schedule; in a graph the learning rate is known by its place on the card."""
+    rate, device = run.training.learning_rate, next(model.parameters()).device
+    # fused: one call for all weights; 37 ms a step without it on 2 cores, a tenth of a small step
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=torch.tensor(rate, device=device) if graphed else rate,
+        weight_decay=run.training.weight_decay,
+        fused=True,
+        capturable=graphed,
+    )
+    warmup = run.training.warmup_epochs
+    return optimizer, LambdaLR(
+        optimizer, lambda epoch: learning_rate_factor(epoch, plan.epochs, warmup)
+    )
+
+
+def _result(
+    run: Run,
+    state: TrainingState,
+    pipeline: WaveGMSPipeline,
+    precision: Precision,
+    data_share: float | None = None,
+    refusal: str = "",
+) -> TrainingResult:
     return TrainingResult(
         history=pd.DataFrame(state.rows),
         best_epoch=state.best_epoch,
@@ -253,20 +263,28 @@ def train(run: Run) -> TrainingResult:
         trainable_parameters=pipeline.parameter_counts.trainable,
         folder=run.checkpoints,
         precision=precision,
-        data_share=batches.share,
+        data_share=data_share,
+        planned=state.epochs,
+        refusal=refusal,
     )
 
 
 def _check(run: Run, spec: VariantSpec, batch_size: int) -> None:
     require_autoencoder(run.variant, run.vae)
     side, images = run.train_set.image_size, len(run.train_set)
-    if side % spec.side_divisor:
+    if wanted := spec.unfit(side):
         raise InputError(
-            f"variant {run.variant} needs an image_size divisible by {spec.side_divisor}, not "
-            f"{side}: prepare the images anew"
+            f"variant {run.variant} needs an image_size {wanted}, not {side}: prepare the images "
+            "anew"
         )
     if not spec.trained:
         return
+    if isinstance(run.start, SizedMaskNetwork) and run.start.config.image_size != side:
+        raise InputError(
+            f"training.start_from is a {run.variant} for {run.start.config.image_size} pixels, "
+            f"whose weights do not fit {side}: set image_size to its own, or training.start_from "
+            "to null"
+        )
     if batch_size > images:
         own = batch_size != run.training.batch_size
         way_out = f"leave {run.variant} out" if own else f"choose at most {images}"

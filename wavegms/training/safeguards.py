@@ -128,11 +128,13 @@ class Budget:
     """How many epochs `training.minutes` allow, from what the first of them took.
 
     The first step, in which memory is fetched, kernels are chosen and networks compiled, counts as
-    spent but is no measure of others. `spent` are the seconds of processes before this one.
+    spent but is no measure of others; on a card, where a graph is captured as well, nor is the
+    first half of the epoch. `spent` are the seconds of processes before this one.
     """
 
     def __init__(self, minutes: float, steps: int, device: torch.device, spent: float):
-        self._limit, self._of_epoch, self._device = 60 * minutes, steps, device
+        self._limit, self._of_epoch, self._on_card = 60 * minutes, steps, device.type == "cuda"
+        self._warm_up = min(steps - 1, max(8, steps // 2)) if self._on_card else 1
         self._started, self._before = now(), spent
         self._steps, self._ends = 0, []
         self._warm = self._stepped = self._started
@@ -140,8 +142,8 @@ class Budget:
     def count(self) -> None:
         """Call after each step."""
         self._steps += 1
-        if self._limit and self._steps == 1:
-            if self._device.type == "cuda":
+        if self._limit and self._steps == self._warm_up:
+            if self._on_card:
                 torch.cuda.synchronize()
             self._warm = now()
 
@@ -149,18 +151,28 @@ class Budget:
         """Call when an epoch's steps are done, before the selection."""
         self._stepped = now()
 
+    @property
+    def first(self) -> bool:
+        """Whether no epoch has ended yet."""
+        return not self._ends
+
     def spent(self) -> float:
         """Seconds, those of processes before this one included."""
         return self._before + now() - self._started
 
-    def epochs(self, finished: int) -> int:
-        """How many there can be in all; call at the end of each epoch, the `finished`-th."""
+    def epochs(self, finished: int, selection: float | None = None) -> int:
+        """How many there can be in all; call at the end of each epoch, the `finished`-th.
+
+        `selection` are the seconds of one that is no first one, if that was measured.
+        """
         self._ends.append(now())
         if len(self._ends) > 1:
             one = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
-        elif self._steps > 1:
-            step = (self._stepped - self._warm) / (self._steps - 1)
-            one = step * self._of_epoch + self._ends[0] - self._stepped
+        elif self._steps > self._warm_up > 0:
+            step = (self._stepped - self._warm) / (self._steps - self._warm_up)
+            if selection is None:
+                selection = self._ends[0] - self._stepped
+            one = step * self._of_epoch + selection
         else:
             one = self._ends[0] - self._started
         left = self._limit * _PLANNED - self.spent()

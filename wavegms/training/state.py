@@ -18,6 +18,7 @@ from torch import Tensor
 from wavegms.config import Precision
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, sha256_of
+from wavegms.models.mask_decoder import kept_mask_decoder
 from wavegms.project import library_versions
 from wavegms.training.run import Run
 from wavegms.variants import variant_spec
@@ -27,7 +28,10 @@ STATE_NAME = "resume.pt"
 LOCK_NAME = "running.lock"
 
 # What trained weights follow from, as the stage `train` of dvc.yaml names it.
-_CODE = ("data/batches.py", "data/dataset.py", "models", "training", "variants.py")
+_CODE = (
+    *("data/batches.py", "data/dataset.py", "data/on_card.py"),
+    *("models", "training", "variants.py"),
+)
 
 
 @dataclass
@@ -109,6 +113,7 @@ def describe_run(run: Run, precision: Precision) -> dict[str, str]:
         "the training images": _hash_of(run.train_set.data_hash, *run.train_set.ids),
         "the selecting images": _hash_of(run.selection_set.data_hash, *run.selection_set.ids),
         "the autoencoder": "none" if run.vae is None else _hash_of_weights(run.vae),
+        **_hash_of_decoder(run),
         **_hash_of_imported(run),
         **_hash_of_start(run),
         **{f"the version of {name}": version for name, version in library_versions().items()},
@@ -171,6 +176,12 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _hash_of(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _hash_of_decoder(run: Run) -> dict[str, str]:
+    if run.vae is None or run.training.decoder == "exact":
+        return {}
+    return {"the mask decoder": _hash_of_weights(kept_mask_decoder(run.vae))}
 
 
 def _hash_of_imported(run: Run) -> dict[str, str]:

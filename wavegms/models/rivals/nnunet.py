@@ -1,0 +1,79 @@
+"""nnU-Net (Isensee et al., Nature Methods 2021): MONAI's network, planned for 224x224."""
+
+from torch import Tensor, nn
+
+from wavegms.models.mask_network import mask_network
+
+
+class ZScored(nn.Module):
+    """A network of two classes, background first, that sees each channel at mean 0 and spread 1.
+
+    Its logit is the difference of the two, whose sigmoid is the softmax's share of the foreground.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        # its nested copy of the same blocks, which safetensors would have to store twice
+        del network.skip_layers
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, 1, H, W)."""
+        mean = images.mean((2, 3), keepdim=True)
+        spread = images.std((2, 3), keepdim=True, correction=0).clamp_min(1e-8)
+        background, foreground = self.logits((images - mean) / spread).split(1, dim=1)
+        return foreground - background
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Values as they are (B, 3, H, W) -> logits (B, 2, H, W): nnU-Net's own network."""
+        skips = []
+        for block in (self.network.input_block, *self.network.downsamples):
+            x = block(x)
+            skips.append(x)
+        x = self.network.bottleneck(x)
+        for block in self.network.upsamples:
+            x = block(x, skips.pop())
+        return self.network.output_block(x)
+
+
+def _build(*widths: int) -> nn.Module:
+    # here, because MONAI takes seconds to import
+    from monai.networks.nets import DynUNet
+
+    class Planned(DynUNet):
+        @staticmethod
+        def initialize_weights(module: nn.Module) -> None:
+            """As MONAI does, but in place: while weights are loaded, these functions give None."""
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, a=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    halvings = len(widths) - 1
+    network = Planned(
+        spatial_dims=2,
+        in_channels=3,
+        out_channels=2,
+        kernel_size=[3] * len(widths),
+        strides=[1] + [2] * halvings,
+        upsample_kernel_size=[2] * halvings,
+        filters=widths,
+        norm_name=("INSTANCE", {"affine": True}),
+        trans_bias=True,
+    )
+    return ZScored(network)
+
+
+@mask_network
+def nnunet() -> nn.Module:
+    """20,612,738 parameters; the paper's has 20.6 M.
+
+    nnU-Net's own class has 20,619,658: biases, which its norms cancel, and heads that only train.
+    """
+    return _build(32, 64, 128, 256, 512, 512)
+
+
+@mask_network
+def nnunet_small() -> nn.Module:
+    """Three stages instead of six."""
+    return _build(8, 16, 32)
