@@ -298,6 +298,7 @@ def test_teaching_lessens_what_is_minimised_and_goes_on_where_it_stopped(
         patch.setattr(training_distil, "pupil_terms", stopping)
         with pytest.raises(KeyboardInterrupt):
             distil(vae, steps, 3, state)
+    assert torch.tensor(1e-40) * 1 > 0, "the smallest numbers are as they were for what comes next"
     with pytest.raises(InputError, match="of 6 steps and seed 3"):
         distil(vae, steps, 4, state)
     resumed = distil(vae, steps, 3, state)

@@ -6,7 +6,8 @@ the latents would have to go for a better Dice.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -88,6 +89,17 @@ def keep_decoder(out: Path, decoder: MaskDecoder, about: Mapping[str, Any]) -> d
     return card
 
 
+@contextmanager
+def _denormals_are_zero() -> Iterator[None]:
+    """Some gradients are that small; on Intel's processors a step then took ten times longer."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)  # for the whole thread, others' arithmetic included
+
+
+@_denormals_are_zero()
 def distil(vae: AutoencoderTiny, steps: int, seed: int, state: Path) -> MaskDecoder:
     """A mask decoder that was taught by the decoder of a frozen Tiny-VAE.
 
@@ -95,8 +107,6 @@ def distil(vae: AutoencoderTiny, steps: int, seed: int, state: Path) -> MaskDeco
     the file `state`, which goes at the end.
     """
     torch.manual_seed(seed)
-    # some gradients are that small; on Intel's processors a step then took ten times longer
-    torch.set_flush_denormal(True)
     pupil = MaskDecoder.untrained(vae).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(pupil.parameters(), lr=_LEARNING_RATE)
     done = _resume(state, pupil, optimizer, steps, seed)
