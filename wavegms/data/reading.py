@@ -217,7 +217,10 @@ def _question(
             f"reading.{name}.ignore in params.yaml."
         )
     else:
-        said += "save them as black and white, 0 and 255."
+        said += (
+            "save them as black and white, 0 and 255, or name the values of those that are: "
+            f"--foreground to `add`, reading.{name}.foreground in params.yaml."
+        )
     return InputError(said + _odd_masks(looked, doubts, rule))
 
 
