@@ -1,4 +1,4 @@
-"""Weights by a formula, so that networks built apart can be compared.
+"""The convolutional rivals' weights by a formula, as `golden.fill` has the others'.
 
 Values depend on a tensor's shape, on its role, and on its rank among tensors of the same shape and
 role, never on its name. An integer hash rather than a sine of the index: that would give matrices
@@ -50,9 +50,3 @@ def fill(model: nn.Module, gain: float, *, ordered: bool) -> nn.Module:
             values = value(role, tensor.shape, gain, rank if ordered else 0)
             tensor.copy_(torch.from_numpy(values.reshape(tensor.shape)))
     return model
-
-
-def waves(side: int) -> torch.Tensor:
-    """One image (1, 3, side, side)."""
-    channel, row, column = np.ogrid[:3, :side, :side]
-    return torch.from_numpy(0.5 + 0.5 * np.sin(0.1 * row + 0.2 * column + channel))[None].float()

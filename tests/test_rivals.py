@@ -4,10 +4,12 @@ import json
 import os
 from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
 import torch
-from rival_fill import fill, waves
+from golden import waves
+from rival_fill import fill
 from runs import make_run
 from torch.nn import functional
 
@@ -76,7 +78,7 @@ FILES = {"multiresunet": "multiresunet", "acc_unet": "accunet", "egeunet": "egeu
 @pytest.mark.parametrize("name", FILES)
 def test_outputs_are_the_published_networks(name, ordered):
     """Of the published code, under the same weights; the stored outputs are its own."""
-    golden = np.load(REAL_DATA / "baselines" / f"{FILES[name]}.npz")
+    stored = np.load(REAL_DATA / "baselines" / f"{FILES[name]}.npz")
     about = json.loads((REAL_DATA / "baselines" / f"{FILES[name]}.json").read_text())
     network = fill(built(name), about["gain"], ordered=ordered).eval()
     if name == "egeunet":
@@ -90,37 +92,20 @@ def test_outputs_are_the_published_networks(name, ordered):
     for key, logits in keys.items():
         key, soft = f"{'ordered_' if ordered else ''}{key}", logits.sigmoid()
         for found, part in ((pooled(soft, 28), "pool28"), (soft[..., 8::16, 8::16], "grid14")):
-            expected = torch.from_numpy(golden[f"{key}_{part}"])
+            expected = torch.from_numpy(stored[f"{key}_{part}"])
             torch.testing.assert_close(found, expected, rtol=0, atol=3e-5)
 
 
-def by_index(shape, role, formula):
-    """The formulas under which nnU-Net's outputs were stored."""
-    count = shape.numel()
-    k = np.arange(count, dtype=np.uint64)
-    if formula == "hash":
-        h = ((k * np.uint64(2654435761) + np.uint64(count)) % np.uint64(2**32)) / 2**31 - 1
-        by_role = {"weight": 1 + 0.1 * h, "bias": 0.01 * h}
-        tensor = h * np.sqrt(3 * shape[0] / count)
-    else:
-        by_role = {"weight": 1 + 0.1 * np.sin(k), "bias": 0.01 * np.cos(k)}
-        tensor = 0.05 * np.sin(0.37 * k + count % 7)
-    return (by_role[role] if len(shape) == 1 else tensor).astype(np.float32).reshape(shape)
-
-
 @pytest.mark.realdata
-@pytest.mark.parametrize("formula", ["sine", "hash"])
-def test_nnunet_gives_what_its_own_class_gives(formula):
+@pytest.mark.parametrize(("key", "formula"), [("sine", golden.sine), ("hash", golden.hashed)])
+def test_nnunet_gives_what_its_own_class_gives(key, formula):
     """In float64 to the rounding of the stored float32; norms cancel the biases that it lacks."""
-    golden = np.load(REAL_DATA / "baselines/nnunet_plainconv.npz")
-    network = built("nnunet").eval()
-    for key, parameter in network.named_parameters():
-        values = by_index(parameter.shape, key.split(".")[-1], formula)
-        parameter.data.copy_(torch.from_numpy(values))
+    stored = np.load(REAL_DATA / "baselines/nnunet_plainconv.npz")
+    network = golden.fill(built("nnunet"), formula).eval()
     with torch.inference_mode():
         logits = network.double().logits(waves(224).double())
-    for found, key in ((pooled(logits, 28), ""), (logits[..., :8, :8], "_corner")):
-        expected = torch.from_numpy(golden[f"{formula}_classes2{key}"]).double()
+    for found, part in ((pooled(logits, 28), ""), (logits[..., :8, :8], "_corner")):
+        expected = torch.from_numpy(stored[f"{key}_classes2{part}"]).double()
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
