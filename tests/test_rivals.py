@@ -1,7 +1,6 @@
 """The other systems of Table 2: that each is the published network, and that it learns here."""
 
 import json
-import os
 from pathlib import Path
 
 import golden
@@ -29,7 +28,6 @@ RIVALS = {
     "egeunet": (53_374, 1.0),
 }
 SMALL = [f"{name}_small" for name in RIVALS]
-REAL_DATA = Path(os.environ.get("WAVEGMS_REAL_DATA", ""))
 # What the networks here gave once they had been compared with the published ones' outputs.
 GOLDEN = json.loads((Path(__file__).parent / "rival_golden.json").read_text())
 
@@ -76,10 +74,10 @@ FILES = {"multiresunet": "multiresunet", "acc_unet": "accunet", "egeunet": "egeu
 @pytest.mark.realdata
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("name", FILES)
-def test_outputs_are_the_published_networks(name, ordered):
+def test_outputs_are_the_published_networks(name, ordered, real_data):
     """Of the published code, under the same weights; the stored outputs are its own."""
-    stored = np.load(REAL_DATA / "baselines" / f"{FILES[name]}.npz")
-    about = json.loads((REAL_DATA / "baselines" / f"{FILES[name]}.json").read_text())
+    stored = np.load(real_data / "baselines" / f"{FILES[name]}.npz")
+    about = json.loads((real_data / "baselines" / f"{FILES[name]}.json").read_text())
     network = fill(built(name), about["gain"], ordered=ordered).eval()
     if name == "egeunet":
         network.train()  # for its auxiliary masks; nothing in it behaves otherwise
@@ -98,9 +96,9 @@ def test_outputs_are_the_published_networks(name, ordered):
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("key", "formula"), [("sine", golden.sine), ("hash", golden.hashed)])
-def test_nnunet_gives_what_its_own_class_gives(key, formula):
+def test_nnunet_gives_what_its_own_class_gives(key, formula, real_data):
     """In float64 to the rounding of the stored float32; norms cancel the biases that it lacks."""
-    stored = np.load(REAL_DATA / "baselines/nnunet_plainconv.npz")
+    stored = np.load(real_data / "baselines/nnunet_plainconv.npz")
     network = golden.fill(built("nnunet"), formula).eval()
     with torch.inference_mode():
         logits = network.double().logits(waves(224).double())
