@@ -35,7 +35,7 @@ def column(published, table, test_set, metric):
 
 def test_table_1_is_complete():
     table = pd.read_csv(FOLDER / "table1.csv", keep_default_na=False)
-    assert list(table) == ["table", "system", "gpu", "vram_gb", "batch_size", "note"]
+    assert list(table) == [*("table", "system", "variant", "gpu", "vram_gb", "batch_size", "note")]
     assert len(table) == table["system"].nunique() == 13
     assert table["vram_gb"].between(11, 48).all() and table["batch_size"].between(1, 32).all()
 
@@ -109,6 +109,15 @@ def test_rows_taken_over_are_the_means_of_the_published_runs_cut_to_two_decimals
     # rounded, four of the twelve would be others: they were cut
     rounded = means.round(2)
     assert (rounded - cut).gt(0.005).to_numpy().sum() == 4
+
+
+def test_the_page_tells_the_runs_as_they_are_in_the_file():
+    page = (FOLDER.parents[1] / "docs/published.md").read_text(encoding="utf-8")
+    for system, runs in pd.read_csv(FOLDER / "acc_unet_busi.csv").groupby("system"):
+        row = next(line for line in page.splitlines() if line.startswith(f"| {system} |"))
+        for metric in ("dsc", "iou"):
+            assert ", ".join(f"{100 * value:.3f}" for value in runs[metric]) in row
+            assert f"| {100 * runs[metric].mean():.3f} |" in row
 
 
 def test_pooled_rows_are_those_that_meet_the_identity_of_a_single_mask(published):
