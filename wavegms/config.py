@@ -159,7 +159,7 @@ class PhantomParams(Section):
 class SplitParams(Section):
     """How a dataset is divided into train, val and test."""
 
-    method: Literal["published", "official", "random", "grouped"]
+    method: Literal["published", "official", "lists", "random", "grouped"]
     folder: Place
     test_fraction: Fraction
     validation_fraction: Fraction

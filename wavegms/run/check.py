@@ -4,7 +4,7 @@ from pathlib import Path
 
 from wavegms.config import Params, ReadingParams, load_params
 from wavegms.data.catalog import find_cases, root_of, spec_of
-from wavegms.data.splits import assign_splits
+from wavegms.data.splits import assign_splits, lists_of
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import SCANNERS
@@ -86,9 +86,12 @@ def _note_imports(folder: Path, params: Params) -> None:
     starts = [path for path in starts if path.exists()]
     for dataset in params.datasets:
         spec = spec_of(dataset)
-        lists = Path(params.split.folder) / spec.split_file if spec.split_file else None
-        published = params.split.method == "published"
-        _note(folder / dataset / "split.txt", [lists] if published and lists else [])
+        lists = []
+        if params.split.method == "published" and spec.split_file:
+            lists = [Path(params.split.folder) / spec.split_file]
+        elif params.split.method == "lists":
+            lists = list(lists_of(Path(params.split.folder)).values())
+        _note(folder / dataset / "split.txt", lists)
         ablation = params.ablation.variants if dataset in params.ablation.datasets else []
         for variant in dict.fromkeys([*params.variants, *ablation]):
             needed = [*starts]
@@ -151,6 +154,7 @@ def check_dataset(name: str, folder: Path, params: Params) -> int:
         params.split.method,
         folder=root_of(name, folder),
         split_file=Path(params.split.folder) / split_file if split_file else None,
+        lists=Path(params.split.folder),
         test_fraction=params.split.test_fraction,
         validation_fraction=params.split.validation_fraction,
         seed=params.seed,
