@@ -98,6 +98,13 @@ def test_without_measurements_there_is_no_picture(segmentation, tmp_path):
         plot_against_cost(table)
 
 
+def test_memory_that_did_not_grow_has_no_panel(segmentation, efficiency):
+    table = beside_costs(segmentation, efficiency).assign(step_gib=0.0)
+    figure = plot_against_cost(table)
+    assert len(figure.axes) == 2 * (len(COSTS) - 1)
+    figure.draw_without_rendering()
+
+
 def test_damaged_measurements_are_named(segmentation, efficiency):
     (efficiency / "sizes.csv").write_text("variant\nunet\n")
     with pytest.raises(InputError, match=r"sizes\.csv lacks the column .*run 07_efficiency again"):

@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from wavegms.data.catalog import spec_of
 from wavegms.errors import InputError
@@ -147,19 +148,22 @@ def plot_against_cost(costs: pd.DataFrame) -> Figure:
     A row a dataset, a panel a cost, logarithmic; a mark a system. Those on the Pareto front are
     filled and joined by a line: whatever else is chosen costs more or scores less than one of them.
     """
-    known = costs.dropna(subset=list(COSTS), how="all")
-    if known.empty:
+    # memory that did not grow has no place on a logarithmic axis
+    measured = costs[list(COSTS)].where(costs[list(COSTS)] > 0).dropna(axis="columns", how="all")
+    panels = {cost: COSTS[cost] for cost in measured}
+    known = costs.assign(**measured).dropna(subset=list(panels), how="all")
+    if not panels:
         raise InputError("There are no costs of what was scored: run 07_efficiency with it first.")
     datasets, systems = pd.unique(known["test_set"]), pd.unique(known["system"])
-    size = (4 * len(COSTS), 3.2 * len(datasets) + 0.3 * len(systems) / len(COSTS) + 0.5)
+    size = (4 * len(panels), 3.2 * len(datasets) + 0.3 * len(systems) / len(panels) + 0.5)
     figure = plt.figure(figsize=size, layout="constrained")
     plt.close(figure)
-    grid = figure.subplots(len(datasets), len(COSTS), squeeze=False, sharey="row", sharex="col")
+    grid = figure.subplots(len(datasets), len(panels), squeeze=False, sharey="row", sharex="col")
     palette = sns.color_palette("colorblind", len(systems))
     colours = dict(zip(systems, palette, strict=True))
     marks = {system: _MARKERS[place % len(_MARKERS)] for place, system in enumerate(systems)}
     for line, dataset in zip(grid, datasets, strict=True):
-        for axes, cost in zip(line, COSTS, strict=True):
+        for axes, cost in zip(line, panels, strict=True):
             rows = known[known["test_set"] == dataset].dropna(subset=cost)
             front = on_front(rows[cost], rows["measured"])
             best = rows[front].sort_values(cost)
@@ -170,14 +174,20 @@ def plot_against_cost(costs: pd.DataFrame) -> Figure:
                 style = {"fmt": marks[row.system], "ms": 8, "color": colour, "capsize": 2, "lw": 1}
                 fill = colour if ahead else "white"
                 axes.errorbar(getattr(row, cost), row.measured, yerr=ends, mfc=fill, **style)
-            axes.set_xscale("log")
             axes.grid(color="0.92")
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
         line[0].set_ylabel("DSC (%)")
         line[0].set_title(spec_of(dataset).title, loc="left", fontweight="bold")
-    for axes, title in zip(grid[-1], COSTS.values(), strict=True):
+    for axes, (cost, title) in zip(grid[-1], panels.items(), strict=True):
         axes.set_xlabel(title)
+        axes.set_xscale("log")
+        # equal costs alone would leave the axis without a width
+        low, high = known[cost].min() / 2, known[cost].max() * 2
+        axes.set_xlim(low, high)
+        few = LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,))
+        axes.xaxis.set_major_locator(few)
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
     timed = known.dropna(subset="step_seconds")
     if len(timed):
