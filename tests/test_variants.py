@@ -437,17 +437,12 @@ def test_an_sd_vae_is_loaded_frozen(kl, tmp_path):
     assert all(torch.equal(state[key], value) for key, value in loaded.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"latent_channels": 16}, "16 channels at 1/8"),
-        ({"levels": 3}, "4 channels at 1/4"),
-    ],
-)
-def test_an_autoencoder_of_another_shape_is_refused(tmp_path, changes, words):
-    build_kl(**changes).save_pretrained(tmp_path / "vae")
+def test_an_autoencoder_of_another_shape_is_refused(tmp_path):
+    build_kl(levels=3).save_pretrained(tmp_path / "vae")
     message = refused(lambda: load_sd_vae(tmp_path / "vae"))
-    assert words in message and "autoencoder.sd_vae" in message
+    assert "latents at 1/4" in message and "autoencoder.sd_vae" in message
+    build_kl(latent_channels=16).save_pretrained(tmp_path / "vae")
+    assert load_sd_vae(tmp_path / "vae").config.latent_channels == 16
 
 
 @pytest.mark.parametrize("where", ["", "models/a/b", "/no/where", Path("a/b")])
