@@ -14,6 +14,7 @@ from wavegms.data.batches import Augmentation
 from wavegms.data.on_card import CardBatches
 from wavegms.models.autoencoder import decode_masks, encode_masks, freeze, latent_channels_of
 from wavegms.models.build import as_pipeline, build_variant, require_autoencoder
+from wavegms.models.fused import through
 from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
 from wavegms.models.mid_block import MidBlockAutoencoderTiny
 from wavegms.training.autoencoder import build_autoencoder, reconstruction_quality
@@ -155,6 +156,16 @@ def test_noise_on_a_card_has_the_depth_of_the_latents(vae, train_set):
 def test_repainting_is_measured_at_any_depth(vae, train_set):
     quality = reconstruction_quality(vae, train_set)
     assert quality.images == len(train_set) and 0 <= quality.mask_dice <= 1
+
+
+def test_a_cards_way_through_the_layers_leaves_no_middle_block_out():
+    """On a processor, where the same functions run."""
+    vae, images = autoencoder_of(32), batch()[0]
+    with torch.no_grad():
+        latents = vae.encode(2 * images - 1).latents
+        torch.testing.assert_close(through(vae.encoder.layers, images), latents)
+        decoded = through(vae.decoder.layers, torch.tanh(latents / 3) * 3)
+        torch.testing.assert_close(2 * decoded - 1, vae.decode(latents).sample)
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from wavegms.config import Decoder
 from wavegms.errors import InputError, first_line, require_number
 from wavegms.files import is_hub_id, only_seed
 from wavegms.images import FULL_SCALE, Scale, as_rgb, resize_image
@@ -40,6 +39,7 @@ from wavegms.models.weights import (
     require_complete,
     require_finite,
 )
+from wavegms.variants import Decoder
 
 ImageInput = Image.Image | np.ndarray | Tensor
 
