@@ -46,6 +46,12 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             f"autoencoder.path {params.autoencoder.path} is not a folder: put the weights there "
             "(see data/README.md), or set autoencoder.source to hub or train"
         )
+    for place in params.foundations.others if params.foundations.datasets else []:
+        if not (Path(place).is_dir() or is_hub_id(place)):
+            raise InputError(
+                f"foundations.others names {place}, which is neither a folder nor a hub id: put "
+                "the weights there (see docs/autoencoders.md), or remove it"
+            )
     for name in params.reading:
         if name not in (*params.datasets, *params.external):
             raise InputError(
@@ -61,6 +67,9 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
         _check_epochs(name, "is trained", params.training.epochs_for(name), params)
         if name in params.ablation.datasets:
             _check_epochs(name, "has its ablation", params.ablation.epochs, params)
+        if name in params.foundations.datasets:
+            epochs = params.foundations.epochs or None
+            _check_epochs(name, "has its autoencoders compared", epochs, params)
         if name not in params.phantom.datasets:
             check_dataset(name, raw / name, params)
     write_text(out, "The parameters and the raw data were checked.\n")
@@ -78,6 +87,8 @@ def _check_epochs(dataset: str, what: str, epochs: int | None, params: Params) -
 def _note_imports(folder: Path, params: Params) -> None:
     source, path = params.autoencoder.source, params.autoencoder.path
     _note(folder / "autoencoder.txt", [Path(path)] if source == "path" else [])
+    others = [Path(one) for one in params.foundations.others if params.foundations.datasets]
+    _note(folder / "foundations.txt", [one for one in others if one.is_dir()])
     for dataset in (*params.datasets, *params.external):
         reading = params.reading.get(dataset, ReadingParams())
         write_text(folder / dataset / "reading.json", reading.model_dump_json() + "\n")
