@@ -2,12 +2,14 @@
 
 import numpy as np
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
 SPACING = (0.7, 0.8, 3.0)
 ORIGIN = (-10.0, 20.0, 33.5)
 
 
 UPRIGHT = np.eye(3)
+OBLIQUE = Rotation.from_euler("xyz", [10, -20, 35], degrees=True).as_matrix()
 
 
 def make(values, spacing=SPACING, origin=ORIGIN, direction=UPRIGHT):
@@ -20,6 +22,24 @@ def make(values, spacing=SPACING, origin=ORIGIN, direction=UPRIGHT):
 
 def random_voxels(shape=(4, 9, 12), seed=0, dtype=np.int16):
     return np.random.default_rng(seed).integers(0, 500, shape).astype(dtype)
+
+
+def write_decathlon(folder, count=4, shape=(6, 9, 12), empty=2, **geometry):
+    """Volumes with labels 0, 1, 2 in a box; the first `empty` slices show nothing."""
+    for number in range(count):
+        voxels = random_voxels(shape, seed=number)
+        labels = np.zeros(shape, np.uint8)
+        labels[empty:, 2:6, 3 : 6 + number % 3] = 1
+        labels[empty:, 6:8, 3:6] = 2
+        for part, values in (("imagesTr", voxels + 400 * (labels > 0)), ("labelsTr", labels)):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            image = make(
+                values.astype(labels.dtype if part == "labelsTr" else np.int16), **geometry
+            )
+            sitk.WriteImage(image, str(folder / part / f"case_{number}.nii.gz"))
+    text = '{"labels": {"0": "background", "1": "head", "2": "body"}}'
+    (folder / "dataset.json").write_text(text)
+    return folder
 
 
 def write_series(folder, image, places=True, **tags):

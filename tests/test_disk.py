@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 from wavegms import InputError
 from wavegms.__main__ import main
+from wavegms.data.volumes import write_volume
 from wavegms.errors import refused_by_the_system
 from wavegms.files import replace_file, replace_folder, write_text
-from wavegms.predict.volumes import write_volume
 from wavegms.run.notebooks import run_notebook
 
 LONG = "x" * 300

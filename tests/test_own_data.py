@@ -8,6 +8,7 @@ import pytest
 import yaml
 from copies import ROOT
 from dermoscopy import draw_skin, write_skin
+from dicoms import write_decathlon
 from dvc.utils.hydra import compose_and_dump
 from layouts import box_mask, mask_image, save, tree, write_plain
 from PIL import Image
@@ -16,7 +17,7 @@ from test_reading import write as write_scans
 
 from wavegms import InputError
 from wavegms.__main__ import main
-from wavegms.config import load_params
+from wavegms.config import ReadingParams, load_params
 from wavegms.run import add as own_data
 from wavegms.run.add import add_dataset
 
@@ -231,8 +232,8 @@ def test_what_masks_do_not_tell_is_asked_and_noted(project, tmp_path, capsys, be
     assert params.read_text() == text and not (project / "data").exists()
     assert main([*command, "--foreground", "1", "--ignore", "255"]) == 0
     assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
-    wanted = {"foreground": [1], "ignore": [255], "drawn_on": "auto"}
-    assert load_params(params).reading["skin"].model_dump() == wanted
+    wanted = ReadingParams(foreground=[1], ignore=[255])
+    assert load_params(params).reading["skin"] == wanted
     assert composed(project, tmp_path, "skin")["reading"] == {
         "skin": {"foreground": [1], "ignore": [255]}
     }
@@ -268,3 +269,24 @@ def test_real_dermoscopy_is_taken_as_it_was_published(project, real_data, tmp_pa
     added = add_dataset("skin", scans, raw / "HAM10000_segmentations_lesion_tschandl")
     assert (added.cases, added.unlabelled) == (len(list(scans.iterdir())), 0)
     assert added.notes == ["a score is the mean over 7 test images: mind its interval"]
+
+
+def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
+    source = write_decathlon(tmp_path / "Task04", count=6)
+    (source / "imagesTs").mkdir()
+    shutil.copy(source / "imagesTr/case_0.nii.gz", source / "imagesTs/new.nii.gz")
+    (source / "imagesTr/._case_0.nii.gz").write_bytes(b"of a Mac")
+    (project / "notebooks").mkdir()
+    assert main(["add", str(source), "--name", "brain", "--plane", "coronal"]) == 0
+    said = capsys.readouterr().out
+    assert "data/raw/brain: 6 volumes with masks" in said and "12×9×6 voxels of" in said
+    assert "slices: coronal, as reading.brain says" in said and "2 body (" in said
+    assert "1 volumes without a mask are in data/raw/brain/unlabelled" in said
+    assert (project / "reports/own_data/brain.png").is_file()
+    params = load_params(project / "params.yaml")
+    assert params.datasets == ["brain"] and params.reading["brain"].plane == "coronal"
+    assert main(["add", str(source), "--name", "brain"]) == 1
+    assert "holds files already" in capsys.readouterr().err
+    folders = ["--images", str(source / "imagesTr"), "--masks", str(source / "labelsTr")]
+    assert main(["add", "again", *folders]) == 0
+    assert "data/raw/again: 6 volumes" in capsys.readouterr().out

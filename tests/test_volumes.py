@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicoms import SPACING, UPRIGHT, make, random_voxels, write_series
+from dicoms import OBLIQUE, SPACING, UPRIGHT, make, random_voxels, write_series
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from wavegms.data.volumes import Volume, read_picture, read_volume, series_in, write_volume
 from wavegms.errors import InputError
 from wavegms.predict.inputs import is_dicom
-from wavegms.predict.volumes import Volume, read_picture, read_volume, series_in, write_volume
 
 
 def geometry(image):
@@ -249,9 +249,6 @@ def test_one_slice_is_a_volume(tmp_path):
     volume = read_volume(path)
     assert volume.shape == (1, 9, 12)
     assert geometry(volume.restore(np.zeros((1, 9, 12), np.uint8))) == geometry(volume.image)
-
-
-OBLIQUE = Rotation.from_euler("xyz", [10, -20, 35], degrees=True).as_matrix()
 
 
 @pytest.mark.parametrize("direction", [UPRIGHT, OBLIQUE, [[0, 0, 1], [1, 0, 0], [0, 1, 0]]])

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from wavegms.errors import InputError, first_line
-from wavegms.images import parse_ranges
+from wavegms.images import Plane, parse_ranges
 from wavegms.variants import Decoder
 
 # Ten times what params.yaml has, aliases written out.
@@ -180,6 +180,7 @@ class ReadingParams(Section):
     foreground: Greys = []
     ignore: Greys = []
     drawn_on: Literal["auto", "shown", "stored"] = "auto"
+    plane: Plane | None = None
 
 
 class AutoencoderTraining(Section):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -43,6 +43,9 @@ DEEP = "16 bits a colour"
 _ORIENTATION, _TURNED = 0x0112, "turned by"
 
 _Pixels = TypeVar("_Pixels")
+
+# How a volume is cut into slices.
+Plane = Literal["axial", "coronal", "sagittal"]
 
 # `warnings.catch_warnings` changes the state of the whole process; images are opened by threads.
 _opening = threading.Lock()
@@ -195,28 +198,60 @@ class MaskRule:
 
 
 @dataclass(frozen=True)
+class VolumeRule:
+    """How a dataset's volumes became images: the plane of their slices, and their greys.
+
+    Of each volume by itself, the two percentiles of all its voxels become 0 and 255.
+    """
+
+    plane: Plane
+    percentiles: tuple[float, float] = (0.5, 99.5)
+
+    def __str__(self) -> str:
+        low, high = self.percentiles
+        return f"{self.plane}:{low:g}-{high:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> "VolumeRule | None":
+        """From what `str` gives; None for anything else."""
+        match = re.fullmatch(
+            rf"({'|'.join(get_args(Plane))}):([0-9.]{{1,6}})-([0-9.]{{1,6}})", text
+        )
+        try:
+            plane, low, high = match[1], float(match[2]), float(match[3])
+        except (TypeError, ValueError):
+            return None
+        return cls(plane, (low, high)) if low < high <= 100 else None
+
+
+@dataclass(frozen=True)
 class Scale:
     """Which grey values of a dataset's images become 0 and 255, by depth, 8 or 16 bits.
 
     A depth that is not named was not among the dataset's images: 8 bits are then taken as they
-    are, and 16 bits from those bits that a file uses.
+    are, and 16 bits from those bits that a file uses. Of volumes, each has a scale of its own.
     """
 
     ranges: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    volumes: VolumeRule | None = None
 
     def __str__(self) -> str:
-        return " ".join(f"{depth}:{low}-{high}" for depth, (low, high) in self.items())
+        parts = [f"{depth}:{low}-{high}" for depth, (low, high) in self.items()]
+        return " ".join([*parts, str(self.volumes)] if self.volumes else parts)
 
     @classmethod
     def parse(cls, text: str) -> "Scale":
         """From what `str` gives; a ValueError for anything else."""
-        ranges = {}
+        ranges, volumes = {}, None
         for part in text.split():
+            if rule := VolumeRule.parse(part):
+                volumes = rule
+                continue
             match = re.fullmatch(r"(8|16):([0-9]{1,5})-([0-9]{1,5})", part)
             if not match or not int(match[2]) < int(match[3]) < 1 << int(match[1]):
                 raise ValueError("that is no scale of grey values")
             ranges[int(match[1])] = int(match[2]), int(match[3])
-        return cls(ranges)
+        return cls(ranges, volumes)
 
     def items(self) -> list[tuple[int, tuple[int, int]]]:
         """Depths with their ranges, in order."""

@@ -7,6 +7,7 @@ the split method `grouped` draws a split without such twins, and `summarize_audi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,13 @@ from wavegms.data.duplicates import (
     pairs_within,
     read_thumbnails,
 )
-from wavegms.data.manifest import PAIR_COLUMNS, leaking_in, load_manifest
+from wavegms.data.manifest import (
+    PAIR_COLUMNS,
+    leaking_in,
+    load_manifest,
+    load_volumes,
+    slice_id,
+)
 from wavegms.files import write_text
 from wavegms.images import as_rgb, read_image
 
@@ -60,12 +67,14 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
 
     Exact ones come first, and then by falling similarity. The images should have 64 pixels a side
     or more: of 79,800 pairs of different phantoms, none is taken for a twin at 128 and 224, one at
-    64, ten at 32.
+    64, ten at 32. Of slices of volumes, copies of one file are found, and what is of one patient.
     """
-    import pandas as pd
-
     folder = Path(folder)
-    manifest = load_manifest(folder)
+    manifest, volumes = load_manifest(folder), load_volumes(folder)
+    if volumes is not None:
+        found = _between_volumes(manifest, volumes)
+        pairs = _pairs_of(manifest, found)
+        return pairs, _summarise(manifest, pairs)
     paths = [folder / "images" / f"{id}.png" for id in manifest["id"]]
     thumbnails, digests = read_thumbnails(paths, lambda path: read_image(path, as_rgb)[0])
     found = {
@@ -78,6 +87,34 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
     related = [pair for pair in pairs_within(manifest["group"]) if pair not in found]
     for pair, similarity in zip(related, detail_similarity(thumbnails, related), strict=True):
         found[pair] = ("same group", similarity)
+    pairs = _pairs_of(manifest, found)
+    return pairs, _summarise(manifest, pairs)
+
+
+def _between_volumes(
+    manifest: pd.DataFrame, volumes: pd.DataFrame
+) -> dict[tuple[int, int], tuple[str, float]]:
+    """Slices of copies of one file, and of one patient across the split.
+
+    Neighbours in a volume and organs of different patients are alike, and no twins.
+    """
+    owner = {
+        slice_id(one.id, number): one.id
+        for one in volumes.itertuples()
+        for number in range(one.slices)
+    }
+    owners, parts = [owner.get(id, id) for id in manifest["id"]], manifest["split"].tolist()
+    found = dict.fromkeys(pairs_within(manifest["sha256"]), ("exact", 1.0))
+    for i, j in pairs_within(manifest["group"]):
+        if owners[i] != owners[j] and (parts[i] == "test") != (parts[j] == "test"):
+            found.setdefault((i, j), ("same group", 0.0))
+    return found
+
+
+def _pairs_of(
+    manifest: pd.DataFrame, found: Mapping[tuple[int, int], tuple[str, float]]
+) -> pd.DataFrame:
+    import pandas as pd
 
     rows = []
     for (i, j), (kind, similarity) in found.items():
@@ -103,8 +140,7 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
     pairs = pairs.assign(order=order).sort_values(
         ["order", "similarity", "id_a", "id_b"], ascending=[True, False, True, True]
     )
-    pairs = pairs.drop(columns="order").reset_index(drop=True)
-    return pairs, _summarise(manifest, pairs)
+    return pairs.drop(columns="order").reset_index(drop=True)
 
 
 def write_audit(pairs: pd.DataFrame, target: Path) -> None:

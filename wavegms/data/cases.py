@@ -22,6 +22,8 @@ MAX_ID_BYTES = 200
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd")
+
 
 # What people call masks.
 _MASK = re.compile(r"mask|label|lesion|segm|annot|truth|(?<![a-z])(gt|seg)(?![a-z])", re.IGNORECASE)
@@ -36,14 +38,29 @@ class Case:
     masks: tuple[Path, ...]  # one or more; the lesion is their union
     label: str  # the class, such as "benign"; empty where the dataset has none
     group: str  # what must stay in one split (a lesion photographed twice); the id where unknown
+    volume: bool = False  # a volume with its labels: each slice becomes an image with a mask
 
     @classmethod
     def of(
         cls, image: Path, masks: Iterable[Path], label: str = "", group: str = "", name: str = ""
     ) -> "Case":
         """The case of these files, called by the image's name if no other is given."""
-        id = case_id(name or image.stem)
+        id = case_id(name or file_stem(image))
         return cls(id, image, tuple(masks), label, group or id)
+
+
+def is_volume(path: Path) -> bool:
+    """Whether a file's name says so; a DICOM series is a folder."""
+    return path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def file_stem(path: Path) -> str:
+    """A file's name without the ending of an image or volume; another ending stays."""
+    name = path.name
+    for ending in sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES), key=len, reverse=True):
+        if name.lower().endswith(ending) and len(name) > len(ending):
+            return name[: -len(ending)]
+    return name
 
 
 def _composed(text: str) -> str:
@@ -91,12 +108,14 @@ def _check_files(case: Case) -> None:
                 f"{case.image} has control codes or other bytes that are no text in its {what} "
                 f"({text!r}): rename it, or correct it in the table of metadata."
             )
-    if len(case.id.encode()) > MAX_ID_BYTES:
+    # slices of a volume have its id and a number
+    if len(case.id.encode()) > MAX_ID_BYTES - 10 * case.volume:
         raise InputError(
             f"{case.image} has a name of more than {MAX_ID_BYTES} bytes: rename it and its mask."
         )
     for path in (case.image, *case.masks):
-        if not path.is_file():
+        series = case.volume and path == case.image and path.is_dir()
+        if not (path.is_file() or series):
             raise InputError(
                 f"{path} is not a file, or a link to none: put the file there, or remove the image "
                 "with its mask."
@@ -169,6 +188,9 @@ def read_two_folders(images: Path, masks: Path) -> list[Case]:
     return [Case.of(image, found) for image, found in pairs]
 
 
+# Beside volumes and labels: the names of the labels' values, as the Decathlon writes it.
+DESCRIPTION = "dataset.json"
+
 # Beside images/ and masks/ of one's own: which images show the same patient.
 GROUPS = "groups.csv"
 
@@ -179,10 +201,13 @@ UNLABELLED = "unlabelled"
 def read_plain(root: Path) -> list[Case]:
     """Pair a folder of one's own: `images/`, `masks/`, and perhaps `groups.csv`.
 
+    Or the volumes of `read_volumes`.
     Masks are called as their images, or as `match_files` pairs them. The table has the columns
     image (a file's name, with or without its ending) and group, such as the patient, whose images
     then stay in one split; and perhaps label, the class.
     """
+    if holds_volumes(root):
+        return _with_groups(root, read_volumes(root))
     images, masks = root / "images", root / "masks"
     if image_files(images) and not (masks.is_dir() and image_files(masks)):
         raise InputError(
@@ -199,8 +224,12 @@ def read_plain(root: Path) -> list[Case]:
             rest = [root]
         if rest:  # what was found first is nearer to what was meant
             raise
+    return _with_groups(root, cases)
+
+
+def _with_groups(root: Path, cases: Sequence[Case]) -> list[Case]:
     if not (root / GROUPS).exists():
-        return cases
+        return list(cases)
     groups, grouped = _read_groups(root / GROUPS), []
     for case in cases:
         if _name(case.image) not in groups:
@@ -210,6 +239,78 @@ def read_plain(root: Path) -> list[Case]:
         group, label = groups[_name(case.image)]
         grouped.append(replace(case, group=group, label=label))
     return grouped
+
+
+def holds_volumes(root: Path) -> bool:
+    """Whether a folder has the layout of `read_volumes`."""
+    if (root / "imagesTr").is_dir():
+        return True
+    return holds_volume_files(root / "images")
+
+
+def holds_volume_files(folder: Path) -> bool:
+    """Whether a folder holds volumes, or folders of DICOM and no picture."""
+    if not folder.is_dir():
+        return False
+    inside = _volumes_in(folder)
+    if any(path.is_dir() for path in inside) and not any(map(is_volume, inside)):
+        return not image_files(folder) and any(
+            path.suffix.lower() not in IMAGE_SUFFIXES
+            for one in inside
+            for path in one.iterdir()
+            if path.is_file()
+        )
+    return bool(inside)
+
+
+def read_volumes(root: Path) -> list[Case]:
+    """Pair volumes and their labels: `imagesTr/` with `labelsTr/`, or `images/` with `masks/`.
+
+    Of labels, each volume has one, called as the volume is, or without its `_0000`. A folder in
+    `images/` is a DICOM series.
+    """
+    parts = ("imagesTr", "labelsTr") if (root / "imagesTr").is_dir() else ("images", "masks")
+    return pair_volumes(*(root / part for part in parts))
+
+
+def pair_volumes(images: Path, labels: Path) -> list[Case]:
+    """The same for any two folders."""
+    if not labels.is_dir() or not any(is_volume(path) for path in labels.iterdir()):
+        raise InputError(
+            f"{labels} holds no labels ({' '.join(VOLUME_SUFFIXES)}), and {images} holds volumes: "
+            "put one label file for each volume there, under the volume's name."
+        )
+    of_labels = [(file_stem(path), path) for path in _volumes_in(labels) if is_volume(path)]
+    known = {_composed(stem) for stem, _ in of_labels}
+    keys = []
+    for path in _volumes_in(images):
+        bare = re.sub("_0000$", "", file_stem(path))
+        keys.append((file_stem(path) if _composed(file_stem(path)) in known else bare, path))
+        if re.search("_000[1-9]$", bare) and _composed(bare) not in known:
+            raise InputError(
+                f"{path} is a further channel of its case, and one is taken: remove it, or make "
+                "the channel that counts the only one."
+            )
+    for image, found in (pairs := pair_files(keys, of_labels)):
+        if len(found) > 1:
+            raise InputError(
+                f"{found[0]} and {found[1]} are both labels of {image.name}: remove one of them."
+            )
+    named = {path: key for key, path in keys}
+    return [replace(Case.of(path, its, name=named[path]), volume=True) for path, its in pairs]
+
+
+def unlabelled_volumes(root: Path) -> list[Path]:
+    """Volumes without labels, which are not trained or tested on."""
+    others = next((root / n for n in (UNLABELLED, "imagesTs") if (root / n).is_dir()), None)
+    return _volumes_in(others) if others else []
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing: see data/README.md for the layout of volumes.")
+    entries = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in entries if is_volume(path) or path.is_dir())
 
 
 def match_folders(images: Path, masks: Path) -> tuple[list[Case], list[Path]]:
@@ -296,29 +397,52 @@ def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> No
     """Copy images and masks to the layout that `read_plain` reads, all or none."""
     stems = Counter(_name(path).casefold() for path in (*(c.image for c in cases), *unlabelled))
     repeated = max(stems.values(), default=1) > 1
-    copies, of_masks, taken = [], [], {case.image.stem.casefold() for case in cases}
+    copies, of_masks, taken = [], [], {_name(case.image).casefold() for case in cases}
     for case in cases:
-        name = case.id if repeated else case.image.stem
-        copies.append((case.image, f"images/{name}{case.image.suffix}"))
+        name = case.id if repeated else file_stem(case.image)
+        copies.append((case.image, f"images/{name}{_ending(case.image)}"))
         numbers = (n for n in count(2) if f"{name}_mask_{n}".casefold() not in taken)
         # the suffix tells how the file is written, so it stays
         for mask, number in zip(case.masks, ("", *islice(numbers, len(case.masks))), strict=False):
             ending = number and f"_mask_{number}"
-            of_masks.append((mask, f"masks/{name}{ending}{mask.suffix}"))
+            of_masks.append((mask, f"masks/{name}{ending}{_ending(mask)}"))
     copies += of_masks
     for path in unlabelled:
-        parts = [*path.parent.parts[-2:], path.stem] if repeated else [path.stem]
-        copies.append((path, f"{UNLABELLED}/{'_'.join(parts)}{path.suffix}"))
+        parts = [*path.parent.parts[-2:], file_stem(path)] if repeated else [file_stem(path)]
+        copies.append((path, f"{UNLABELLED}/{'_'.join(parts)}{_ending(path)}"))
+    _copy(copies, folder)
+
+
+def place_layout(root: Path, folder: Path) -> None:
+    """Copy a folder that has a layout of `read_plain`, and nothing else that lies there."""
+    names = ("images", "imagesTr", "masks", "labelsTr", UNLABELLED)
+    names += (DESCRIPTION, GROUPS, "train.txt", "test.txt")
+    copies = [(root / name, name) for name in names if (root / name).exists()]
+    # the Decathlon's own name of volumes without labels
+    if (root / "imagesTs").is_dir() and not (root / UNLABELLED).exists():
+        copies.append((root / "imagesTs", UNLABELLED))
+    _copy(copies, folder)
+
+
+def _copy(copies: Sequence[tuple[Path, str]], folder: Path) -> None:
     with replace_folder(folder) as fresh:
         for source, name in tqdm(copies, desc="Copying", unit="file"):
             try:
                 (fresh / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(source, fresh / name)
-            except OSError as error:
+                if source.is_dir():
+                    shutil.copytree(source, fresh / name)
+                else:
+                    shutil.copyfile(source, fresh / name)
+            except (OSError, shutil.Error) as error:
+                reason = getattr(error, "strerror", None) or "some of its files"
                 raise InputError(
-                    f"{source} cannot be copied to {folder} ({error.strerror}): check its rights "
+                    f"{source} cannot be copied to {folder} ({reason}): check its rights "
                     "and the space on the disk."
                 ) from error
+
+
+def _ending(path: Path) -> str:
+    return path.name[len(file_stem(path)) :]
 
 
 def _listed(where: Path) -> list[Path]:
@@ -561,7 +685,7 @@ def _endings(images: Container[str], masks: Iterable[str], together: bool) -> li
 
 
 def _name(path: Path) -> str:
-    return _composed(path.stem)
+    return _composed(file_stem(path))
 
 
 def _read_groups(path: Path) -> dict[str, tuple[str, str]]:
@@ -579,8 +703,7 @@ def _read_groups(path: Path) -> dict[str, tuple[str, str]]:
         ) from error
     groups = {}
     for image, group, label in rows:
-        written = Path(image)
-        stem = written.stem if written.suffix.lower() in IMAGE_SUFFIXES else image
+        stem = file_stem(Path(image))
         if not group:
             raise InputError(
                 f"{path} has no group for {image}: give it one of its own, such as its name."

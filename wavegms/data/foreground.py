@@ -163,7 +163,7 @@ def decide(values: Values) -> tuple[Ranges, str]:
         raise _doubt(values, present)
     if len(present) == 2:
         above = present[1:]
-        return _as_ranges(above) or ((1, full),), f"the masks have only {values.listed()}"
+        return as_ranges(above) or ((1, full),), f"the masks have only {values.listed()}"
     flat = _flat(values, present)
     if len(flat) > 2 and 2 * len(flat) >= len(present):
         found = _labels(values, present)
@@ -290,7 +290,7 @@ def _doubt(values: Values, present: np.ndarray, unlike: Sequence[int] = ()) -> D
     full = (1 << values.depth) - 1
     if len(unlike):
         rest = np.setdiff1d(np.arange(1, full + 1), unlike)
-        choices = [(_as_ranges(rest), _as_ranges(unlike)), (((1, full),), ())]
+        choices = [(as_ranges(rest), as_ranges(unlike)), (((1, full),), ())]
         return Doubt(values.listed(), choices)
     # each level with the values that belong to it, from the background on
     levels = _levels(values, present)
@@ -341,6 +341,7 @@ def _joined(parts: Sequence[Ranges]) -> Ranges:
     return tuple(joined)
 
 
-def _as_ranges(values: np.ndarray) -> Ranges:
+def as_ranges(values: np.ndarray) -> Ranges:
+    """Ascending values as ranges of those side by side."""
     runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1) if len(values) else []
     return tuple((int(run[0]), int(run[-1])) for run in runs)

@@ -1,7 +1,7 @@
 """The contract of a prepared folder: its manifest, its hash, and the audit beside it.
 
 `images/<id>.png` (RGB), `masks/<id>.png` (grey, as in `MASK_GREYS`) and `manifest.csv`, one
-`ManifestRow` an image.
+`ManifestRow` an image. Where they are slices of volumes also `volumes.csv`, one `VolumeRow` each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from wavegms.data.cases import is_id
 from wavegms.errors import InputError
 from wavegms.files import read_table, sha256_of
-from wavegms.images import Scale
+from wavegms.images import Plane, Scale
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,8 @@ class ManifestRow(BaseModel):
     original_width: _Pixels  # of the upright source image
     original_height: _Pixels
     sha256: str  # of the source image file, by which duplicates between datasets are found
-    mask_area: Annotated[float, Field(gt=0, le=1)]  # share of the prepared mask, foreground
+    # Share of the prepared mask, foreground; 0 only in slices of volumes.
+    mask_area: Annotated[float, Field(ge=0, le=1)]
     label: str  # class, empty where the dataset has none
     # Of the prepared pixels, see `pixels_hash`: they stand for the masks too, joined and resized,
     # so the mask files themselves need no hash.
@@ -68,6 +69,32 @@ class ManifestRow(BaseModel):
     scale: Annotated[str, AfterValidator(_check_scale)] = ""  # see `Scale`
     drawn_on: str = ""  # shown or stored, where EXIF turned this image and mask differently
     evidence: str = ""  # what says so
+
+
+_Distance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class VolumeRow(BaseModel):
+    """One volume of a prepared folder, whose slices are images of the manifest, see `slice_id`.
+
+    Its truth, of pixels' kinds, lies in `volumes/<id>.nii.gz` on the grid of the source.
+    """
+
+    id: Annotated[str, AfterValidator(_check_id)]
+    split: Literal["train", "val", "test"]
+    group: str  # as in the manifest: what of several volumes is of one patient
+    source: str  # the volume, relative to the dataset's raw folder
+    labels: str  # and the file of its labels
+    plane: Plane
+    slices: _Pixels
+    rows: _Pixels
+    columns: _Pixels
+    slices_mm: _Distance
+    rows_mm: _Distance
+    columns_mm: _Distance
+    black: float  # intensities that became 0 and 255
+    white: float
+    foreground_voxels: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class PairRow(BaseModel):
@@ -87,6 +114,8 @@ class PairRow(BaseModel):
 
 
 MANIFEST_COLUMNS = tuple(ManifestRow.model_fields)
+
+VOLUME_COLUMNS = tuple(VolumeRow.model_fields)
 
 PAIR_COLUMNS = tuple(PairRow.model_fields)
 
@@ -117,7 +146,28 @@ def read_audit(path: Path) -> pd.DataFrame:
 
 def load_manifest(folder: Path) -> pd.DataFrame:
     """Load and check the manifest of a prepared folder, one `ManifestRow` an image."""
-    return read_table(_manifest_in(folder), ManifestRow, "run the prepare stage again")
+    path, remedy = _manifest_in(folder), "run the prepare stage again"
+    manifest = read_table(path, ManifestRow, remedy)
+    empty = manifest["mask_area"] == 0
+    if empty.any() and not all(
+        Scale.parse(text).volumes for text in manifest["scale"][empty].unique()
+    ):
+        id = manifest["id"][empty].iloc[0]
+        raise InputError(f"{path} has a mask_area of 0 for {id}, no slice of a volume: {remedy}.")
+    return manifest
+
+
+def load_volumes(folder: Path) -> pd.DataFrame | None:
+    """Load the volumes that a prepared folder was cut from; None where they were pictures."""
+    path = Path(folder) / "volumes.csv"
+    if not path.is_file():
+        return None
+    return read_table(path, VolumeRow, "run the prepare stage again")
+
+
+def slice_id(volume: str, number: int) -> str:
+    """The id of a volume's slice, by its number along the stored axis, from 0."""
+    return f"{volume}_s{number:03d}"
 
 
 def data_hash(folder: Path) -> str:

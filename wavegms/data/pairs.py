@@ -154,7 +154,10 @@ def resize_pair(case: Case, pair: Pair, image_size: int) -> tuple[Image.Image, n
 
 
 def for_each_case(
-    function: Callable[[Case], _Result], cases: Sequence[Case], description: str
+    function: Callable[[Case], _Result],
+    cases: Sequence[Case],
+    description: str,
+    threads: int = 8,
 ) -> tuple[list[_Result], list[str]]:
     """Call a function for every case, in threads and with a progress bar.
 
@@ -162,7 +165,7 @@ def for_each_case(
     """
     results, problems = [], []
     # Decoding and resizing release the interpreter lock; more threads than this wait for the disk.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(threads, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(function, case) for case in cases]
         try:
             for future in tqdm(futures, desc=description, unit="image"):

@@ -25,6 +25,7 @@ from wavegms.data.manifest import (
     MANIFEST_COLUMNS,
     MASK_GREYS,
     SPLITS,
+    VOLUME_COLUMNS,
     data_hash,
     pixels_hash,
 )
@@ -38,6 +39,15 @@ from wavegms.data.pairs import (
 )
 from wavegms.data.reading import find_reading
 from wavegms.data.splits import assign_splits
+from wavegms.data.volume_sets import (
+    decide_reading,
+    describe_volumes,
+    group_copies,
+    label_names,
+    look_at_volumes,
+    prepare_volume,
+    remarks_on_volumes,
+)
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of
 from wavegms.images import FOREGROUND, Scale, as_rgb, read_image, written_ranges
@@ -51,7 +61,7 @@ class PreparationReport:
     """What a preparation found and wrote."""
 
     name: str
-    counts: dict[str, int]  # images of each of "train", "val" and "test"
+    counts: dict[str, int]  # images of each of "train", "val" and "test"; of volumes, slices
     # The paper's "pairs", "train" (validation included) and "test" images, None where it does not
     # use the dataset.
     published: dict[str, int] | None
@@ -115,9 +125,16 @@ def prepare_dataset(
     _check_target(raw, out)
     spec = spec_of(name)
     cases = find_cases(name, raw)
-    how = find_reading(name, cases, reading, spec.masks_at_another_size)
+    volumes = cases[0].volume
+    if volumes:
+        root = root_of(name, raw)
+        opened, problems = look_at_volumes(name, cases, root)
+        _refuse(spec, "volumes", problems)
+        how = decide_reading(name, cases, opened, label_names(root), reading)
+    else:
+        how = find_reading(name, cases, reading, spec.masks_at_another_size)
     if split == "grouped":
-        cases = _group_duplicates(cases, how.scale)
+        cases = group_copies(cases) if volumes else _group_duplicates(cases, how.scale)
     split_of = assign_splits(
         cases,
         split,
@@ -132,21 +149,32 @@ def prepare_dataset(
     with replace_folder(out) as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
-        prepare = partial(_prepare_case, spec, how, raw, folder, image_size, split_of)
-        results, problems = for_each_case(prepare, chosen, f"Preparing {spec.name}")
-        if len(problems) > 1:
-            raise InputError(
-                f"{len(problems)} images of {spec.name} cannot be prepared; "
-                f"the first: {problems[0]}"
-            )
-        if problems:
-            raise InputError(problems[0])
+        if volumes:
+            (folder / "volumes").mkdir()
+        prepare = (
+            partial(_prepare_slices, how, raw, folder, image_size, split_of)
+            if volumes
+            else partial(_prepare_case, spec, how, raw, folder, image_size, split_of)
+        )
+        what, threads = ("volumes", 1) if volumes else ("images", 8)
+        results, problems = for_each_case(prepare, chosen, f"Preparing {spec.name}", threads)
+        _refuse(spec, what, problems)
+        rows = [row for its, _ in results for row in its]
         # In the contract's order; pandas writes numbers so that they are read the same.
-        manifest = pd.DataFrame([row for row, _ in results], columns=list(MANIFEST_COLUMNS))
+        manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
         manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
-    counts = Counter(split_of.values())
+        if volumes:
+            table = pd.DataFrame([one.row for _, one in results], columns=list(VOLUME_COLUMNS))
+            table.to_csv(folder / "volumes.csv", index=False, lineterminator="\n")
     seen = [one for _, one in results]
     sizes = sorted((one.size for one in seen), key=lambda size: size[0] * size[1])
+    counts = Counter(row["split"] for row in rows)
+    if volumes:
+        said = remarks_on_volumes(cases, opened, how.masks)
+        evidence = (_volumes_by_split(split_of), *describe_volumes(opened))
+    else:
+        said = remarks(chosen, seen)
+        evidence = tuple(pairing_rule(cases)) if name not in CATALOG else ()
     return PreparationReport(
         name=name,
         counts={part: counts[part] for part in SPLITS},
@@ -155,11 +183,8 @@ def prepare_dataset(
             if spec.pairs is None
             else {"pairs": spec.pairs, "train": spec.train, "test": spec.test}
         ),
-        differences=[
-            *_differences(spec, cases, split_of),
-            *remarks(chosen, seen),
-        ],
-        evidence=(*(pairing_rule(cases) if name not in CATALOG else ()), *how.evidence),
+        differences=[*_differences(spec, cases, split_of), *said],
+        evidence=(*evidence, *how.evidence),
         ignored=float(np.mean([one.ignored for one in seen])),
         image_modes=dict(sorted(Counter(one.image_mode for one in seen).items())),
         mask_modes=dict(sorted(Counter(chain(*(one.mask_modes for one in seen))).items())),
@@ -168,6 +193,15 @@ def prepare_dataset(
         largest=sizes[-1],
         data_hash=data_hash(out),
     )
+
+
+def _refuse(spec: DatasetSpec, what: str, problems: Sequence[str]) -> None:
+    if len(problems) > 1:
+        raise InputError(
+            f"{len(problems)} {what} of {spec.name} cannot be prepared; the first: {problems[0]}"
+        )
+    if problems:
+        raise InputError(problems[0])
 
 
 def _check_target(raw: Path, out: Path) -> None:
@@ -200,7 +234,7 @@ def _prepare_case(
     image_size: int,
     split_of: dict[str, str],
     case: Case,
-) -> tuple[dict[str, Any], Seen]:
+) -> tuple[list[dict[str, Any]], Seen]:
     """Writes a pair; its row of the manifest, and what there is to say of it."""
     pair = read_pair(case, reading, spec.masks_at_another_size)
     image, mask = resize_pair(case, pair, image_size)
@@ -223,7 +257,33 @@ def _prepare_case(
         "drawn_on": pair.drawn_on,
         "evidence": "; ".join(reading.evidence),
     }
-    return row, Seen.of(pair, mask)
+    return [row], Seen.of(pair, mask)
+
+
+@dataclass(frozen=True)
+class _Sliced:
+    """What there is to say of a volume that was cut; the first four as in `Seen`."""
+
+    size: tuple[int, int]
+    image_mode: str
+    mask_modes: tuple[str, ...]
+    ignored: float
+    row: dict[str, Any]  # of volumes.csv
+
+
+def _prepare_slices(
+    reading: Reading, raw: Path, folder: Path, image_size: int, split_of: dict[str, str], case: Case
+) -> tuple[list[dict[str, Any]], _Sliced]:
+    part = split_of[case.id]
+    rows, about, ignored = prepare_volume(case, reading, raw, folder, image_size, part)
+    size = about["columns"], about["rows"]
+    return rows, _Sliced(size, "volume", ("volume",), ignored, about)
+
+
+def _volumes_by_split(split_of: dict[str, str]) -> str:
+    counts = Counter(split_of.values())
+    parts = ", ".join(f"{counts[part]} for {part}" for part in SPLITS)
+    return f"{len(split_of)} volumes, each in one split: {parts}; counts of images are of slices"
 
 
 def _differences(spec: DatasetSpec, cases: list[Case], split_of: dict[str, str]) -> list[str]:

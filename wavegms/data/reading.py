@@ -80,6 +80,8 @@ def find_reading(
         InputError: the files allow more than one reading, or have nothing that `wanted` names.
     """
     wanted = wanted or ReadingParams()
+    if wanted.plane:
+        raise InputError(f"reading.{name}.plane is of volumes, and these are pictures: remove it.")
     survey = _Survey()
     for_each_case(survey.look, cases, f"Looking at {name}")
     masks, evidence = _mask_rule(name, cases, survey, wanted)

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from wavegms.data.cases import IMAGE_SUFFIXES, Case, case_id
+from wavegms.data.cases import IMAGE_SUFFIXES, VOLUME_SUFFIXES, Case, case_id, file_stem
 from wavegms.errors import InputError, first_line
 from wavegms.files import load_plain_pickle
 
@@ -192,7 +192,8 @@ def _apply_lists(cases: Iterable[Case], lists: dict[str, list[str]], where: str)
     split_of: dict[str, str] = {}
     for part, names in lists.items():
         for name in names:
-            stem = Path(name).stem if name.lower().endswith(IMAGE_SUFFIXES) else name
+            whole = not name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))
+            stem = name if whole else file_stem(Path(name))
             first = split_of.setdefault(case_id(stem), part)
             if first != part:
                 raise InputError(

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import get_args
 
-from wavegms.predict import Plane
+from wavegms.images import Plane
 from wavegms.variants import Decoder
 
 NAME = "predict"
@@ -25,7 +25,8 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--plane",
         choices=get_args(Plane),
-        help="in which volumes are cut; that of their stored slices if not given",
+        help="in which volumes are cut; by default as those that the model was trained on, or as "
+        "they are stored",
     )
     parser.add_argument(
         "--tta", action="store_true", help="average over flips; says whether it helps"

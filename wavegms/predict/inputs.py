@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from wavegms.config import Decoder
-from wavegms.data.cases import IMAGE_SUFFIXES
+from wavegms.data.cases import IMAGE_SUFFIXES, VOLUME_SUFFIXES, file_stem, is_volume
 from wavegms.errors import InputError, require_number
 from wavegms.files import is_hub_id, matching, missing_folder, walk
-from wavegms.predict import Plane
+from wavegms.images import Plane
 
 if TYPE_CHECKING:
     from wavegms.models.pipeline import WaveGMSPipeline
@@ -61,7 +61,8 @@ class Request:
         batch_size: how many images or slices go through the network at once.
         device: "auto" takes a CUDA GPU if there is one, else the CPU; or a name that torch knows.
             An opened pipeline stays where it is.
-        plane: in which volumes are cut; None takes that of the stored slices.
+        plane: in which volumes are cut; None takes that of the volumes that the model was trained
+            on or, if those were pictures, that of the stored slices.
         tta: predict every image in those flips and turns that the training drew from, and average.
             Says whether that helped on the validation split of the model's dataset.
         prepared: where that dataset is looked for.
@@ -112,7 +113,7 @@ def find_sources(inputs: Sequence[str | Path]) -> tuple[list[Source], list[Path]
     """Lists what a command line names, each name once, and what was passed over in folders.
 
     Two names of one file, as links are, count as two. A file is taken whatever its name. Of a
-    folder, everything below it is taken that is an image, NIfTI or DICOM by name or by the mark
+    folder, everything below it is taken that is an image, a volume or DICOM by name or by the mark
     inside; hidden files and folders are passed over, and so are the results of an earlier
     prediction, and links back to a folder above. DICOM without pixels is passed over wherever it
     is. Where DICOM files of a folder are the slices of a volume, they are one source. A pattern
@@ -130,8 +131,8 @@ def find_sources(inputs: Sequence[str | Path]) -> tuple[list[Source], list[Path]
             found.setdefault(Path(os.path.abspath(file)), (file, stem, series))
     if not found:
         raise InputError(
-            f"{', '.join(map(str, inputs))} holds no image ({' '.join(IMAGE_SUFFIXES)}), NIfTI or "
-            "DICOM file: give the files or the folder to predict."
+            f"{', '.join(map(str, inputs))} holds no image ({' '.join(IMAGE_SUFFIXES)}), volume "
+            f"({' '.join(VOLUME_SUFFIXES)}) or DICOM file: give the files or the folder to predict."
         )
     names = _unique_names([(file, stem) for file, stem, _ in found.values()])
     sources = [
@@ -139,11 +140,6 @@ def find_sources(inputs: Sequence[str | Path]) -> tuple[list[Source], list[Path]
         for (file, _, series), name in zip(found.values(), names, strict=True)
     ]
     return sources, ignored
-
-
-def is_nifti(path: Path) -> bool:
-    """Whether the name says so: .nii or .nii.gz."""
-    return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
 def is_dicom(path: Path) -> bool:
@@ -189,7 +185,7 @@ def _below(folder: Path, ignored: list[Path]) -> Iterator[tuple[Path, Path, tupl
             continue
         inside = here.relative_to(folder)
         paths = [here / name for name in files if not name.startswith(".")]
-        known = {path for path in paths if is_nifti(path) or path.suffix.lower() in IMAGE_SUFFIXES}
+        known = {path for path in paths if is_volume(path) or path.suffix.lower() in IMAGE_SUFFIXES}
         # not to open every image; scanners name files 000123, IM.0001 or by a UID, without suffix
         dicom = {path for path in paths if path not in known and is_dicom(path)}
         bare = {path for path in dicom if _is_bare(path)}
@@ -209,7 +205,7 @@ def _below(folder: Path, ignored: list[Path]) -> Iterator[tuple[Path, Path, tupl
 
 
 def _volumes(here: Path, inside: Path) -> Iterator[tuple[Path, Path, tuple[Path, ...]]]:
-    from wavegms.predict.volumes import series_in  # SimpleITK, which few need
+    from wavegms.data.volumes import series_in  # SimpleITK, which few need
 
     volumes = series_in(here)
     stem = inside / here.resolve().name if inside == Path() else inside
@@ -222,10 +218,7 @@ def _volumes(here: Path, inside: Path) -> Iterator[tuple[Path, Path, tuple[Path,
 
 
 def _stem(path: Path) -> str:
-    if is_nifti(path):
-        return path.name[: path.name.lower().rindex(".nii")]
-    known = path.suffix.lower() in (*IMAGE_SUFFIXES, *_DICOM_SUFFIXES)
-    return path.stem if known else path.name
+    return path.stem if path.suffix.lower() in _DICOM_SUFFIXES else file_stem(path)
 
 
 def _unique_names(files: Sequence[tuple[Path, Path]]) -> list[str]:

@@ -28,14 +28,15 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from wavegms import __version__
+from wavegms.data.cases import is_volume
+from wavegms.data.volumes import Volume, read_picture, read_volume, write_volume
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, write_text
 from wavegms.images import as_rgb, read_image
 from wavegms.models.pipeline import WaveGMSPipeline
-from wavegms.predict.inputs import Request, Source, is_dicom, is_nifti
+from wavegms.predict.inputs import Request, Source, is_dicom
 from wavegms.predict.overlays import draw_contour, draw_slices
 from wavegms.predict.tta import AugmentedPipeline, add_views
-from wavegms.predict.volumes import Volume, read_picture, read_volume, write_volume
 from wavegms.training.card import weights_hash
 
 COLUMNS = {
@@ -186,12 +187,14 @@ class _Run:
         return table
 
     def _open(self, source: Source) -> Image.Image | Volume:
-        plane = self.request.plane
-        if source.series or is_nifti(source.path):
-            return read_volume(source.path, source.series, plane)
+        scale = self.pipeline.scale
+        if source.series or is_volume(source.path):
+            rule, plane = scale.volumes, self.request.plane
+            if rule is None:
+                return read_volume(source.path, source.series, plane)
+            return read_volume(source.path, source.series, plane or rule.plane, rule.percentiles)
         if is_dicom(source.path):
             return read_picture(source.path)
-        scale = self.pipeline.scale
 
         def to_rgb(image: Image.Image) -> Image.Image:
             rgb = as_rgb(image, scale)  # first, as it refuses modes

@@ -17,10 +17,15 @@ from wavegms.config import ReadingParams, check_params, load_params, require_nam
 from wavegms.data.cases import (
     UNLABELLED,
     Case,
+    checked_cases,
+    holds_volume_files,
     image_files,
     match_folders,
+    pair_volumes,
     pairing_rule,
     place,
+    place_layout,
+    unlabelled_volumes,
 )
 from wavegms.data.catalog import CATALOG, find_cases
 from wavegms.data.pairs import (
@@ -32,8 +37,16 @@ from wavegms.data.pairs import (
     resize_pair,
 )
 from wavegms.data.reading import find_reading
+from wavegms.data.volume_sets import (
+    decide_reading,
+    describe_volumes,
+    label_names,
+    look_at_volumes,
+    open_case,
+    remarks_on_volumes,
+)
 from wavegms.errors import InputError, first_line
-from wavegms.files import replace_file, write_text
+from wavegms.files import missing_folder, replace_file, write_text
 from wavegms.images import FOREGROUND
 from wavegms.run.check import check_dataset
 
@@ -67,6 +80,7 @@ class Added:
     folder: Path  # where the images lie
     cases: int = 0  # images with a mask; 0 if only empty folders were made
     unlabelled: int = 0  # images without a mask
+    what: str = "images"  # or volumes
     found: list[str] = field(default_factory=list)  # sentences on the files
     notes: list[str] = field(default_factory=list)  # and on what may be wrong
     preview: Path | None = None  # a picture of some images with the outlines of their masks
@@ -79,11 +93,13 @@ def add_dataset(
     images: Path | None = None,
     masks: Path | None = None,
     reading: ReadingParams | None = None,
+    source: Path | None = None,
 ) -> Added:
     """Sets up a dataset of one's own, to be trained on by `dvc repro`; in the project's folder.
 
-    Files are copied to `data/raw/<name>` from folders or patterns, or taken as they lie there
-    already; without either, empty folders are made. All are opened and checked, read as `reading`
+    Files are copied to `data/raw/<name>` from `source`, a folder with a layout of `read_plain`, or
+    from folders or patterns; or taken as they lie there already. Without any, empty folders are
+    made. All are opened and checked, read as `reading`
     says or as params.yaml does. Then `conf/profile/<name>.yaml` is written and params.yaml set to
     it, unless params.yaml names the dataset already; the reading is noted in any case. Whatever
     fails leaves params.yaml as it was.
@@ -111,35 +127,51 @@ def add_dataset(
     else:
         reading = params.reading.get(name)
     folder = _RAW / name
+    copied = images is not None or source is not None
+    if copied and folder.exists() and any(path.is_file() for path in folder.rglob("*")):
+        raise InputError(
+            f"{folder} holds files already: choose another name, remove the folder, or leave out "
+            "what to copy to take what is there."
+        )
     if images is None and masks is None:
-        if not folder.exists():
+        root = source or folder
+        if source and not source.is_dir():
+            raise missing_folder(source, "correct the path of the folder to copy")
+        if not root.exists():
             for part in ("images", "masks"):
                 (folder / part).mkdir(parents=True)
             return Added(folder)
-        cases = find_cases(name, folder)
-        rest = image_files(folder / UNLABELLED) if (folder / UNLABELLED).is_dir() else []
-    elif images is None or masks is None:
+        cases = find_cases(name, root)
+        rest = unlabelled_volumes(root) if cases[0].volume else []
+        if not cases[0].volume and (root / UNLABELLED).is_dir():
+            rest = image_files(root / UNLABELLED)
+    elif images is None or masks is None or source is not None:
         raise InputError(
             "--images and --masks belong together; images without any mask need not be added: "
             "give them to `python -m wavegms predict`."
         )
-    elif folder.exists() and any(path.is_file() for path in folder.rglob("*")):
-        raise InputError(
-            f"{folder} holds files already: choose another name, remove the folder, or leave out "
-            "--images and --masks to take what is there."
-        )
+    elif holds_volume_files(Path(images)):
+        root = Path(images)
+        cases, rest = checked_cases(pair_volumes(Path(images), Path(masks))), []
     else:
+        root = Path(images)
         cases, rest = match_folders(Path(images), Path(masks))
 
-    found, notes, how = _examine(name, cases, reading, params.image_size)
+    if volumes := cases[0].volume:
+        found, notes, how = _examine_volumes(name, cases, reading, root)
+    else:
+        found, notes, how = _examine(name, cases, reading, params.image_size)
     found = [*pairing_rule(cases), *found]
-    if images is not None:
+    if source is not None:
+        place_layout(source, folder)
+    elif images is not None:
         place(cases, rest, folder)
     preview = _write_preview(name, find_cases(name, folder), how)
     if name not in params.external:
         tests = check_dataset(name, folder, params)
         if tests < _FEW_TESTS:
-            notes.append(f"a score is the mean over {tests} test images: mind its interval")
+            of = "volumes" if volumes else "images"
+            notes.append(f"a score is the mean over {tests} test {of}: mind its interval")
     changed = {}
     if asked and written:
         notes.append(
@@ -150,7 +182,8 @@ def add_dataset(
         write_text(profile, _PROFILE.format(name=name) + said)
     if asked or not known:
         changed = _change_params(values)
-    return Added(folder, len(cases), len(rest), found, notes, preview, changed)
+    what = "volumes" if volumes else "images"
+    return Added(folder, len(cases), len(rest), what, found, notes, preview, changed)
 
 
 def report(added: Added) -> str:
@@ -161,11 +194,11 @@ def report(added: Added) -> str:
             f"made {folder}/images and {folder}/masks: put your images there and each mask under "
             f"its image's name, then run this again (python -m wavegms add {name})\n"
         )
-    lines = [f"{folder}: {added.cases} images with masks", *added.found]
+    lines = [f"{folder}: {added.cases} {added.what} with masks", *added.found]
     if added.unlabelled:
         lines.append(
-            f"{added.unlabelled} images without a mask are in {folder / UNLABELLED}: not trained "
-            f"on, to be predicted later"
+            f"{added.unlabelled} {added.what} without a mask are in {folder / UNLABELLED}: not "
+            "trained on, to be predicted later"
         )
     lines += [f"note: {note}" for note in added.notes]
     lines.append(f"look whether the masks fit: {added.preview}")
@@ -188,14 +221,7 @@ def _examine(
     reading = find_reading(name, cases, wanted)
     examine = partial(_examine_case, reading=reading, image_size=image_size)
     seen, problems = for_each_case(examine, cases, "Checking")
-    if len(problems) > 1:
-        print(*problems, sep="\n", file=sys.stderr)
-        raise InputError(
-            f"{len(problems)} of {len(cases)} images or their masks are no good, each named above: "
-            "correct or remove them and run this again."
-        )
-    if problems:
-        raise InputError(problems[0])
+    _refuse(cases, "images", problems)
     sizes = sorted((one.size for one in seen), key=lambda size: size[0] * size[1])
     areas = 100 * np.array([one.area for one in seen])
     found = [
@@ -206,6 +232,27 @@ def _examine(
         *reading.evidence,
     ]
     return found, remarks(cases, seen), reading
+
+
+def _examine_volumes(
+    name: str, cases: Sequence[Case], wanted: ReadingParams | None, root: Path
+) -> tuple[list[str], list[str], Reading]:
+    seen, problems = look_at_volumes(name, cases, root)
+    _refuse(cases, "volumes", problems)
+    reading = decide_reading(name, cases, seen, label_names(root), wanted)
+    notes = remarks_on_volumes(cases, seen, reading.masks)
+    return [*describe_volumes(seen), *reading.evidence], notes, reading
+
+
+def _refuse(cases: Sequence[Case], what: str, problems: Sequence[str]) -> None:
+    if len(problems) > 1:
+        print(*problems, sep="\n", file=sys.stderr)
+        raise InputError(
+            f"{len(problems)} of {len(cases)} {what} or their masks are no good, each named above: "
+            "correct or remove them and run this again."
+        )
+    if problems:
+        raise InputError(problems[0])
 
 
 def _examine_case(case: Case, reading: Reading, image_size: int) -> Seen:
@@ -221,14 +268,24 @@ def _write_preview(name: str, cases: Sequence[Case], reading: Reading) -> Path:
     from wavegms.figures.cases import show_pairs  # takes seconds, and comes last
 
     chosen = np.linspace(0, len(cases) - 1, min(_SHOWN, len(cases))).round().astype(int)
-    pairs = [(textwrap.fill(cases[i].id, 30), read_pair(cases[i], reading)) for i in chosen]
     figure = show_pairs(
-        [(title, np.asarray(pair.image), pair.mask == FOREGROUND) for title, pair in pairs]
+        [(textwrap.fill(cases[i].id, 30), *_shown(cases[i], reading)) for i in chosen]
     )
     path = _PREVIEWS / f"{name}.png"
     with replace_file(path) as fresh:
         figure.savefig(fresh, format="png", dpi=100)
     return path
+
+
+def _shown(case: Case, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask; of a volume, the slice with the most foreground."""
+    if not case.volume:
+        pair = read_pair(case, reading)
+        return np.asarray(pair.image), pair.mask == FOREGROUND
+    volume, labels = open_case(case, reading.scale.volumes)
+    inside = reading.masks.of(labels) == FOREGROUND
+    place = int(inside.sum((1, 2)).argmax())
+    return np.repeat(volume[place][..., None], 3, -1), inside[place]
 
 
 def _compose(profile: str) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _check_imported_weights(name: str, params: Params) -> None:
 def check_dataset(name: str, folder: Path, params: Params) -> int:
     """Checks that a dataset can be paired, split and trained on, by the names of its files.
 
-    Returns the number of its test images.
+    Returns the number of its test images, or volumes.
     """
     cases = find_cases(name, folder)
     split_file = spec_of(name).split_file
@@ -175,6 +175,9 @@ def check_dataset(name: str, folder: Path, params: Params) -> int:
             f"{name} has no test images by split.method {params.split.method}: raise "
             "split.test_fraction, or list some in test.txt"
         )
+    tests = sum(part == "test" for part in parts.values())
+    if cases[0].volume:  # how many slices they have is not known by their names
+        return tests
     count = sum(part in params.training.train_splits for part in parts.values())
     also = params.ablation.variants if name in params.ablation.datasets else []
     for variant in dict.fromkeys([*params.variants, *also]):
@@ -184,4 +187,4 @@ def check_dataset(name: str, folder: Path, params: Params) -> int:
                 f"training.batch_size is {batch_size} for {variant}, but {name} has only {count} "
                 f"images to train on: choose at most {count}, or leave the variant out"
             )
-    return sum(part == "test" for part in parts.values())
+    return tests

@@ -9,7 +9,14 @@ HELP = "set up and check images of your own for training"
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("name", help="what to call them; they come to lie in data/raw/NAME")
+    parser.add_argument(
+        "name", help="what to call them; they come to lie in data/raw/NAME. With --name: a folder"
+    )
+    parser.add_argument(
+        "--name",
+        dest="called",
+        help="what to call a FOLDER to copy: imagesTr/ and labelsTr/, or images/ and masks/",
+    )
     parser.add_argument("--images", type=Path, help="a folder of images to copy, or a pattern")
     parser.add_argument("--masks", type=Path, help="likewise of their masks, called as they are")
     values = {"nargs": "+", "default": [], "metavar": "VALUE"}
@@ -24,6 +31,11 @@ def configure(parser: ArgumentParser) -> None:
         choices=["auto", "shown", "stored"],
         default="auto",
         help="whether masks were drawn on the image as shown, or stored before EXIF turned it",
+    )
+    parser.add_argument(
+        "--plane",
+        choices=["axial", "coronal", "sagittal"],
+        help="in which volumes are cut; across the axis with the largest spacing if left out",
     )
 
 
@@ -40,7 +52,11 @@ def execute(options: Namespace) -> None:
             "foreground": [int(one) if one.isdecimal() else one for one in options.foreground],
             "ignore": [int(one) if one.isdecimal() else one for one in options.ignore],
             "drawn_on": options.drawn_on,
+            "plane": options.plane,
         }
     )
+    name, source = options.name, None
+    if options.called is not None:
+        name, source = options.called, Path(options.name).absolute()
     enter_project()
-    print(say(add_dataset(options.name, images, masks, reading)), end="")
+    print(say(add_dataset(name, images, masks, reading, source)), end="")

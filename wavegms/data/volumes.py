@@ -1,4 +1,4 @@
-"""NIfTI and DICOM, read and written by SimpleITK: slices as 8-bit pictures, geometry kept.
+"""NIfTI, MHA, NRRD and DICOM by SimpleITK: slices as 8-bit pictures, geometry kept.
 
 The networks are two-dimensional: a volume is cut into slices, each is predicted as any picture is,
 and the masks are put back on the volume's own grid.
@@ -21,8 +21,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from wavegms.errors import InputError
-from wavegms.images import MAX_PIXELS
-from wavegms.predict import Plane
+from wavegms.images import MAX_PIXELS, Plane
 
 # 512 x 512 x 1900 voxels: 1 GB as it is read, and 2 GB of probabilities
 MAX_VOXELS = 500_000_000
@@ -37,33 +36,44 @@ _PLANE_ACROSS = {
     **dict.fromkeys("LR", "sagittal"),
 }
 
+# By the endings of names, and by what ITK calls its readers.
+_KINDS = {".mha": "MetaImage", ".nrrd": "NRRD"}
+_READERS = {
+    "NIfTI": "NiftiImageIO",
+    "DICOM": "GDCMImageIO",
+    "MetaImage": "MetaImageIO",
+    "NRRD": "NrrdImageIO",
+}
+_ELSEWHERE = {
+    "MetaImage": re.compile(rb"(?im)^ElementDataFile\s*=(?!\s*LOCAL\s*$)"),
+    "NRRD": re.compile(rb"(?im)^data ?file:"),
+}
+
+# NIfTI's codes of them.
+_NIFTI_FLOATS = {16: "f4", 64: "f8"}
+
 # A window from all voxels would hang on single bright ones
 _PERCENTILES = (0.5, 99.5)
 
 _VOXELS_SEEN = 10_000_000
 
 
-class Volume:
-    """A grey volume as a row of upright 8-bit slices.
+class Stack:
+    """A volume as a row of upright slices.
 
     Attributes:
         image: as it was read, on its own grid.
         plane: of the slices; if none is asked for, that of a single slice, or the one that is
             nearest to the stored slices.
-        window: (low, high), the intensities that became 0 and 255: percentiles 0.5 and 99.5 of all
-            voxels if none is given, or their extremes where those two are equal.
-        shape: (slices, rows, columns).
+        voxels: (slices, rows, columns), the values.
+        shape: likewise.
         spacing: (rows, columns) distance of the pixels of a slice, mm.
+        thickness: distance of the slices, mm.
         numbers: for every slice its number along the stored axis, from 0.
     """
 
-    def __init__(
-        self,
-        image: sitk.Image,
-        plane: Plane | None = None,
-        window: tuple[float, float] | None = None,
-    ):
-        """Turns it to the view of a plane; an InputError if that cannot be, or it shows nothing."""
+    def __init__(self, image: sitk.Image, plane: Plane | None = None):
+        """Turns it to the view of a plane; an InputError if that cannot be."""
         self.image = image
         self._orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
             image.GetDirection()
@@ -81,16 +91,15 @@ class Volume:
                 "two of its axes lie at 45 degrees to those of the body, so that which is which "
                 "cannot be told: resample it to axial, coronal or sagittal slices."
             )
-        self._voxels = sitk.GetArrayViewFromImage(self._turned)
-        self.shape: tuple[int, int, int] = self._voxels.shape
+        self.voxels = sitk.GetArrayViewFromImage(self._turned)
+        self.shape: tuple[int, int, int] = self.voxels.shape
         if 1 in self.shape[1:]:
             way = f"choose the plane {flat}, or none" if sides.count(1) == 1 else "give an image"
             raise InputError(
                 f"its {self.plane} slices are lines of {self.shape[1]}×{self.shape[2]} pixels: "
                 f"{way}."
             )
-        self.window = window or _window_of(self._voxels)
-        columns, rows, _ = self._turned.GetSpacing()
+        columns, rows, self.thickness = self._turned.GetSpacing()
         self.spacing = rows, columns
         stored, turned = (np.reshape(i.GetDirection(), (3, 3)) for i in (image, self._turned))
         along = stored.T @ turned[:, 2]
@@ -98,13 +107,11 @@ class Volume:
         self.numbers = numbers[::-1] if along[np.abs(along).argmax()] < 0 else numbers
 
     def __len__(self) -> int:
-        return len(self._voxels)
+        return len(self.voxels)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """One slice, uint8 (rows, columns)."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return _to_grey(self._voxels[index], self.window)
+    def seen_alike(self, image: sitk.Image) -> np.ndarray:
+        """The values of another image on the same grid, as `voxels`."""
+        return sitk.GetArrayFromImage(sitk.DICOMOrient(image, _VIEWS[self.plane]))
 
     def restore(self, values: np.ndarray) -> sitk.Image:
         """Puts values of the view's shape on the grid of `image`, its very geometry."""
@@ -113,6 +120,69 @@ class Volume:
         back = sitk.DICOMOrient(view, self._orientation)
         back.CopyInformation(self.image)
         return back
+
+
+class Volume(Stack):
+    """A grey volume as a row of upright 8-bit slices.
+
+    `window` is (low, high), the intensities that became 0 and 255: if none is given, percentiles of
+    all voxels, or their extremes where those two are equal. What is no number counts as dark.
+    """
+
+    def __init__(
+        self,
+        image: sitk.Image,
+        plane: Plane | None = None,
+        window: tuple[float, float] | None = None,
+        percentiles: tuple[float, float] = _PERCENTILES,
+    ):
+        """As a stack; an InputError also if it shows nothing."""
+        super().__init__(image, plane)
+        self.window = window or _window_of(self.voxels, percentiles)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One slice, uint8 (rows, columns)."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return _to_grey(self.voxels[index], self.window)
+
+
+def spacing_across(image: sitk.Image) -> dict[Plane, float]:
+    """The distance of the slices of each plane, mm."""
+    letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    return {
+        _PLANE_ACROSS[letter]: step
+        for letter, step in zip(letters, image.GetSpacing(), strict=True)
+    }
+
+
+def off_grid(one: sitk.Image, other: sitk.Image) -> str:
+    """How the grids of two images differ, in words; empty if they are the same.
+
+    A tenth of a voxel is what rounding in the files may do.
+    """
+    if one.GetSize() != other.GetSize():
+        return f"{_shape(one)} voxels against {_shape(other)}"
+    spacing = np.array(other.GetSpacing())
+    far = spacing * (np.array(other.GetSize()) - 1)
+    if (np.abs(np.array(one.GetSpacing()) - spacing) * np.array(other.GetSize())).max() > 0.1 * (
+        spacing.min()
+    ):
+        return f"voxels of {_numbered(one.GetSpacing())} mm against {_numbered(spacing)} mm"
+    if np.abs(np.subtract(one.GetOrigin(), other.GetOrigin())).max() > 0.1 * spacing.min():
+        return f"begins at {_numbered(one.GetOrigin())} mm, not {_numbered(other.GetOrigin())} mm"
+    turn = np.subtract(one.GetDirection(), other.GetDirection()).reshape(3, 3)
+    if np.abs(turn * far).max() > 0.1 * spacing.min():
+        return "its axes point elsewhere"
+    return ""
+
+
+def _shape(image: sitk.Image) -> str:
+    return "×".join(map(str, image.GetSize()))
+
+
+def _numbered(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def series_in(folder: Path) -> list[tuple[Path, ...]]:
@@ -170,26 +240,55 @@ def read_picture(path: Path) -> Image.Image:
     )
 
 
-def read_volume(path: Path, series: Sequence[Path] = (), plane: Plane | None = None) -> Volume:
-    """A NIfTI file; or the files of a DICOM series in order, which messages call by `path`.
+def read_volume(
+    path: Path,
+    series: Sequence[Path] = (),
+    plane: Plane | None = None,
+    percentiles: tuple[float, float] | None = None,
+) -> Volume:
+    """A file; or the files of a DICOM series in order, which messages call by `path`.
 
-    A series is scaled from the window that its middle file names, if it does; all else from
-    percentiles 0.5 and 99.5 of the voxels. What is not a number counts as dark.
+    Where no percentiles are asked for, a series is scaled from the window that its middle file
+    names, if it does; all else from percentiles 0.5 and 99.5 of the voxels.
     """
-    path = Path(path)
+    image, window = _read(Path(path), series)
+    try:
+        return Volume(image, plane, None if percentiles else window, percentiles or _PERCENTILES)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def read_labels(path: Path) -> sitk.Image:
+    """A label volume: whole numbers from 0 to 65535, uint16 whatever the file holds."""
+    image, _ = _read(Path(path))
+    values = sitk.GetArrayViewFromImage(image)
+    with np.errstate(invalid="ignore"):
+        odd = ~((values >= 0) & (values <= 65535) & (values == np.round(values)))
+    if odd.any():
+        raise InputError(
+            f"{path} holds {values[odd].flat[0]:g}, and labels are whole numbers from 0 to 65535: "
+            "save it as a label map."
+        )
+    return sitk.Cast(image, sitk.sitkUInt16)
+
+
+def _read(path: Path, series: Sequence[Path] = ()) -> tuple[sitk.Image, tuple[float, float] | None]:
+    """The image, and the window that a series names."""
+    kind = "DICOM" if series else _KINDS.get(path.suffix.lower(), "NIfTI")
     with _quiet():
-        present = 0 if series else _nifti_bytes(path)
+        present = _nifti_bytes(path) if kind == "NIfTI" else 0
         middle = series[len(series) // 2] if series else path
-        reader = _reader(middle, "DICOM" if series else "NIfTI")
+        reader = _reader(middle, kind)
         size = reader.GetSize()
         if series:
             size = (*size[:2], len(series))
             _require_stack(series, path)
         if len(size) != 3:
             raise InputError(
-                f"{path} has {len(size)} dimensions, not 3: save each volume as a file of its own."
+                f"{path} has {len(size)} dimensions, not 3 ({'×'.join(map(str, size))}): choose a "
+                "channel or time, and save each volume as a file of its own."
                 if len(size) > 3
-                else f"{path} is a flat NIfTI without a place in space: save it as PNG."
+                else f"{path} is a flat {kind} without a place in space: save it as PNG."
             )
         if reader.GetNumberOfComponents() > 1 or "complex" in sitk.GetPixelIDValueAsString(
             reader.GetPixelID()
@@ -206,12 +305,12 @@ def read_volume(path: Path, series: Sequence[Path] = (), plane: Plane | None = N
             stack.SetFileNames([str(file) for file in series])
             image = _execute(stack, path)
         else:
-            _require_all_bytes(path, reader, present)
+            if kind == "NIfTI":
+                _require_all_bytes(path, reader, present)
             image = _execute(reader, path)
-    try:
-        return Volume(image, plane, _named_window(reader) if series else None)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+            if kind == "NIfTI" and int(_tag(reader, "datatype")) in _NIFTI_FLOATS:
+                image = _with_no_numbers(image, path, reader)
+    return image, _named_window(reader) if series else None
 
 
 def write_volume(path: Path, image: sitk.Image) -> None:
@@ -246,10 +345,12 @@ def _reason(error: Exception) -> str:
 def _reader(path: Path, kind: str) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     # not to be guessed from the content, which would open a file of any of twenty other formats
-    reader.SetImageIO({"NIfTI": "NiftiImageIO", "DICOM": "GDCMImageIO"}[kind])
+    reader.SetImageIO(_READERS[kind])
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes): replace it with an intact copy.")
+        if kind in _ELSEWHERE:
+            _require_own_data(path, _ELSEWHERE[kind])
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
     except InputError:
@@ -263,6 +364,14 @@ def _reader(path: Path, kind: str) -> sitk.ImageFileReader:
             f"{path} cannot be read as {kind} ({_reason(error)}): replace it with an intact copy."
         ) from error
     return reader
+
+
+def _require_own_data(path: Path, elsewhere: re.Pattern[bytes]) -> None:
+    """A header may name any other file of the disk as its voxels."""
+    with open(path, "rb") as file:
+        head = file.read(10_000)
+    if elsewhere.search(head):
+        raise InputError(f"{path} keeps its voxels in another file: save it as one file.")
 
 
 def _execute(reader: sitk.ImageReaderBase, path: Path) -> sitk.Image:
@@ -361,13 +470,35 @@ def _require_all_bytes(path: Path, reader: sitk.ImageFileReader, present: int) -
         )
 
 
-def _window_of(voxels: np.ndarray) -> tuple[float, float]:
+def _with_no_numbers(image: sitk.Image, path: Path, reader: sitk.ImageFileReader) -> sitk.Image:
+    """ITK reads what is no number in a NIfTI as 0, and says nothing; this takes it as it is."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else open(path, "rb") as file:
+        head = file.read(4)
+        file.seek(int(float(_tag(reader, "vox_offset"))))
+        content = file.read(math.prod(image.GetSize()) * int(_tag(reader, "bitpix")) // 8)
+    order = "<" if int.from_bytes(head, "little") in (348, 540) else ">"
+    stored = np.frombuffer(content, order + _NIFTI_FLOATS[int(_tag(reader, "datatype"))])
+    odd = ~np.isfinite(stored)
+    if not odd.any():
+        return image
+    values = sitk.GetArrayFromImage(image)
+    values.reshape(-1)[odd] = stored[odd]
+    whole = sitk.GetImageFromArray(values)
+    whole.CopyInformation(image)
+    return whole
+
+
+def _window_of(
+    voxels: np.ndarray, percentiles: tuple[float, float] = _PERCENTILES
+) -> tuple[float, float]:
     flat = voxels.reshape(-1)
     seen = flat[:: max(1, flat.size // _VOXELS_SEEN)]
     seen = seen[np.isfinite(seen)].astype(np.float64)
     if not seen.size or seen.min() == seen.max():
         raise InputError("all values are the same, so there is nothing to see: check the export.")
-    low, high = np.percentile(seen, _PERCENTILES)
+    low, high = np.percentile(seen, percentiles)
     return (low, high) if low < high else (seen.min(), seen.max())
 
 

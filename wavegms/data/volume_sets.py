@@ -1,0 +1,333 @@
+"""Volumes as data: what all of a dataset's have in common, and their slices as images with masks.
+
+A volume is cut across one axis, the same for all; each slice becomes an image, whether it shows
+foreground or not. What is drawn at random is drawn over volumes, so that no split cuts one in two.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import SimpleITK as sitk
+from PIL import Image
+
+from wavegms.config import ReadingParams
+from wavegms.data.cases import DESCRIPTION, Case
+from wavegms.data.duplicates import merge_groups, pairs_within
+from wavegms.data.foreground import as_ranges
+from wavegms.data.manifest import MASK_GREYS, pixels_hash, slice_id
+from wavegms.data.pairs import Reading, for_each_case
+from wavegms.data.volumes import (
+    Stack,
+    Volume,
+    off_grid,
+    read_labels,
+    read_volume,
+    series_in,
+    spacing_across,
+    write_volume,
+)
+from wavegms.errors import InputError, first_line
+from wavegms.files import sha256_of
+from wavegms.images import (
+    FOREGROUND,
+    IGNORED,
+    MaskRule,
+    Plane,
+    Ranges,
+    Scale,
+    VolumeRule,
+    parse_ranges,
+    resize_image,
+    resize_mask,
+    written_ranges,
+)
+
+# Slices lie this much farther apart than pixels where a volume was recorded slice by slice.
+_THICKER = 1.1
+
+
+@dataclass(frozen=True)
+class SeenVolume:
+    """What there is to say of a volume and its labels, before anything is decided."""
+
+    shape: tuple[int, int, int]  # voxels along the stored axes
+    spacing: tuple[float, float, float]  # likewise, mm
+    across: Mapping[Plane, float]  # distance of the slices of each plane, mm
+    kind: str  # of its voxels
+    counts: Mapping[int, int]  # voxels of each label value
+    no_numbers: int  # voxels that are NaN or infinite
+
+
+def look_at_volumes(
+    name: str, cases: Sequence[Case], root: Path
+) -> tuple[list[SeenVolume], list[str]]:
+    """Opens all volumes and labels of a dataset, and says of each what is wrong with it."""
+    look = partial(_look, names=label_names(root), described=root / DESCRIPTION)
+    # one by one: a CT and its labels may take gigabytes
+    return for_each_case(look, cases, f"Looking at {name}", threads=1)
+
+
+def label_names(root: Path) -> dict[int, str]:
+    """The names of the label values that `dataset.json` states; none without such a file.
+
+    Both ways of writing are known, the Decathlon's {"1": "liver"} and nnU-Net's {"liver": 1}.
+    """
+    path = root / DESCRIPTION
+    if not path.is_file():
+        return {}
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8-sig"))["labels"]
+        if all(str(value).isdecimal() for value in labels):
+            return {int(value): str(name) for value, name in labels.items()}
+        return {int(value): str(name) for name, value in labels.items()}
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} does not name single label values ({first_line(error)}): write them as "
+            '"labels": {"0": "background", "1": "..."}, or remove the file.'
+        ) from error
+
+
+def decide_reading(
+    name: str,
+    cases: Sequence[Case],
+    seen: Sequence[SeenVolume],
+    names: Mapping[int, str],
+    wanted: ReadingParams | None = None,
+) -> Reading:
+    """How all volumes of a dataset are read, as far as `wanted` does not say it.
+
+    Foreground are all labels above 0. The slices are those across the axis with the largest
+    spacing, where it is a tenth larger than the others in the median volume; else axial.
+    """
+    wanted = wanted or ReadingParams()
+    counts = sum((Counter(one.counts) for one in seen), Counter())
+    held = ", ".join(_shown_label(value, counts[value], names) for value in sorted(counts))
+    ignored = _asked(name, "ignore", wanted.ignore, counts, held)
+    foreground = _asked(name, "foreground", wanted.foreground, counts, held)
+    why = f"as reading.{name} says" if foreground else "as all labels above 0"
+    if not foreground:
+        labels = (value for value in sorted(counts) if value)
+        counted = [n for n in labels if not any(low <= n <= high for low, high in ignored)]
+        foreground = as_ranges(np.array(counted))
+    if not any(low <= value <= high for value in counts for low, high in foreground if value):
+        raise InputError(
+            f"The labels of {name} have no foreground ({held}), first {cases[0].masks[0]}: correct "
+            "them."
+        )
+    across = {
+        plane: float(np.median([one.across[plane] for one in seen])) for plane in get_args(Plane)
+    }
+    *_, second, largest = sorted(across.values())
+    plane, because = wanted.plane, f"as reading.{name} says"
+    if not plane and largest > _THICKER * second:
+        plane = max(across, key=across.get)
+        because = "across the axis with the largest spacing"
+    elif not plane:
+        plane, because = "axial", "as no axis has the largest spacing"
+    steps = ", ".join(f"{one} {step:.3g} mm" for one, step in across.items())
+    rule = VolumeRule(plane)
+    said = (
+        f"slices: {plane}, {because} (distances: {steps})",
+        f"greys: percentiles {rule.percentiles[0]:g} and {rule.percentiles[1]:g} of each volume "
+        "become black and white",
+        f"labels: foreground is {written_ranges(foreground)}"
+        + (f", and {written_ranges(ignored)} is ignored" if ignored else "")
+        + f", {why}; they have {held}",
+    )
+    return Reading(MaskRule({16: foreground}, ignored), Scale(volumes=rule), evidence=said)
+
+
+def describe_volumes(seen: Sequence[SeenVolume]) -> list[str]:
+    """Sentences on sizes, spacings and kinds of voxels."""
+    shapes = sorted((one.shape for one in seen), key=np.prod)
+    steps = np.array([one.spacing for one in seen])
+    kinds = Counter(one.kind for one in seen).most_common()
+    return [
+        f"volumes: {_times(shapes[0])} to {_times(shapes[-1])} voxels of "
+        f"{_times(steps.min(0))} to {_times(steps.max(0))} mm; "
+        + ", ".join(f"{count} of {kind}" for kind, count in kinds),
+    ]
+
+
+def remarks_on_volumes(
+    cases: Sequence[Case], seen: Sequence[SeenVolume], rule: MaskRule
+) -> list[str]:
+    """What looks wrong, though it can be read."""
+    said = []
+    odd = [(case, one.no_numbers) for case, one in zip(cases, seen, strict=True) if one.no_numbers]
+    if odd:
+        said.append(
+            f"{odd[0][1]} voxels of {odd[0][0].image} are no numbers (NaN or infinite) and "
+            f"count as dark{_and_others(case for case, _ in odd)}."
+        )
+    bare = [
+        case
+        for case, one in zip(cases, seen, strict=True)
+        if not (rule.of(np.array(list(one.counts), np.uint16)) == FOREGROUND).any()
+    ]
+    if bare:
+        said.append(
+            f"{bare[0].masks[0]} has no foreground, which is right only if there is nothing to "
+            f"find{_and_others(bare)}."
+        )
+    return said
+
+
+def group_copies(cases: Sequence[Case]) -> list[Case]:
+    """Puts volumes that are the same file, under whatever names, into one group."""
+    return merge_groups(cases, pairs_within(_hash(case.image) for case in cases))
+
+
+def open_case(case: Case, rule: VolumeRule | None = None) -> tuple[Volume, np.ndarray]:
+    """A volume in the view of a dataset's plane, and its label values in the same view, uint16.
+
+    Without a rule the plane is that of the stored slices.
+    """
+    image, labels = case.image, read_labels(case.masks[0])
+    series: Sequence[Path] = ()
+    if image.is_dir():
+        found = series_in(image)
+        if len(found) != 1:
+            raise InputError(
+                f"{image} holds {len(found)} DICOM series that are volumes, not one: leave one."
+            )
+        (series,) = found
+    asked = (rule.plane, rule.percentiles) if rule else ()
+    volume = read_volume(image, series, *asked)
+    if how := off_grid(labels, volume.image):
+        raise InputError(
+            f"{case.masks[0]} lies on another grid than {image.name} ({how}): resample the labels "
+            "to the image by the nearest voxel."
+        )
+    labels.CopyInformation(volume.image)
+    return volume, volume.seen_alike(labels)
+
+
+def prepare_volume(
+    case: Case, reading: Reading, raw: Path, folder: Path, image_size: int, split: str
+) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
+    """Writes the slices of a volume, and the truth on its own grid.
+
+    Gives their rows of the manifest, its row of volumes.csv, and the share of ignored voxels.
+    """
+    rule = reading.scale.volumes
+    volume, labels = open_case(case, rule)
+    kinds = reading.masks.of(labels)
+    write_volume(folder / "volumes" / f"{case.id}.nii.gz", volume.restore(kinds))
+    source, file_hash = case.image.relative_to(raw).as_posix(), _hash(case.image)
+    shared = {
+        "split": split,
+        "group": case.group,
+        "source": source,
+        "original_width": volume.shape[2],
+        "original_height": volume.shape[1],
+        "label": case.label,
+        "foreground": written_ranges(reading.masks.foreground[16]),
+        "ignored": written_ranges(reading.masks.ignored),
+        "scale": str(reading.scale),
+        "drawn_on": "",
+        "evidence": "; ".join(reading.evidence),
+    }
+    rows = []
+    for number, place in sorted(zip(volume.numbers, range(len(volume)), strict=True)):
+        id = slice_id(case.id, number)
+        image = resize_image(Image.fromarray(volume[place]).convert("RGB"), image_size)
+        mask = resize_mask(kinds[place], image_size)
+        image.save(folder / "images" / f"{id}.png")
+        Image.fromarray(MASK_GREYS[mask]).save(folder / "masks" / f"{id}.png")
+        facts = {
+            "id": id,
+            "sha256": hashlib.sha256(f"{file_hash} {number}".encode()).hexdigest(),
+            "mask_area": float((mask == FOREGROUND).mean()),
+            "pixels": pixels_hash(np.asarray(image), mask),
+        }
+        rows.append(shared | facts)
+    about = {
+        "id": case.id,
+        "split": split,
+        "group": case.group,
+        "source": source,
+        "labels": case.masks[0].relative_to(raw).as_posix(),
+        "plane": volume.plane,
+        "slices": volume.shape[0],
+        "rows": volume.shape[1],
+        "columns": volume.shape[2],
+        "slices_mm": volume.thickness,
+        "rows_mm": volume.spacing[0],
+        "columns_mm": volume.spacing[1],
+        "black": volume.window[0],
+        "white": volume.window[1],
+        "foreground_voxels": int((kinds == FOREGROUND).sum()),
+    }
+    return rows, about, float((kinds == IGNORED).mean())
+
+
+def open_truth(folder: Path, id: str, plane: Plane) -> Stack:
+    """The truth of a prepared volume, pixels' kinds on the grid of its source."""
+    return Stack(
+        sitk.Cast(read_labels(Path(folder) / "volumes" / f"{id}.nii.gz"), sitk.sitkUInt8), plane
+    )
+
+
+def _look(case: Case, names: Mapping[int, str], described: Path) -> SeenVolume:
+    volume, labels = open_case(case)
+    values, counts = np.unique(labels, return_counts=True)
+    unnamed = [value for value in values.tolist() if value and names and value not in names]
+    if unnamed:
+        raise InputError(
+            f"{case.masks[0]} has the label {unnamed[0]}, which {described} does not name: name it "
+            "there, or correct the labels."
+        )
+    floating = np.issubdtype(volume.voxels.dtype, np.floating)
+    return SeenVolume(
+        volume.image.GetSize(),
+        volume.image.GetSpacing(),
+        spacing_across(volume.image),
+        volume.image.GetPixelIDTypeAsString(),
+        dict(zip(values.tolist(), counts.tolist(), strict=True)),
+        int((~np.isfinite(volume.voxels)).sum()) if floating else 0,
+    )
+
+
+def _asked(
+    name: str, key: str, wanted: Sequence[int | str], counts: Mapping[int, int], held: str
+) -> Ranges:
+    ranges = parse_ranges(wanted)
+    for low, high in ranges:
+        if not any(low <= value <= high for value in counts):
+            raise InputError(
+                f"reading.{name}.{key} names {written_ranges(((low, high),))}, but no label has it "
+                f"(they have {held}): correct it, or leave it out."
+            )
+    return ranges
+
+
+def _shown_label(value: int, count: int, names: Mapping[int, str]) -> str:
+    said = f" {names[value]}" if value in names else ""
+    return f"{value}{said} ({count:,} voxels)"
+
+
+def _times(numbers: Sequence[float]) -> str:
+    return "×".join(f"{number:.4g}" for number in numbers)
+
+
+def _and_others(cases: Iterable[Case]) -> str:
+    others = [case.image.name for case in cases][1:]
+    if not others:
+        return ""
+    return f" (likewise {', '.join(others[:3])}{', ...' if len(others) > 3 else ''})"
+
+
+def _hash(image: Path) -> str:
+    """Of a file, or of the files of a series."""
+    if image.is_file():
+        return sha256_of(image)
+    hashes = "".join(sorted(sha256_of(path) for path in image.iterdir() if path.is_file()))
+    return hashlib.sha256(hashes.encode()).hexdigest()
