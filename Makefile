@@ -26,7 +26,7 @@ repro: repository $(VENV)/installed
 	$(call side_by_side,autoencoder)
 	$(call side_by_side,train ablation foundations efficiency)
 	$(call side_by_side,evaluate)
-	$(call side_by_side,generalize generalize_external tour visualize)
+	$(call side_by_side,generalize generalize_external tour visualize volumes)
 	$(BIN)/dvc repro
 
 # All items of some stages, by the names that DVC has for them; DVC's lock keeps them apart where they
@@ -91,7 +91,7 @@ audit: $(VENV)/audit/installed
 # for git. DVC is told that the notebooks' new outputs are no reason to run the stages again.
 notebooks: repro
 	$(BIN)/python -m wavegms refresh $(patsubst %,notebooks/%.ipynb,00b_phantom 01_prepare \
-	  01b_autoencoder 02_train 03_evaluate 04_ablation 05_domain_generalization 06_visualize 00_tour \
+	  01b_autoencoder 02_train 03_evaluate 03b_volumes 04_ablation 05_domain_generalization 06_visualize 00_tour \
 	  07_efficiency 08_results 09_explore 10_autoencoders)
 	$(BIN)/dvc commit --force
 

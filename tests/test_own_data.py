@@ -284,7 +284,11 @@ def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
     assert "1 volumes without a mask are in data/raw/brain/unlabelled" in said
     assert (project / "reports/own_data/brain.png").is_file()
     params = load_params(project / "params.yaml")
-    assert params.datasets == ["brain"] and params.reading["brain"].plane == "coronal"
+    assert (
+        params.datasets == params.volumes == ["brain"]
+        and params.reading["brain"].plane == "coronal"
+    )
+    assert composed(project, tmp_path, "brain")["volumes"] == ["brain"]
     assert main(["add", str(source), "--name", "brain"]) == 1
     assert "holds files already" in capsys.readouterr().err
     folders = ["--images", str(source / "imagesTr"), "--masks", str(source / "labelsTr")]

@@ -330,6 +330,7 @@ class Params(Section):
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_check_unique)]
     image_size: Annotated[Integer, Field(ge=16, le=4096), AfterValidator(_check_size)]
     phantom: PhantomParams
+    volumes: Annotated[list[Name], AfterValidator(_check_unique)] = []
     reading: dict[Name, ReadingParams] = {}
     split: SplitParams
     autoencoder: AutoencoderParams
@@ -347,6 +348,7 @@ class Params(Section):
     def _parts_fit(self) -> "Params":
         listed = [("generalization", pair.train) for pair in self.generalization]
         listed += [("generalization", pair.test) for pair in self.generalization]
+        listed += [("volumes", name) for name in self.volumes]
         listed += [("ablation.datasets", name) for name in self.ablation.datasets]
         listed += [("foundations.datasets", name) for name in self.foundations.datasets]
         for key, name in listed:

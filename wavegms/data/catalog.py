@@ -17,6 +17,7 @@ from wavegms.data.cases import (
     pair_files,
     read_plain,
     read_two_folders,
+    read_volumes,
 )
 from wavegms.errors import InputError
 
@@ -145,7 +146,8 @@ def spec_of(name: str) -> DatasetSpec:
         modality="your own",
         licence="your own",
         source="your own images",
-        layout="images/NAME.png and masks/NAME.png (the same NAME, any common image format)",
+        layout="images/NAME.png and masks/NAME.png (the same NAME, any common image format), or "
+        "imagesTr/NAME.nii.gz and labelsTr/NAME.nii.gz",
         read=read_plain,
     )
 
@@ -374,6 +376,15 @@ CATALOG: dict[str, DatasetSpec] = {
             layout=_BUSI_LAYOUT,
             unpacked_as="Dataset_BUSI_with_GT",
             read=_read_busi,
+        ),
+        DatasetSpec(
+            name="phantom_v",
+            title="Phantom V",
+            modality="simulated MR volumes",
+            licence="made by this package",
+            source="wavegms.phantom.scanner.write_phantoms, which draws it",
+            layout="imagesTr/phantom_001.nii.gz with labelsTr/phantom_001.nii.gz, and so on",
+            read=read_volumes,
         ),
     )
 }

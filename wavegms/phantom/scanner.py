@@ -30,8 +30,9 @@ from tqdm import tqdm
 from wavegms.errors import InputError
 from wavegms.files import replace_folder
 from wavegms.phantom.marks import draw_marks
-from wavegms.phantom.settings import SCANNERS, Scanner
+from wavegms.phantom.settings import PHANTOMS, SCANNERS, VOLUMES, Scanner
 from wavegms.phantom.tissue import Beams, Tissue, add_lesions, draw_lesions, draw_tissue
+from wavegms.phantom.volumes import simulate_volume, write_volumes
 
 FWHM_PER_SIGMA = 2.355
 
@@ -163,12 +164,13 @@ def simulate(scanner: Scanner, seed: int, index: int) -> Phantom:
 def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
     """Write a simulated dataset as raw files in the layout of a published one.
 
-    "phantom_a" is laid out like BUS (`original/000001.png`, `GT/000001.png`), "phantom_b" like
+    "phantom_v" is volumes in the Decathlon's layout, "phantom_a" is laid out like BUS
+    (`original/000001.png`, `GT/000001.png`), "phantom_b" like
     BUSI (`benign/benign (1).png`, `benign (1)_mask.png`, `benign (1)_mask_1.png` and so on). The
     files are written to a temporary folder beside `folder`, which is put in place when complete.
     """
-    if name not in SCANNERS:
-        raise InputError(f"name is {name!r}; choose one of {', '.join(SCANNERS)}.")
+    if name not in PHANTOMS:
+        raise InputError(f"name is {name!r}; choose one of {', '.join(PHANTOMS)}.")
     if count < 1:
         raise InputError(f"count is {count}; ask for at least 1 image.")
     if seed < 0:
@@ -178,13 +180,32 @@ def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
     if folder.exists() and not empty and not (folder / MARKER).is_file():
         raise InputError(f"folder {folder} holds other data; choose a folder that does not exist.")
     with replace_folder(folder) as root:
-        write = {"phantom_a": _write_bus, "phantom_b": _write_busi}[name]
-        # an image depends on its own index and nothing else; most of the work is scipy's filters,
-        # which run side by side
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            cases = pool.map(partial(simulate, SCANNERS[name], seed), range(count))
-            write(root, tqdm(cases, total=count, desc=f"simulating {name}", unit="image"))
+        if name == VOLUMES:
+            write_volumes(root, count, seed)
+        else:
+            _write_images(root, name, count, seed)
         (root / MARKER).write_text(json.dumps({"name": name, "count": count, "seed": seed}) + "\n")
+
+
+def example(name: str, seed: int, index: int) -> Phantom:
+    """What a simulated dataset shows: an image, or the slice of a volume with the most organ."""
+    if name != VOLUMES:
+        return simulate(SCANNERS[name], seed, index)
+    volume = simulate_volume(seed, index)
+    inside = volume.labels > 0
+    place = int(inside.sum((1, 2)).argmax())
+    white = np.percentile(volume.voxels, 99.5)
+    image = (volume.voxels[place] / white * 255).clip(0, 255).astype(np.uint8)
+    return Phantom(image, (inside[place],), f"slice {place}")
+
+
+def _write_images(root: Path, name: str, count: int, seed: int) -> None:
+    write = {"phantom_a": _write_bus, "phantom_b": _write_busi}[name]
+    # an image depends on its own index and nothing else; most of the work is scipy's filters,
+    # which run side by side
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        cases = pool.map(partial(simulate, SCANNERS[name], seed), range(count))
+        write(root, tqdm(cases, total=count, desc=f"simulating {name}", unit="image"))
 
 
 def _write_bus(root: Path, cases: Iterable[Phantom]) -> None:

@@ -41,6 +41,9 @@ class Scanner:
         return self.f_number * SOUND_SPEED / self.frequency_mhz * np.sqrt(1 + defocus**2)
 
 
+# The dataset of simulated volumes, see `wavegms.phantom.volumes`.
+VOLUMES = "phantom_v"
+
 SCANNERS: dict[str, Scanner] = {
     "phantom_a": Scanner(
         name="phantom_a",
@@ -85,3 +88,6 @@ SCANNERS: dict[str, Scanner] = {
         normal_every=12,
     ),
 }
+
+# The datasets that can be simulated.
+PHANTOMS = (*SCANNERS, VOLUMES)

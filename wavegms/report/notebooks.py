@@ -102,6 +102,9 @@ def expected_notebooks(params: Params) -> Iterator[Expected]:
         asked = {"dataset": dataset, "evaluation.threshold": params.evaluation.threshold}
         asked |= {"seed": params.seeds[0], "variants": params.variants}
         yield Expected(f"06_visualize_{dataset}", spec_of(dataset).title, asked)
+    for dataset in params.volumes:
+        asked = {"dataset": dataset, "seeds": params.seeds, "variants": params.variants}
+        yield Expected(f"03b_volumes_{dataset}", spec_of(dataset).title, asked | scored)
     pairs = [(pair.train, pair.test) for pair in params.generalization]
     pairs += [(dataset, other) for dataset in params.datasets for other in params.external]
     for (dataset, other), variant, seed in product(pairs, params.variants, params.seeds):

@@ -178,7 +178,9 @@ def add_dataset(
             f"{profile} was there and is left as it is: write {_reading(name, asked)} there"
         )
     if not known and not written:
-        said = f"{_reading(name, asked)}\n" if asked else ""
+        said = f"volumes: [{name}]\n" if volumes else ""
+        values = values | {"volumes": [name]} if volumes else values
+        said += f"{_reading(name, asked)}\n" if asked else ""
         write_text(profile, _PROFILE.format(name=name) + said)
     if asked or not known:
         changed = _change_params(values)
@@ -317,9 +319,10 @@ def _change_params(values: Mapping[str, Any]) -> dict[str, Any]:
     places = _places(yaml.compose(text), yaml.safe_load(text), values)
     for start, end, value in sorted(places.values(), key=lambda place: place[0], reverse=True):
         text = text[:start] + f" {_flow(value)}" + text[end:]
-    if values.get("reading") and "reading" not in yaml.safe_load(text):  # a file of before
-        text = f"{text.rstrip()}\n\nreading: {_flow(values['reading'])}\n"
-        places["reading"] = (0, 0, values["reading"])
+    for key in ("volumes", "reading"):
+        if values.get(key) and key not in yaml.safe_load(text):  # a file of before
+            text = f"{text.rstrip()}\n\n{key}: {_flow(values[key])}\n"
+            places[key] = (0, 0, values[key])
     write_text(_PARAMS, text)
     return {name: value for name, (_, _, value) in places.items()}
 

@@ -7,7 +7,7 @@ from wavegms.data.catalog import find_cases, root_of, spec_of
 from wavegms.data.splits import assign_splits, lists_of
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
-from wavegms.phantom.settings import SCANNERS
+from wavegms.phantom.settings import PHANTOMS
 from wavegms.project import DECODERS, KEPT, is_kept, require_start
 from wavegms.variants import VARIANTS, require_side
 
@@ -36,10 +36,10 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             "multiples: add it"
         )
     for name in params.phantom.datasets:
-        if name not in SCANNERS:
+        if name not in PHANTOMS:
             raise InputError(
                 f"phantom.datasets: {name!r} is no simulated scanner, "
-                f"choose among {', '.join(SCANNERS)}"
+                f"choose among {', '.join(PHANTOMS)}"
             )
     if params.autoencoder.source == "path" and not Path(params.autoencoder.path).is_dir():
         raise InputError(
@@ -63,6 +63,12 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
     for name in params.external:
         if name not in params.phantom.datasets:
             find_cases(name, raw / name)
+    for name in params.volumes:
+        if name not in params.phantom.datasets and not find_cases(name, raw / name)[0].volume:
+            raise InputError(
+                f"volumes names {name}, which holds pictures: only volumes are scored in 3-D, so "
+                "remove it there"
+            )
     for name in params.datasets:
         _check_epochs(name, "is trained", params.training.epochs_for(name), params)
         if name in params.ablation.datasets:

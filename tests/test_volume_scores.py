@@ -1,0 +1,111 @@
+"""Scores of whole volumes, in millimetres, on the grid that prediction gives back."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from dicoms import OBLIQUE, SPACING, write_decathlon
+from test_volume_sets import prepare
+
+from wavegms import InputError, WaveGMSPipeline
+from wavegms.data.dataset import PreparedDataset
+from wavegms.data.manifest import load_volumes
+from wavegms.predict.inputs import Request
+from wavegms.predict.run import predict
+from wavegms.results.scores import predict_split
+from wavegms.results.volumes import score_volumes, volume_metrics
+
+
+def ellipsoid(half_axes, spacing=(2.0, 0.8, 0.7), shape=(26, 60, 70)):
+    """Voxels whose centres lie in an ellipsoid, its half axes in mm, in the middle of a volume."""
+    grid = np.meshgrid(*[(np.arange(n) - n / 2) * s for n, s in zip(shape, spacing, strict=True)],
+                       indexing="ij")  # fmt: skip
+    return sum((x / a) ** 2 for x, a in zip(grid, half_axes, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("grown", [0.5, 3.0])
+def test_surfaces_are_apart_in_millimetres(grown):
+    """Of ellipsoids, one larger by the same on all axes: within one voxel of what geometry says."""
+    spacing, axes = (2.0, 0.8, 0.7), np.array([14.0, 12.0, 13.0])
+    truth, prediction = ellipsoid(axes), ellipsoid(axes + grown)
+    found = volume_metrics(prediction, truth, spacing)
+    small, large = axes.prod(), (axes + grown).prod()
+    assert found.dsc == pytest.approx(2 * small / (small + large), abs=0.01)
+    assert found.hd95_mm == pytest.approx(grown, abs=spacing[0])
+    # half a millimetre lies within the tolerance of one but for a few steps of slices; three do not
+    assert found.nsd > 0.9 if grown == 0.5 else found.nsd < 0.05
+
+
+def test_a_shift_is_as_long_as_its_voxels():
+    """A plate that moved by two slices of 3 mm: 6 mm away; by two columns, nearly nothing."""
+    truth = np.zeros((20, 40, 40), bool)
+    truth[5:8, 5:35, 5:35] = True
+    along = volume_metrics(np.roll(truth, 2, 0), truth, (3.0, 0.5, 0.5))
+    assert along.hd95_mm == pytest.approx(6.0) and along.dsc == pytest.approx(1 / 3)
+    across = volume_metrics(np.roll(truth, 2, 2), truth, (3.0, 0.5, 0.5))
+    assert across.hd95_mm <= 1.0 and across.nsd == 1.0
+
+
+def test_empty_volumes_and_what_does_not_count():
+    truth = ellipsoid((10, 10, 10))
+    nothing = np.zeros_like(truth)
+    both = volume_metrics(nothing, nothing, (2, 0.8, 0.7))
+    assert (both.dsc, both.hd95_mm, both.nsd, both.empty_prediction) == (1, 0, 1, True)
+    diagonal = np.hypot(np.hypot(26 * 2, 60 * 0.8), 70 * 0.7)
+    for one, other in ((truth, nothing), (nothing, truth)):
+        missed = volume_metrics(one, other, (2, 0.8, 0.7))
+        assert (missed.dsc, missed.nsd) == (0, 0) and missed.hd95_mm == pytest.approx(diagonal)
+    stray = truth.copy()
+    stray[0, 0, 0] = True
+    counted = np.ones_like(truth)
+    counted[0, 0, 0] = False
+    assert volume_metrics(stray, truth, (2, 0.8, 0.7)).dsc < 1
+    assert volume_metrics(stray, truth, (2, 0.8, 0.7), counted).dsc == 1
+
+
+def test_the_truth_scores_one_and_a_changed_one_is_refused(tmp_path):
+    raw, out = write_decathlon(tmp_path / "raw", count=6, direction=OBLIQUE), tmp_path / "out"
+    prepare(raw, out)
+    dataset = PreparedDataset(out, "test")
+    masks = np.stack([dataset[i]["mask"][0].numpy() for i in range(len(dataset))])
+    scores = score_volumes(masks.astype(np.float32), dataset, out)
+    assert scores["id"].tolist() == load_volumes(out).query("split == 'test'")["id"].tolist()
+    assert (scores["slices"] == 6).all() and (scores["data_hash"] == dataset.data_hash).all()
+    # enlarged by the nearest pixel, reduced with antialiasing: the very voxels
+    assert (scores[["dsc", "nsd"]] == 1).all(axis=None) and (scores["hd95_mm"] == 0).all()
+    labels = sitk.ReadImage(str(raw / "labelsTr" / f"{scores['id'][0]}.nii.gz"))
+    voxels = (sitk.GetArrayFromImage(labels) > 0).sum()
+    assert scores["true_ml"][0] == pytest.approx(voxels * np.prod(SPACING) / 1000)
+    assert scores["predicted_ml"].tolist() == scores["true_ml"].tolist()
+    path = str(out / "volumes" / f"{scores['id'][0]}.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(path) * 0, path)
+    with pytest.raises(InputError, match="not what its slices were made of"):
+        score_volumes(masks.astype(np.float32), dataset, out)
+
+
+def test_what_is_scored_is_what_prediction_writes(untrained, tmp_path):
+    """A file predicted with the model's own rule: on its grid, and with the score of the table."""
+    raw, out = write_decathlon(tmp_path / "raw", direction=OBLIQUE), tmp_path / "out"
+    prepare(raw, out)
+    parts = untrained.encoder, untrained.mapping, untrained.vae
+    pipeline = WaveGMSPipeline(*parts, image_size=32, greys="axial:0.5-99.5")
+    dataset = PreparedDataset(out, "test")
+    soft = predict_split(pipeline, dataset)
+    threshold = float(np.median(soft))
+    scores = score_volumes(soft, dataset, out, threshold)
+    row = load_volumes(out).set_index("id").loc[scores["id"][0]]
+    request = Request(raw / row["source"], pipeline, tmp_path / "said", threshold=threshold)
+    predict(request)
+    image, labels = (sitk.ReadImage(str(raw / row[name])) for name in ("source", "labels"))
+    mask = sitk.ReadImage(str(next((tmp_path / "said/masks").glob("*.nii.gz"))))
+    for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(mask, get)(), getattr(image, get)(), atol=1e-5)
+    voxels = [sitk.GetArrayFromImage(one) > 0 for one in (mask, labels)]
+    found = volume_metrics(*voxels, image.GetSpacing()[::-1])
+    assert 0 < found.dsc == pytest.approx(scores["dsc"][0], abs=0.01)
+    assert found.hd95_mm == pytest.approx(scores["hd95_mm"][0], abs=0.5)
+
+
+def test_pictures_have_no_scores_in_3d(prepared, tmp_path):
+    dataset = PreparedDataset(prepared, "test")
+    with pytest.raises(InputError, match="prepared from pictures"):
+        score_volumes(np.zeros((len(dataset), 8, 8), np.float32), dataset, prepared)

@@ -1,0 +1,22 @@
+"""The pictures of scores of whole volumes."""
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from wavegms.figures.style import draw_boxes, new_panels
+from wavegms.results.tables import title_of
+
+_NAMES = {"dsc": "Dice in 3-D", "nsd": "surface Dice at 1 mm", "hd95_mm": "HD95 (mm)"}
+
+
+def show_volume_scores(scores: pd.DataFrame) -> Figure:
+    """How the metrics of `score_models` are distributed over the volumes, by network."""
+    table = scores.assign(system=scores["variant"].map(title_of))
+    figure, axes = new_panels(len(_NAMES), 10, 1.6 + 0.6 * table["system"].nunique())
+    for axis, (column, name) in zip(axes, _NAMES.items(), strict=True):
+        sns.stripplot(table, x=column, y="system", ax=axis, size=4, alpha=0.7, color="#0072b2")
+        draw_boxes(axis, (group for _, group in table.groupby("system", sort=False)[column]), 0.6)
+        axis.set(xlabel=name, ylabel="", xlim=(0, None) if column == "hd95_mm" else (0, 1.02))
+    sns.despine(figure)
+    return figure

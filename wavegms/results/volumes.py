@@ -1,0 +1,221 @@
+"""Metrics of whole volumes: slices are put back on the volume's own grid and measured in mm."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from medpy.metric import binary
+from torch.nn import functional
+
+from wavegms.config import EvaluationParams
+from wavegms.data.dataset import PreparedDataset
+from wavegms.data.manifest import load_volumes, slice_id
+from wavegms.data.volume_sets import open_truth
+from wavegms.errors import InputError
+from wavegms.images import FOREGROUND, IGNORED, resize_mask
+from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.results.scores import predict_split, score_split
+from wavegms.results.statistics import summarize
+from wavegms.results.tables import title_of
+from wavegms.training.card import card_hash, read_card
+
+# What the Decathlon allowed the hippocampus; a border this near counts as the same.
+TOLERANCE_MM = 1.0
+
+# Of a volume, and of its slices: all of them, where an empty one that is found empty counts 1, and
+# those with foreground.
+METRICS = ("dsc", "hd95_mm", "nsd", "slices_dsc", "foreground_slices_dsc")
+
+_TITLES = {
+    "dsc": "Dice in 3-D (%)",
+    "hd95_mm": "HD95 (mm)",
+    "nsd": f"Surface Dice at {TOLERANCE_MM:g} mm (%)",
+    "slices_dsc": "Dice of slices (%)",
+    "foreground_slices_dsc": "of those with foreground (%)",
+}
+
+
+@dataclass(frozen=True)
+class VolumeMetrics:
+    """How well a predicted volume matches its truth.
+
+    `dsc` and `nsd`, the normalised surface Dice at `TOLERANCE_MM`, lie in [0, 1] and are 1 if both
+    are empty; `hd95_mm` is 0 then. Where exactly one is empty, the first two are 0, and the
+    volume's diagonal stands in for a distance.
+    """
+
+    dsc: float
+    hd95_mm: float
+    nsd: float
+    empty_prediction: bool
+
+
+def volume_metrics(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing: Sequence[float],
+    counted: np.ndarray | None = None,
+) -> VolumeMetrics:
+    """Compares two volumes of one shape, bool (D, H, W), whose voxels have these sides, mm.
+
+    Dice and HD95 are MedPy's, surface Dice MONAI's. Uncounted voxels are of neither.
+    """
+    if prediction.shape != truth.shape or prediction.ndim != 3:
+        raise ValueError(
+            f"volumes of shapes {prediction.shape} and {truth.shape} cannot be compared"
+        )
+    if counted is not None:
+        prediction, truth = prediction & counted, truth & counted
+    empty = not prediction.any()
+    if empty and not truth.any():
+        return VolumeMetrics(1.0, 0.0, 1.0, True)
+    if empty or not truth.any():
+        diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
+        return VolumeMetrics(0.0, diagonal, 0.0, empty)
+    return VolumeMetrics(
+        dsc=float(binary.dc(prediction, truth)),
+        hd95_mm=float(binary.hd95(prediction, truth, voxelspacing=tuple(spacing))),
+        nsd=_surface_dice(prediction, truth, spacing),
+        empty_prediction=False,
+    )
+
+
+def _surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> float:
+    from monai.metrics import compute_surface_dice  # takes seconds
+
+    both = [torch.from_numpy(np.ascontiguousarray(one))[None, None] for one in (prediction, truth)]
+    found = compute_surface_dice(
+        *both, [TOLERANCE_MM], include_background=True, spacing=list(map(float, spacing))
+    )
+    return float(found[0, 0])
+
+
+def score_volumes(
+    probabilities: np.ndarray, dataset: PreparedDataset, folder: Path, threshold: float = 0.5
+) -> pd.DataFrame:
+    """Metrics of every volume of a split, given the soft masks of its slices, (N, S, S) in [0, 1].
+
+    Each slice is resized to its own size before the threshold, as in prediction. One row a volume:
+    id, slices, the fields of `VolumeMetrics`, the mean Dice of its slices at the run's size (see
+    `METRICS`; NaN where none has foreground), true and predicted volume in ml, and data_hash.
+
+    Raises:
+        InputError: the folder holds no volumes, or a truth is not what its slices were made of.
+    """
+    volumes = load_volumes(folder)
+    if volumes is None:
+        raise InputError(f"{folder} was prepared from pictures: only volumes have scores in 3-D.")
+    places = {id: place for place, id in enumerate(dataset.ids)}
+    flat = score_split(probabilities, dataset, threshold)
+    rows = []
+    for volume in volumes.to_dict("records"):
+        ids = [slice_id(volume["id"], number) for number in range(volume["slices"])]
+        if ids[0] in places:
+            slices = [places[id] for id in ids]
+            row = _score(volume, slices, probabilities[slices], dataset, folder, threshold)
+            dice, area = (flat[name].to_numpy()[slices] for name in ("dsc", "true_area"))
+            row["slices_dsc"] = dice.mean()
+            row["foreground_slices_dsc"] = dice[area > 0].mean() if (area > 0).any() else np.nan
+            rows.append(row)
+    return pd.DataFrame(rows).assign(data_hash=dataset.data_hash)
+
+
+def _score(
+    volume: Mapping[str, Any],
+    slices: Sequence[int],
+    soft: np.ndarray,
+    dataset: PreparedDataset,
+    folder: Path,
+    threshold: float,
+) -> dict[str, Any]:
+    truth = open_truth(folder, volume["id"], volume["plane"])
+    numbers = list(truth.numbers)  # of the slices of the view
+    if len(truth) != len(slices) or not all(
+        np.array_equal(
+            resize_mask(truth.voxels[place], dataset.image_size),
+            dataset[slices[number]]["mask"][0].numpy(),
+        )
+        for place, number in enumerate(numbers)
+    ):
+        raise InputError(
+            f"{folder / 'volumes' / volume['id']}.nii.gz is not what its slices were made of: run "
+            "the prepare stage again."
+        )
+    resized = functional.interpolate(
+        torch.from_numpy(soft[numbers])[:, None], truth.shape[1:], mode="bilinear", antialias=True
+    )
+    prediction = resized[:, 0].numpy() >= threshold
+    inside, counted = truth.voxels == FOREGROUND, truth.voxels != IGNORED
+    spacing = (truth.thickness, *truth.spacing)
+    millilitres = float(np.prod(spacing)) / 1000
+    return {
+        "id": volume["id"],
+        "slices": len(truth),
+        **asdict(volume_metrics(prediction, inside, spacing, counted)),
+        "true_ml": float((inside & counted).sum()) * millilitres,
+        "predicted_ml": float((prediction & counted).sum()) * millilitres,
+    }
+
+
+def score_models(
+    models: Path,
+    test_set: PreparedDataset,
+    folder: Path,
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    evaluation: EvaluationParams,
+) -> pd.DataFrame:
+    """The rows of `score_volumes` of all models of a dataset, each with what it was made from.
+
+    Empty where the dataset is of pictures.
+    """
+    if load_volumes(folder) is None:
+        return pd.DataFrame()
+    parts = []
+    for variant, seed in product(variants, seeds):
+        place = models / variant / f"seed_{seed}"
+        card = read_card(place)
+        pipeline = WaveGMSPipeline.from_pretrained(place, decoder=evaluation.decoder)
+        soft = predict_split(pipeline, test_set)
+        scores = score_volumes(soft, test_set, folder, evaluation.threshold)
+        shared = ("variant", "seed", "image_size", "epochs", "selection")
+        origin = {"train_set": card.dataset, "test_set": folder.name}
+        origin |= {name: getattr(card, name) for name in shared} | {"card": card_hash(card)}
+        parts.append(scores.assign(**origin)[[*origin, *scores.columns]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def summarize_models(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """One row a network and metric: mean over volumes, each averaged over the seeds, and interval.
+
+    Empty for no scores.
+    """
+    tables = {}
+    for variant, rows in scores.groupby("variant", sort=False) if len(scores) else ():
+        per_volume = rows.groupby("id", sort=False)[list(METRICS)].mean().reset_index()
+        kept = per_volume.dropna()
+        found = summarize(kept if len(kept) else per_volume, resamples, seed, METRICS)
+        tables[title_of(variant)] = found.rename(columns={"images": "volumes"})
+    if not tables:
+        return pd.DataFrame()
+    return pd.concat(tables, names=["system"]).reset_index("system").reset_index(drop=True)
+
+
+def readable_models(summary: pd.DataFrame) -> pd.DataFrame:
+    """What `summarize_models` gives, one row a network, in percent and mm, with intervals."""
+    if summary.empty:
+        return summary
+    rows = []
+    for system, part in summary.groupby("system", sort=False):
+        row = {"System": system, "Volumes": part["volumes"].iloc[0]}
+        for one in part.itertuples():
+            share, digits = (1, 2) if one.metric == "hd95_mm" else (100, 1)
+            mean, low, high = (share * value for value in (one.mean, one.ci_low, one.ci_high))
+            row[_TITLES[one.metric]] = f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
+        rows.append(row)
+    return pd.DataFrame(rows)
