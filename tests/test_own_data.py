@@ -4,7 +4,9 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import yaml
 from copies import ROOT
 from dermoscopy import draw_skin, write_skin
@@ -14,10 +16,13 @@ from layouts import box_mask, mask_image, save, tree, write_plain
 from PIL import Image
 from test_reading import void
 from test_reading import write as write_scans
+from test_volume_sets import prepare as prepare_volumes
+from test_volume_sets import put_back
 
 from wavegms import InputError
 from wavegms.__main__ import main
 from wavegms.config import ReadingParams, load_params
+from wavegms.data.manifest import load_volumes
 from wavegms.run import add as own_data
 from wavegms.run.add import add_dataset
 
@@ -294,3 +299,25 @@ def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
     folders = ["--images", str(source / "imagesTr"), "--masks", str(source / "labelsTr")]
     assert main(["add", "again", *folders]) == 0
     assert "data/raw/again: 6 volumes" in capsys.readouterr().out
+
+
+@pytest.mark.realdata
+def test_real_volumes_are_added_prepared_and_come_back_on_their_grid(project, real_data, tmp_path):
+    source = real_data / "data/raw/hippocampus"
+    names = [path.name for path in sorted((source / "imagesTr").glob("*.nii.gz"))[:60:10]]
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / "Task04" / part).mkdir(parents=True)
+        for name in names:
+            shutil.copy(source / part / name, tmp_path / "Task04" / part / name)
+    added = add_dataset("hippocampus", source=tmp_path / "Task04")
+    assert (added.cases, added.what) == (6, "volumes")
+    out = tmp_path / "out"
+    report = prepare_volumes(added.folder, out, name="hippocampus", image_size=64)
+    assert report.largest[1] <= 64  # nothing was made smaller
+    for row in load_volumes(out).itertuples():
+        labels = sitk.ReadImage(str(source / row.labels))
+        back = put_back(out, row)
+        wanted = 255 * (sitk.GetArrayFromImage(labels) > 0)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(back), wanted)
+        for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(back, get)(), getattr(labels, get)(), atol=1e-6)

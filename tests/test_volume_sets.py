@@ -295,22 +295,3 @@ def test_pictures_still_need_foreground(tmp_path):
     path.write_text(path.read_text().replace("axial:0.5-99.5", "8:0-100"))
     with pytest.raises(InputError, match="mask_area of 0 for case_0_s000"):
         load_manifest(tmp_path / "out")
-
-
-@pytest.mark.realdata
-def test_real_hippocampus_comes_back_on_its_grid(real_data, tmp_path):
-    source = real_data / "data/raw/hippocampus"
-    names = [path.name for path in sorted((source / "imagesTr").glob("*.nii.gz"))[:60:10]]
-    for part in ("imagesTr", "labelsTr"):
-        (tmp_path / "raw" / part).mkdir(parents=True)
-        for name in names:
-            shutil.copy(source / part / name, tmp_path / "raw" / part / name)
-    report = prepare(tmp_path / "raw", tmp_path / "out", image_size=64)
-    assert report.smallest[0] < 64 and report.largest[1] <= 64
-    for row in load_volumes(tmp_path / "out").itertuples():
-        labels = sitk.ReadImage(str(source / row.labels))
-        back = put_back(tmp_path / "out", row)
-        wanted = 255 * (sitk.GetArrayFromImage(labels) > 0)
-        np.testing.assert_array_equal(sitk.GetArrayFromImage(back), wanted)
-        for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-            np.testing.assert_allclose(getattr(back, get)(), getattr(labels, get)(), atol=1e-6)

@@ -1,5 +1,6 @@
 """Metrics of whole volumes: slices are put back on the volume's own grid and measured in mm."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -89,9 +90,11 @@ def _surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[f
     from monai.metrics import compute_surface_dice  # takes seconds
 
     both = [torch.from_numpy(np.ascontiguousarray(one))[None, None] for one in (prediction, truth)]
-    found = compute_surface_dice(
-        *both, [TOLERANCE_MM], include_background=True, spacing=list(map(float, spacing))
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what MONAI has to say to itself
+        found = compute_surface_dice(
+            *both, [TOLERANCE_MM], include_background=True, spacing=list(map(float, spacing))
+        )
     return float(found[0, 0])
 
 
