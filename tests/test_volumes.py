@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from wavegms.data.cases import is_dicom
 from wavegms.data.volumes import Volume, read_picture, read_volume, series_in, write_volume
 from wavegms.errors import InputError
-from wavegms.predict.inputs import is_dicom
 
 
 def geometry(image):

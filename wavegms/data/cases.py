@@ -24,6 +24,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".g
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd")
 
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
 
 # What people call masks.
 _MASK = re.compile(r"mask|label|lesion|segm|annot|truth|(?<![a-z])(gt|seg)(?![a-z])", re.IGNORECASE)
@@ -52,6 +54,19 @@ class Case:
 def is_volume(path: Path) -> bool:
     """Whether a file's name says so; a DICOM series is a folder."""
     return path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the name says so (.dcm, .dicom, .ima), or the mark inside; a DICOMDIR is none."""
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    if path.name.upper() == "DICOMDIR":
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def file_stem(path: Path) -> str:
@@ -249,18 +264,13 @@ def holds_volumes(root: Path) -> bool:
 
 
 def holds_volume_files(folder: Path) -> bool:
-    """Whether a folder holds volumes, or folders of DICOM and no picture."""
+    """Whether a folder holds volumes, or folders of DICOM; and no picture."""
     if not folder.is_dir():
         return False
     inside = _volumes_in(folder)
-    if any(path.is_dir() for path in inside) and not any(map(is_volume, inside)):
-        return not image_files(folder) and any(
-            path.suffix.lower() not in IMAGE_SUFFIXES
-            for one in inside
-            for path in one.iterdir()
-            if path.is_file()
-        )
-    return bool(inside)
+    if any(map(is_volume, inside)) or image_files(folder):
+        return not image_files(folder)
+    return any(map(is_dicom, (path for one in inside for path in one.iterdir() if path.is_file())))
 
 
 def read_volumes(root: Path) -> list[Case]:

@@ -107,6 +107,8 @@ def decide_reading(
     spacing, where it is a tenth larger than the others in the median volume; else axial.
     """
     wanted = wanted or ReadingParams()
+    if wanted.drawn_on != "auto":
+        raise InputError(f"reading.{name}.drawn_on is of pictures, not of volumes: remove it.")
     counts = sum((Counter(one.counts) for one in seen), Counter())
     held = ", ".join(_shown_label(value, counts[value], names) for value in sorted(counts))
     ignored = _asked(name, "ignore", wanted.ignore, counts, held)

@@ -474,18 +474,23 @@ def _with_no_numbers(image: sitk.Image, path: Path, reader: sitk.ImageFileReader
     """ITK reads what is no number in a NIfTI as 0, and says nothing; this takes it as it is."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
+    places, values, start = [], [], 0
+    left = math.prod(image.GetSize()) * int(_tag(reader, "bitpix")) // 8
     with gzip.open(path) if packed else open(path, "rb") as file:
-        head = file.read(4)
+        order = "<" if int.from_bytes(file.read(4), "little") in (348, 540) else ">"
+        kind = np.dtype(order + _NIFTI_FLOATS[int(_tag(reader, "datatype"))])
         file.seek(int(float(_tag(reader, "vox_offset"))))
-        content = file.read(math.prod(image.GetSize()) * int(_tag(reader, "bitpix")) // 8)
-    order = "<" if int.from_bytes(head, "little") in (348, 540) else ">"
-    stored = np.frombuffer(content, order + _NIFTI_FLOATS[int(_tag(reader, "datatype"))])
-    odd = ~np.isfinite(stored)
-    if not odd.any():
+        while left and (block := file.read(min(left, 1 << 24))):
+            stored = np.frombuffer(block, kind)
+            odd = np.flatnonzero(~np.isfinite(stored))
+            places.append(odd + start)
+            values.append(stored[odd])
+            start, left = start + len(stored), left - len(block)
+    if not any(map(len, places)):
         return image
-    values = sitk.GetArrayFromImage(image)
-    values.reshape(-1)[odd] = stored[odd]
-    whole = sitk.GetImageFromArray(values)
+    voxels = sitk.GetArrayFromImage(image)
+    voxels.reshape(-1)[np.concatenate(places)] = np.concatenate(values)
+    whole = sitk.GetImageFromArray(voxels)
     whole.CopyInformation(image)
     return whole
 

@@ -16,15 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from wavegms.config import Decoder
-from wavegms.data.cases import IMAGE_SUFFIXES, VOLUME_SUFFIXES, file_stem, is_volume
+from wavegms.data.cases import (
+    DICOM_SUFFIXES,
+    IMAGE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    file_stem,
+    is_dicom,
+    is_volume,
+)
 from wavegms.errors import InputError, require_number
 from wavegms.files import is_hub_id, matching, missing_folder, walk
 from wavegms.images import Plane
 
 if TYPE_CHECKING:
     from wavegms.models.pipeline import WaveGMSPipeline
-
-_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 # The tag of pixels, of integers or floats, in either order of bytes; and what says that all after
 # it is compressed, where no tag can be seen.
@@ -142,19 +147,6 @@ def find_sources(inputs: Sequence[str | Path]) -> tuple[list[Source], list[Path]
     return sources, ignored
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether the name says so (.dcm, .dicom, .ima), or the mark inside; a DICOMDIR is none."""
-    if path.suffix.lower() in _DICOM_SUFFIXES:
-        return True
-    if path.name.upper() == "DICOMDIR":
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 def _is_bare(path: Path) -> bool:
     """Whether this is DICOM without pixels: a report, contours, settings of a display."""
     if not is_dicom(path) or not path.stat().st_size:
@@ -218,7 +210,7 @@ def _volumes(here: Path, inside: Path) -> Iterator[tuple[Path, Path, tuple[Path,
 
 
 def _stem(path: Path) -> str:
-    return path.stem if path.suffix.lower() in _DICOM_SUFFIXES else file_stem(path)
+    return path.stem if path.suffix.lower() in DICOM_SUFFIXES else file_stem(path)
 
 
 def _unique_names(files: Sequence[tuple[Path, Path]]) -> list[str]:

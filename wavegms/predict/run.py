@@ -28,13 +28,13 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from wavegms import __version__
-from wavegms.data.cases import is_volume
+from wavegms.data.cases import is_dicom, is_volume
 from wavegms.data.volumes import Volume, read_picture, read_volume, write_volume
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, write_text
 from wavegms.images import as_rgb, read_image
 from wavegms.models.pipeline import WaveGMSPipeline
-from wavegms.predict.inputs import Request, Source, is_dicom
+from wavegms.predict.inputs import Request, Source
 from wavegms.predict.overlays import draw_contour, draw_slices
 from wavegms.predict.tta import AugmentedPipeline, add_views
 from wavegms.training.card import weights_hash
