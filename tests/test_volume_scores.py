@@ -7,6 +7,7 @@ from dicoms import OBLIQUE, SPACING, write_decathlon
 from test_volume_sets import prepare
 
 from wavegms import InputError, WaveGMSPipeline
+from wavegms.config import ReadingParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.manifest import load_volumes
 from wavegms.predict.inputs import Request
@@ -85,16 +86,17 @@ def test_the_truth_scores_one_and_a_changed_one_is_refused(tmp_path):
 def test_what_is_scored_is_what_prediction_writes(untrained, tmp_path):
     """A file predicted with the model's own rule: on its grid, and with the score of the table."""
     raw, out = write_decathlon(tmp_path / "raw", direction=OBLIQUE), tmp_path / "out"
-    prepare(raw, out)
+    # not the plane that is stored
+    prepare(raw, out, reading=ReadingParams(plane="coronal"))
     parts = untrained.encoder, untrained.mapping, untrained.vae
-    pipeline = WaveGMSPipeline(*parts, image_size=32, greys="axial:0.5-99.5")
+    pipeline = WaveGMSPipeline(*parts, image_size=32, greys="coronal:0.5-99.5")
     dataset = PreparedDataset(out, "test")
     soft = predict_split(pipeline, dataset)
     threshold = float(np.median(soft))
     scores = score_volumes(soft, dataset, out, threshold)
     row = load_volumes(out).set_index("id").loc[scores["id"][0]]
     request = Request(raw / row["source"], pipeline, tmp_path / "said", threshold=threshold)
-    predict(request)
+    assert predict(request)["plane"].tolist() == ["coronal"]
     image, labels = (sitk.ReadImage(str(raw / row[name])) for name in ("source", "labels"))
     mask = sitk.ReadImage(str(next((tmp_path / "said/masks").glob("*.nii.gz"))))
     for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):

@@ -311,6 +311,8 @@ def test_dicom_is_seen_through_its_window(tmp_path):
     (series,) = series_in(folder)
     volume = read_volume(folder, series)
     assert volume.window == (200, 300)
+    by_rule = read_volume(folder, series, percentiles=(1, 99)).window
+    assert by_rule == tuple(np.percentile(voxels, (1, 99)))
     expected = ((voxels - 200) / 100).clip(0, 1) * 255
     np.testing.assert_allclose(volume[0], expected[0], atol=0.501)
     picture = np.asarray(read_picture(series[0]))

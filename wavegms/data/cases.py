@@ -285,6 +285,7 @@ def read_volumes(root: Path) -> list[Case]:
 
 def pair_volumes(images: Path, labels: Path) -> list[Case]:
     """The same for any two folders."""
+    volumes = _volumes_in(images)
     if not labels.is_dir() or not any(is_volume(path) for path in labels.iterdir()):
         raise InputError(
             f"{labels} holds no labels ({' '.join(VOLUME_SUFFIXES)}), and {images} holds volumes: "
@@ -293,7 +294,7 @@ def pair_volumes(images: Path, labels: Path) -> list[Case]:
     of_labels = [(file_stem(path), path) for path in _volumes_in(labels) if is_volume(path)]
     known = {_composed(stem) for stem, _ in of_labels}
     keys = []
-    for path in _volumes_in(images):
+    for path in volumes:
         bare = re.sub("_0000$", "", file_stem(path))
         keys.append((file_stem(path) if _composed(file_stem(path)) in known else bare, path))
         if re.search("_000[1-9]$", bare) and _composed(bare) not in known:
