@@ -165,6 +165,7 @@ OPTIONAL = {
     "training.cuda_graph": True,
     "training.decoder": "exact",
     "evaluation.decoder": "exact",
+    "volumes": [],
 }
 
 
