@@ -95,30 +95,6 @@ def random_split(cases: Sequence[Case], test_fraction: float, seed: int) -> dict
     return {case.id: "test" if case.id in test else "train" for case in cases}
 
 
-def draw_folds(cases: Sequence[Case], folds: int, seed: int) -> dict[str, int]:
-    """Divide cases by id into 0 to `folds` - 1, whole groups, each label spread evenly.
-
-    Of one label, two folds differ by no more images than its largest group has.
-    """
-    groups = _by_group(cases)
-    if not 2 <= folds <= len(groups):
-        raise InputError(
-            f"folds.number is {folds}, but {len(cases)} images in {len(groups)} group(s) can be "
-            f"divided into 2 to {len(groups)} folds: choose a number between."
-        )
-    fold_of: dict[str, int] = {}
-    sizes = [0] * folds
-    for label, members in sorted(_by_label(groups).items()):
-        random.Random(f"{seed} {label}").shuffle(members)
-        of_label = [0] * folds
-        for group in sorted(members, key=len, reverse=True):
-            smallest = min(range(folds), key=lambda fold: (of_label[fold], sizes[fold]))
-            of_label[smallest] += len(group)
-            sizes[smallest] += len(group)
-            fold_of.update((case.id, smallest) for case in group)
-    return fold_of
-
-
 def carve_validation(cases: Sequence[Case], validation_fraction: float, seed: int) -> set[str]:
     """Draw the ids of a validation split out of the training cases, as `random_split` draws.
 
@@ -202,30 +178,20 @@ def _apply_lists(cases: Iterable[Case], lists: dict[str, list[str]], where: str)
     return splits
 
 
-def _by_group(cases: Iterable[Case]) -> list[list[Case]]:
+def _draw_groups(cases: Sequence[Case], fraction: float, seed: int, parameter: str) -> set[str]:
+    """Draw about `fraction` of the cases, by whole groups, stratified by label."""
     groups: dict[str, list[Case]] = {}
     for case in sorted(cases, key=lambda case: case.id):
         groups.setdefault(case.group, []).append(case)
-    return list(groups.values())
-
-
-def _by_label(groups: Iterable[list[Case]]) -> dict[str, list[list[Case]]]:
-    strata: dict[str, list[list[Case]]] = {}
-    for members in groups:
-        # A group whose images differ in label counts for that of its first image.
-        strata.setdefault(members[0].label, []).append(members)
-    return strata
-
-
-def _draw_groups(cases: Sequence[Case], fraction: float, seed: int, parameter: str) -> set[str]:
-    """Draw about `fraction` of the cases, by whole groups, stratified by label."""
-    groups = _by_group(cases)
     if len(groups) < 2:
         raise InputError(
             f"{parameter} is {fraction}, but {len(cases)} images in {len(groups)} group(s) cannot "
             "be divided: add data, or set the fraction to 0 where that is allowed."
         )
-    strata = _by_label(groups)
+    strata: dict[str, list[list[Case]]] = {}
+    for members in groups.values():
+        # A group whose images differ in label counts for that of its first image.
+        strata.setdefault(members[0].label, []).append(members)
 
     # Largest remainders, so that the shares of the labels add up to the share of the whole.
     total = max(1, int(fraction * len(cases) + 0.5))
