@@ -9,7 +9,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wavegms.config import Precision
 from wavegms.costs.cases import Workload
 from wavegms.data.batches import Batch
-from wavegms.models.autoencoder import Autoencoder, Generators, freeze
+from wavegms.models.autoencoder import Autoencoder, Generators, freeze, latent_channels_of
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.export import PlainPipeline
 from wavegms.models.mask_decoder import MaskDecoder
@@ -101,8 +102,7 @@ def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
         network, vae = build_untrained(variant, image_size)
         images = torch.empty(1, 3, image_size, image_size)
         masks = torch.empty(1, 1, image_size, image_size)
-    # fused attention differs from device to device, and the counter does not know all of it
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with counting_operations() as counter:
         if task == "train":
             terms_of = _terms_of(form, lambda part: part)
             terms = terms_of(variant_spec(variant), network, WaveGMSLoss(), vae, images, masks)
@@ -115,6 +115,14 @@ def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
             with torch.no_grad():
                 predict(images)
     return counter.get_total_flops() / 1e9
+
+
+@contextmanager
+def counting_operations() -> Iterator[FlopCounterMode]:
+    """Torch's counter of operations, on all that is computed within."""
+    # fused attention differs from device to device, and the counter does not know all of it
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def measure_point(workload: Workload, batch_size: int, image_size: int, steps: int) -> dict:
@@ -202,7 +210,8 @@ def _training(
 
     def take(images: Tensor, masks: Tensor, autocast: torch.autocast) -> None:
         # drawn outside, as a training on a card does
-        noise = torch.randn(len(images), 4, image_size // 8, image_size // 8, device=device)
+        channels, side = latent_channels_of(vae), image_size // 8
+        noise = torch.randn(len(images), channels, side, side, device=device)
         taken(Batch(images, masks, noise))
         if graph and taken.failure:
             raise RuntimeError(f"it cannot be captured: {taken.failure}")

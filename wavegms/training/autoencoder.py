@@ -6,9 +6,10 @@ training images and masks. Its role is the same: latents that a decoder turns ba
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +33,7 @@ from wavegms.models.autoencoder import (
     encode_images,
     encode_masks,
     freeze,
+    repaint_images,
 )
 from wavegms.models.weights import load_autoencoder, load_sd_vae, read_tensors
 from wavegms.project import PRETRAINED, require_pretrained
@@ -77,8 +79,8 @@ class AutoencoderCard:
 
 def obtain_autoencoder(
     settings: AutoencoderParams, train_set: PreparedDataset, *, seed: int
-) -> AutoencoderTiny:
-    """The frozen Tiny-VAE that params.yaml asks for, trained (on the training split) or loaded."""
+) -> Autoencoder:
+    """The frozen autoencoder params.yaml asks for, trained (on the training split) or loaded."""
     if settings.source == "train":
         return train_autoencoder(train_set, settings.train, seed=seed)
     return load_autoencoder(settings.hub if settings.source == "hub" else Path(settings.path))
@@ -200,24 +202,41 @@ def reconstruction_loss(vae: AutoencoderTiny, images: Tensor, masks: Tensor) -> 
 
 @torch.inference_mode()
 def reconstruction_quality(
-    vae: AutoencoderTiny, dataset: PreparedDataset, batch_size: int = 16, most: int = 256
+    vae: Autoencoder, dataset: PreparedDataset, batch_size: int = 16, most: int = 256
 ) -> ReconstructionQuality:
     """Encodes and decodes a split, or as many evenly spaced images as are enough for a mean."""
-    psnr, dice = [], []
-    chosen = Subset(dataset, range(0, len(dataset), -(-len(dataset) // most)))
+    repainted = list(repaint_split(vae, dataset, batch_size, most))
+    dice = [soft_dice(one.found, one.masks) for one in repainted]
+    psnr = torch.cat([one.psnr for one in repainted])
+    return ReconstructionQuality(
+        image_psnr=psnr.mean().item(), mask_dice=torch.cat(dice).mean().item(), images=len(psnr)
+    )
+
+
+class Repainted(NamedTuple):
+    """Masks (B, 1, H, W) and what came of them, both 0 or 1; and the images' PSNR in dB, (B,)."""
+
+    masks: Tensor
+    found: Tensor
+    psnr: Tensor
+
+
+def repaint_split(
+    vae: Autoencoder, dataset: PreparedDataset, batch_size: int, most: int
+) -> Iterator[Repainted]:
+    """Encodes and decodes a split, or of a larger one those of `evenly_spaced`."""
+    chosen = Subset(dataset, evenly_spaced(dataset, most))
     for batch in DataLoader(chosen, batch_size=batch_size):
         images = channels_last(PreparedDataset.to_float(batch["image"]).to(vae.device))
         masks = PreparedDataset.foreground_to_float(batch["mask"]).to(vae.device)
-        decoded = ((vae.decode(encode_images(vae, images)).sample + 1) / 2).clamp(0, 1)
-        error = (decoded - images).square().flatten(1).mean(1)
-        psnr.append(-10 * torch.log10(error))
-        hard = decode_masks(vae, encode_masks(vae, masks)) >= 0.5
-        dice.append(soft_dice(hard.float(), masks))
-    return ReconstructionQuality(
-        image_psnr=torch.cat(psnr).mean().item(),
-        mask_dice=torch.cat(dice).mean().item(),
-        images=len(chosen),
-    )
+        error = (repaint_images(vae, images) - images).square().flatten(1).mean(1)
+        found = decode_masks(vae, encode_masks(vae, masks)) >= 0.5
+        yield Repainted(masks, found.float(), -10 * torch.log10(error))
+
+
+def evenly_spaced(dataset: PreparedDataset, most: int) -> range:
+    """Which images of a split are enough for a mean: all of them, or at most so many."""
+    return range(0, len(dataset), -(-len(dataset) // most))
 
 
 def describe_autoencoder(
@@ -265,7 +284,7 @@ def frozen_autoencoder(
 ) -> tuple[Autoencoder | None, AutoencoderCard | None]:
     """The autoencoder that a variant is trained with, and its card; None for both if it has none.
 
-    `folder` holds the dataset's Tiny-VAE, which the stage `autoencoder` wrote.
+    `folder` holds the dataset's own, which the stage `autoencoder` wrote.
 
     Raises:
         InputError: it is missing or broken, or gives masks back too badly to train on.

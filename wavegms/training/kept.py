@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, replace_folder, sha256_of, write_text
 from wavegms.images import Scale
-from wavegms.models.autoencoder import Autoencoder
+from wavegms.models.autoencoder import Autoencoder, latent_channels_of
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.mask_decoder import same_autoencoder, signature
 from wavegms.models.pipeline import WaveGMSPipeline
@@ -156,8 +156,15 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
     """
     require_start(where)
     before = WaveGMSPipeline.from_pretrained(model_folder(where))
-    side = before.config.image_size
-    network = build_variant(variant, image_size=side)
+    both = None not in (vae, before.vae)
+    if both and not same_autoencoder(signature(vae), signature(before.vae)):
+        raise InputError(
+            f"training.start_from {where} was trained with another autoencoder, whose latents mean "
+            "something else: set autoencoder.source and autoencoder.path to that one, such as "
+            f"{Path(where) / 'vae'}, or training.start_from to null"
+        )
+    side, channels = before.config.image_size, latent_channels_of(vae)
+    network = build_variant(variant, image_size=side, latent_channels=channels)
     pipeline = as_pipeline(network, vae, side)
     for part in _TRAINED:
         ours, theirs = getattr(pipeline, part), getattr(before, part)
@@ -169,10 +176,4 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
             )
         if ours is not None:
             ours.load_state_dict(theirs.state_dict())
-    if before.vae is not None and not same_autoencoder(signature(vae), signature(before.vae)):
-        raise InputError(
-            f"training.start_from {where} was trained with another autoencoder, whose latents mean "
-            "something else: set autoencoder.source and autoencoder.path to that one, such as "
-            f"{Path(where) / 'vae'}, or training.start_from to null"
-        )
     return network

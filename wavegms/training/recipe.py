@@ -16,7 +16,12 @@ from torch.utils.data import DataLoader
 
 from wavegms.config import Precision
 from wavegms.errors import InputError
-from wavegms.models.autoencoder import Autoencoder, Generators, channels_last
+from wavegms.models.autoencoder import (
+    Autoencoder,
+    Generators,
+    channels_last,
+    latent_channels_of,
+)
 from wavegms.models.build import Network, as_pipeline, build_variant, require_autoencoder
 from wavegms.models.gms_checkpoint import load_gms_mapping
 from wavegms.models.mask_decoder import MaskDecoder
@@ -217,6 +222,7 @@ def _build(run: Run, device: torch.device) -> tuple[Network, WaveGMSPipeline]:
         run.variant,
         image_size=run.train_set.image_size,
         sample_at_inference=run.model.sample_at_inference,
+        latent_channels=latent_channels_of(run.vae),
     )
     if run.start is not None:
         model.load_state_dict(run.start.state_dict())
