@@ -6,6 +6,7 @@ from wavegms.errors import InputError
 from wavegms.images import Scale
 from wavegms.models.autoencoder import Autoencoder
 from wavegms.models.encoder import MultiResolutionEncoder
+from wavegms.models.generative import GenerativeNetwork, build_generative
 from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_network import MaskNetwork, build_mask_network
@@ -13,18 +14,26 @@ from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import LatentSegmenter
 from wavegms.variants import variant_spec
 
-Network = LatentSegmenter | MaskNetwork
+Network = LatentSegmenter | MaskNetwork | GenerativeNetwork
 
 
 def build_variant(
-    name: str, *, image_size: int = 224, sample_at_inference: bool = False
+    name: str,
+    *,
+    image_size: int = 224,
+    sample_at_inference: bool = False,
+    vae: Autoencoder | None = None,
 ) -> Network:
     """A freshly initialised network: all that is trained of the variant.
 
     `image_size` is the side in pixels for which it is built, `sample_at_inference` that of
-    `MultiResolutionEncoder`; variants whose weights do not depend on them ignore them.
+    `MultiResolutionEncoder`, `vae` the frozen autoencoder, of which only the shape matters;
+    variants whose weights do not depend on them ignore them.
     """
-    network = variant_spec(name).network
+    spec = variant_spec(name)
+    network = spec.network
+    if spec.generative:
+        return build_generative(network, vae)
     if network == "wavelet":
         encoder = MultiResolutionEncoder(sample_at_inference=sample_at_inference)
         return LatentSegmenter(encoder, LatentMappingModel())
@@ -56,6 +65,8 @@ def as_pipeline(
     values; a network without latents leaves the autoencoder out.
     """
     seen = {"image_size": image_size, "greys": None if scale is None else str(scale)}
+    if isinstance(model, GenerativeNetwork):
+        return WaveGMSPipeline(network=model, vae=model.config.autoencoder and vae, **seen)
     if isinstance(model, MaskNetwork):
         return WaveGMSPipeline(network=model, **seen)
     return WaveGMSPipeline(model.encoder, model.mapping, vae, **seen)

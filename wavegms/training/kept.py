@@ -81,7 +81,7 @@ def model_folder(where: str | Path, project: Path = Path(), kept: Path = KEPT) -
         read_card(folder)
         return folder
     vae = None if values["latents"] is None else _fitting_autoencoder(where, values["latents"])
-    network = build_variant(card.variant, image_size=card.image_size)
+    network = build_variant(card.variant, image_size=card.image_size, vae=vae)
     state = read_tensors(weights)
     pipeline = as_pipeline(network, vae, card.image_size, values["scale"])
     try:
@@ -141,7 +141,7 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
     require_start(where)
     before = WaveGMSPipeline.from_pretrained(model_folder(where))
     side = before.config.image_size
-    network = build_variant(variant, image_size=side)
+    network = build_variant(variant, image_size=side, vae=vae)
     pipeline = as_pipeline(network, vae, side)
     for part in _TRAINED:
         ours, theirs = getattr(pipeline, part), getattr(before, part)
