@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional
 
 from wavegms.models.autoencoder import _DoubledConvolution, decode_masks, freeze
+from wavegms.models.fused import through
+from wavegms.models.normalisation import GroupNorm
 from wavegms.training.autoencoder import build_autoencoder
 
 
@@ -29,6 +32,44 @@ def test_a_decoded_mask_is_the_clamped_mean_of_what_diffusers_decodes(kind):
     tolerance = 1e-4 if kind == torch.float32 else 1e-11
     torch.testing.assert_close(masks, wanted, rtol=tolerance, atol=tolerance)
     assert (gradient - wanted_gradient).norm() <= tolerance * wanted_gradient.norm()
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_layers_as_a_card_computes_them_are_diffusers(part):
+    """In float64 and on the processor, which has the same formulas in other kernels."""
+    layers = getattr(freeze(AutoencoderTiny()).double(), part).layers
+    first = torch.randn(2, layers[0].in_channels, 8, 16, dtype=torch.float64)
+    results = []
+    for form in (layers, lambda x: through(layers, x)):
+        x = first.clone().requires_grad_()
+        found = form(x)
+        found.square().sum().backward()
+        results.append((found.detach(), x.grad))
+    (wanted, wanted_gradient), (found, gradient) = results
+    assert wanted_gradient.norm() > 0
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    assert (gradient - wanted_gradient).norm() <= 1e-10 * wanted_gradient.norm()
+    assert through(layers, first).shape == wanted.shape  # and without a gradient
+
+
+def test_layers_of_another_kind_are_taken_as_they_are():
+    vae = freeze(AutoencoderTiny(act_fn="gelu")).double()
+    latents = torch.randn(1, 4, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(through(vae.decoder.layers, latents), vae.decoder.layers(latents))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_is_normalised_as_it_is(kind):
+    """Under autocast, too; its sums are float32, so only what is stored is rounded."""
+    norm = GroupNorm(8, 32)
+    torch.nn.init.normal_(norm.weight)
+    x = 3 + torch.randn(2, 32, 16, 16)
+    with torch.autocast("cpu", kind):
+        found = norm(x.to(kind))
+    wanted = functional.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double())
+    assert found.dtype == kind and norm(x).dtype == torch.float32
+    rounded = 3 * torch.finfo(kind).eps * wanted.abs().max()
+    assert (found - wanted).abs().max() <= rounded
 
 
 def test_values_outside_are_clamped_after_the_mean():

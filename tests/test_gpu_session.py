@@ -1,5 +1,6 @@
 """`python -m wavegms gpu` without a card: its pack, its page from made-up results, its refusals."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from copies import ROOT
 from PIL import Image
 
 from wavegms.__main__ import main
@@ -17,7 +19,7 @@ from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import sha256_of
 from wavegms.run.gpu import session
-from wavegms.run.gpu.pack import compress, expand
+from wavegms.run.gpu.pack import _LIBRARIES, compress, expand
 from wavegms.run.gpu.summary import BENCHMARK, HISTORY, LOG, RUN, SUMMARY, anonymous, summarise
 from wavegms.run.gpu.wheels import LIST, check_pack
 
@@ -31,6 +33,33 @@ def test_without_a_card_it_says_so_in_one_sentence(tmp_path, capsys, monkeypatch
     assert said.count("\n") == 1 and not out.exists()
     assert main(["gpu", "--minutes", "0"]) == 1
     assert "error: --minutes is 0" in capsys.readouterr().err
+
+
+def test_it_starts_where_nothing_is_installed(tmp_path):
+    """A pack brings the libraries, so nothing may ask for them before they are there."""
+    command = [sys.executable, "-S", "-m", "wavegms", "gpu", "--from", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.returncode == 1 and "is no whole pack" in done.stderr
+
+
+def test_its_tests_ask_for_nothing_that_a_pack_lacks():
+    brought = {name.replace("-", "_").lower() for name in _LIBRARIES}
+    brought |= {"torch", "numpy", "pandas", "scipy", "safetensors", "accelerate", "wavegms"}
+    todo, seen = {"test_gpu"}, set()
+    while todo:
+        seen.add(name := todo.pop())
+        tree = ast.parse((ROOT / f"tests/{name}.py").read_text(encoding="utf-8"))
+        names = {
+            one.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for one in node.names
+        }
+        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        roots = {name.partition(".")[0] for name in names}
+        own = {name for name in roots if (ROOT / f"tests/{name}.py").is_file()}
+        assert roots - own - set(sys.stdlib_module_names) <= brought
+        todo |= own - seen
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from pydantic import (
 
 from wavegms.errors import InputError, first_line
 from wavegms.images import parse_ranges
+from wavegms.variants import Decoder
 
 # Ten times what params.yaml has, aliases written out.
 MAX_BYTES = 100_000
@@ -128,8 +129,6 @@ Channels = Annotated[Integer, Field(ge=1, le=4096)]
 Blocks = Annotated[Integer, Field(ge=1, le=64)]
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
-
-Decoder = Literal["exact", "fast"]
 
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
 

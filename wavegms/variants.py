@@ -5,6 +5,9 @@ from typing import Literal
 
 from wavegms.errors import InputError
 
+# What turns latents into masks: the frozen autoencoder's own, or a mask decoder taught by it.
+Decoder = Literal["exact", "fast"]
+
 
 @dataclass(frozen=True)
 class VariantSpec:

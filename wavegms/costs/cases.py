@@ -82,6 +82,7 @@ def cases(gpu: bool) -> list[Case]:
         training += [
             case("lean bf16, one launch", "wave_gms", "train", "graph", "bf16"),
             case("UNet bf16", "unet", "train", "lean", "bf16"),
+            case("UNet bf16, one launch", "unet", "train", "graph", "bf16"),
             case("GMS bf16", "gms", "train", "lean", "bf16"),
             case("lean bf16, compiled", "wave_gms", "train", "compiled", "bf16"),
         ]
@@ -117,6 +118,7 @@ COMPARISONS = {
         ("UNet", "lean"),
         ("GMS bf16", "lean bf16"),
         ("UNet bf16", "lean bf16"),
+        ("UNet bf16, one launch", "lean bf16, one launch"),
     ],
     "predict": [
         ("lean", "plain"),

@@ -15,6 +15,8 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from wavegms.models.fused import through
+
 
 def channels_last(x: Tensor) -> Tensor:
     """The same (B, C, H, W) with the channels of a pixel side by side in memory.
@@ -40,14 +42,24 @@ def decode_mean(decoder: DecoderTiny, latents: Tensor) -> Tensor:
     """
     *body, last = decoder.layers
     x = torch.tanh(latents / 3) * 3  # the decoder's own limit to what it is given
+    x = through(body, x) if _fusible(x) else _doubling(body, x)
+    kernel, bias = last.weight.mean(0, keepdim=True), last.bias.mean(0, keepdim=True)
+    return functional.conv2d(x, kernel, bias, padding=1)
+
+
+def _fusible(x: Tensor) -> bool:
+    return x.is_cuda and torch.version.cuda is not None
+
+
+def _doubling(body: list[nn.Module], x: Tensor) -> Tensor:
+    """The layers of a decoder where arithmetic is what takes the time: on a processor."""
     layers = iter(body)
     for layer in layers:
         if isinstance(layer, nn.Upsample) and layer.mode == "nearest" and layer.scale_factor == 2:
             x = _DoubledConvolution.apply(x, next(layers).weight)  # always one without a bias
         else:
             x = layer(x)
-    kernel, bias = last.weight.mean(0, keepdim=True), last.bias.mean(0, keepdim=True)
-    return functional.conv2d(x, kernel, bias, padding=1)
+    return x
 
 
 class _DoubledConvolution(torch.autograd.Function):
@@ -134,6 +146,8 @@ def encode_images(
     Those of a KL autoencoder are the mean of its posterior, or a sample if asked for, times its
     scaling factor (SD-VAE: 0.18215); a Tiny-VAE has no posterior.
     """
+    if not isinstance(vae, AutoencoderKL) and _fusible(images):
+        return through(vae.encoder.layers, images)  # which take an image in [0, 1]
     encoded = vae.encode(images * 2 - 1)
     if not isinstance(vae, AutoencoderKL):
         return encoded.latents

@@ -7,6 +7,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from wavegms.models.autoencoder import Generators, at_least_float32
+from wavegms.models.normalisation import GroupNorm, as_normalised
 from wavegms.models.wavelet import multi_level_bands
 
 _GROUPS = 8
@@ -26,10 +27,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(_GROUPS, in_channels),
+            GroupNorm(_GROUPS, in_channels),
             nn.SiLU(),
             _conv3x3(in_channels, out_channels),
-            nn.GroupNorm(_GROUPS, out_channels),
+            GroupNorm(_GROUPS, out_channels),
             nn.SiLU(),
             _conv3x3(out_channels, out_channels),
         )
@@ -68,7 +69,7 @@ class FeatureUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> (B, out_channels, h, w)."""
-        x = self.conv_in(x)
+        x = self.conv_in(as_normalised(x))
         skips = []
         for block in self.encoder:
             x = block(x)

@@ -5,13 +5,15 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from wavegms.models.normalisation import GroupNorm, as_normalised
+
 _GROUPS = 16
 
 _EPS = 1e-6
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(_GROUPS, channels, eps=_EPS)
+def _norm(channels: int) -> GroupNorm:
+    return GroupNorm(_GROUPS, channels, eps=_EPS)
 
 
 class ResidualUnit(nn.Module):
@@ -118,7 +120,7 @@ class LatentMappingModel(ModelMixin, ConfigMixin):
 
     def map(self, latents: Tensor, *guide: Tensor) -> list[Tensor]:
         """What `forward` does; `guide` is handed to every block."""
-        x = self.conv_in(latents)
+        x = self.conv_in(as_normalised(latents))
         skips = []
         for block in self.encoder:
             skips.append(x)

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from wavegms.config import Decoder
 from wavegms.errors import InputError, first_line, require_number
 from wavegms.files import is_hub_id, only_seed
 from wavegms.images import FULL_SCALE, Scale, as_rgb, resize_image
@@ -30,6 +29,7 @@ from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
 from wavegms.models.mask_network import MaskNetwork, SizedMaskNetwork
 from wavegms.models.segmenter import map_latents
 from wavegms.models.weights import quiet_loading, require_complete, require_finite
+from wavegms.variants import Decoder
 
 ImageInput = Image.Image | np.ndarray | Tensor
 

@@ -4,8 +4,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import get_args
 
-from wavegms.config import Decoder
 from wavegms.predict import Plane
+from wavegms.variants import Decoder
 
 NAME = "predict"
 

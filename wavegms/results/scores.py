@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from wavegms.config import Decoder
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import write_text
@@ -19,6 +18,7 @@ from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.results.metrics import mask_metrics
 from wavegms.training.card import ModelCard, card_hash
 from wavegms.training.safeguards import computing_with
+from wavegms.variants import Decoder
 
 
 def predict_split(
