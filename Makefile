@@ -24,7 +24,7 @@ repro: repository $(VENV)/installed
 	fi
 	$(call side_by_side,prepare prepare_external)
 	$(call side_by_side,autoencoder)
-	$(call side_by_side,train ablation efficiency)
+	$(call side_by_side,train ablation foundations efficiency)
 	$(call side_by_side,evaluate)
 	$(call side_by_side,generalize generalize_external tour visualize)
 	$(BIN)/dvc repro
@@ -92,7 +92,7 @@ audit: $(VENV)/audit/installed
 notebooks: repro
 	$(BIN)/python -m wavegms refresh $(patsubst %,notebooks/%.ipynb,00b_phantom 01_prepare \
 	  01b_autoencoder 02_train 03_evaluate 04_ablation 05_domain_generalization 06_visualize 00_tour \
-	  07_efficiency 08_results 09_explore)
+	  07_efficiency 08_results 09_explore 10_autoencoders)
 	$(BIN)/dvc commit --force
 
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -38,6 +38,7 @@ SMALL_SAMPLE = {
         "variants": ["tinyvae_mismatch", "wave_gms_no_alignment", "wave_gms"],
         "epochs": 1,
     },
+    "foundations": {"datasets": ["phantom_a"], "widths": [4], "others": [], "epochs": 1},
     "efficiency": {"variants": ["wave_gms"], "image_size": 32, "batch_sizes": [1, 2], "steps": 1},
 }
 

@@ -38,6 +38,7 @@ def write_report_project(root, prepared):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["ablation"]["variants"] = ["tinyvae_mismatch", "wave_gms"]
     params["evaluation"]["bootstrap_resamples"] = 100
+    params["foundations"]["datasets"] = ["phantom_a"]
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     pipeline = small_pipeline()
     for dataset in ("phantom_a", "phantom_b"):

@@ -10,13 +10,25 @@ from diffusers import AutoencoderTiny
 from layouts import tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_variants import build_kl
 from torch import nn
 
 from wavegms import InputError, load_autoencoder
 from wavegms.images import mask_values, resize_mask
 from wavegms.models import autoencoder as module
-from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks, freeze
+from wavegms.models.autoencoder import (
+    decode_latents,
+    decode_masks,
+    encode_images,
+    encode_masks,
+    freeze,
+    latent_channels_of,
+)
+from wavegms.models.mid_block import MidBlockAutoencoderTiny
+from wavegms.models.weights import read_tensors
 from wavegms.training.autoencoder import build_autoencoder
+
+POOL = ("0.weight", "1.weight", "1.bias", "3.weight")  # TAEF2's, in its blocks at the latents' size
 
 
 class Block(nn.Module):
@@ -24,6 +36,9 @@ class Block(nn.Module):
 
     def __init__(self, state, prefix):
         super().__init__()
+        self.pool = None
+        if f"{prefix}.pool.0.weight" in state:
+            self.pool = {name: state.pop(f"{prefix}.pool.{name}").float() for name in POOL}
         self.body = nn.Sequential(
             conv(state, f"{prefix}.conv.0"),
             nn.ReLU(),
@@ -33,6 +48,14 @@ class Block(nn.Module):
         )
 
     def forward(self, x):
+        if self.pool is not None:
+            wide, scale, shift, back = self.pool.values()
+            y = torch.einsum("oi,bihw->bohw", wide[:, :, 0, 0], x)
+            groups = y.unflatten(1, (4, -1))
+            spread = groups.var((2, 3, 4), unbiased=False, keepdim=True)
+            groups = (groups - groups.mean((2, 3, 4), keepdim=True)) / (spread + 1e-5).sqrt()
+            y = groups.flatten(1, 2) * scale[:, None, None] + shift[:, None, None]
+            x = x + torch.einsum("oi,bihw->bohw", back[:, :, 0, 0], y.relu())
         return torch.relu(self.body(x) + x)
 
 
@@ -125,7 +148,8 @@ def no_hub(monkeypatch):
         calls.append((where, options))
         raise OSError("We couldn't connect to the hub.\nCheck your connection\nor so.")
 
-    monkeypatch.setattr(module.AutoencoderTiny, "from_pretrained", refuse)
+    for asked in ("from_pretrained", "load_config"):
+        monkeypatch.setattr(module.AutoencoderTiny, asked, refuse)
     return calls
 
 
@@ -150,7 +174,7 @@ def assert_equals_original(vae, encoder_state, decoder_state, side=32):
     latents = encoder(images)
     torch.testing.assert_close(encode_images(vae, images), latents, rtol=1e-4, atol=1e-4)
     # ten times wider than latents are, so that the clamp matters
-    for values in (latents, 10 * torch.randn(2, 4, side // 8, side // 8)):
+    for values in (latents, 10 * torch.randn_like(latents)):
         decoded = vae.decode(values).sample
         torch.testing.assert_close((decoded + 1) / 2, decoder(values), rtol=1e-4, atol=1e-4)
         mask = decoder(values).mean(1, keepdim=True).clamp(0, 1)
@@ -163,11 +187,43 @@ def test_converted_weights_compute_what_the_original_network_does(taesd, tmp_pat
     assert_equals_original(loaded, states["encoder"], states["decoder"])
 
 
+def test_a_layout_with_a_middle_block_computes_what_its_tensors_say(tmp_path):
+    torch.manual_seed(2)
+    vae = MidBlockAutoencoderTiny()
+    for parameter in vae.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, std=0.1)
+    states = original_states(vae)
+    loaded = load_autoencoder(write_original(tmp_path, vae, ".pth", "taef2"))
+    assert_equals_original(loaded, states["encoder"], states["decoder"])
+    assert sum(p.numel() for p in loaded.encoder.parameters()) == 1_338_528
+    assert sum(p.numel() for p in loaded.decoder.parameters()) == 1_338_499
+
+
+@pytest.mark.parametrize("family", ["taesd3", "taef1"])
+def test_originals_of_sixteen_channels_are_converted(tmp_path, family):
+    torch.manual_seed(3)
+    vae = AutoencoderTiny(latent_channels=16)
+    loaded = load_autoencoder(write_original(tmp_path, vae, family=family))
+    assert latent_channels_of(loaded) == 16
+    states = original_states(vae)
+    assert_equals_original(loaded, states["encoder"], states["decoder"])
+
+
+@pytest.mark.parametrize(("named", "held"), [("taef2", "taesd"), ("taesd", "taef2")])
+def test_files_under_the_name_of_another_autoencoder_are_refused(tmp_path, named, held):
+    vae = {"taesd": AutoencoderTiny, "taef2": MidBlockAutoencoderTiny}[held]()
+    message = refusal(write_original(tmp_path, vae, family=named))
+    assert str(tmp_path / f"{named}_encoder") in message and named.upper() in message
+
+
 @pytest.mark.realdata
-@pytest.mark.parametrize("family", ["taesd", "taesdxl"])
+@pytest.mark.parametrize("family", ["taesd", "taesdxl", "taef2"])
 def test_real_weights_compute_what_the_original_network_does(real_data, family):
     folder = real_data / "models" / f"{family}_original"
-    states = [load_file(folder / f"{family}_{part}.safetensors") for part in ("encoder", "decoder")]
+    states = [
+        read_tensors(next(folder.glob(f"{family}_{part}.*"))) for part in ("encoder", "decoder")
+    ]
     assert_equals_original(load_autoencoder(folder), *states, side=64)
 
 
@@ -188,6 +244,26 @@ def test_real_taesd_gives_busi_masks_back(real_data):
     ]
     assert np.mean(dice) > 0.99
     assert min(dice) > 0.97  # a lesion of 14 x 14 pixels, a quarter of them on its border
+
+
+@pytest.mark.parametrize("shift", [None, 0.0609])
+def test_a_folder_of_any_known_class_is_loaded(tmp_path, shift):
+    """Saved and opened as the class that its config.json names, SD3's shift of latents included."""
+    kl = build_kl(latent_channels=16, shift_factor=shift, scaling_factor=1.5305)
+    for number, vae in enumerate([kl, MidBlockAutoencoderTiny(32, 8, 1)]):
+        folder = tmp_path / str(number)
+        vae.save_pretrained(folder)
+        loaded = load_autoencoder(folder)
+        assert type(loaded) is type(vae)
+        images = torch.rand(1, 3, 16, 16)
+        with torch.no_grad():
+            latents, expected = encode_images(loaded, images), freeze(vae).encode(2 * images - 1)
+            painted = decode_latents(loaded, latents)
+            own = vae.decode(expected[0] if number else expected.latent_dist.mode()).sample
+        torch.testing.assert_close(painted, own, rtol=1e-4, atol=1e-5)
+        if number == 0:
+            raw = expected.latent_dist.mode()
+            torch.testing.assert_close(latents, (raw - (shift or 0)) * 1.5305)
 
 
 def test_a_diffusers_folder_is_loaded(small_vae, tmp_path):
@@ -383,6 +459,11 @@ def test_a_hub_id_is_asked_of_diffusers_as_safetensors_only(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     real, calls = AutoencoderTiny.from_pretrained, []
     small_vae.save_pretrained(tmp_path / "elsewhere")
+    config = AutoencoderTiny.load_config
+    here = str(tmp_path / "elsewhere")
+    monkeypatch.setattr(
+        AutoencoderTiny, "load_config", lambda _, **options: config(here, **options)
+    )
 
     def from_pretrained(where, **options):
         calls.append((where, options.get("use_safetensors")))
@@ -433,11 +514,9 @@ def of_levels(count):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"latent_channels": 16}, "16 channels at 1/8"),  # as those of SD3 and FLUX
-        ({"latent_channels": 8}, "8 channels at 1/8"),
-        (of_levels(3), "4 channels at 1/4"),
-        (of_levels(5), "4 channels at 1/16"),
-        ({"latent_channels": 32} | of_levels(6), "32 channels at 1/32"),
+        (of_levels(3), "latents at 1/4 of the sides"),
+        (of_levels(5), "latents at 1/16"),
+        ({"latent_channels": 32} | of_levels(6), "latents at 1/32"),
         ({"in_channels": 1, "out_channels": 1}, "is not one of RGB images"),
         ({"in_channels": 4, "out_channels": 4}, "is not one of RGB images"),
         ({"out_channels": 1}, "is not one of RGB images"),
@@ -447,5 +526,6 @@ def test_other_latents_are_refused_where_they_are_loaded(tmp_path, changes, said
     AutoencoderTiny(**_SMALL | changes).save_pretrained(tmp_path / "vae")
     with pytest.raises(InputError, match=f"{tmp_path / 'vae'} .*{said}.* choose another auto"):
         load_autoencoder(tmp_path / "vae")
-    AutoencoderTiny(**_SMALL).save_pretrained(tmp_path / "fits")
-    assert load_autoencoder(tmp_path / "fits").config.latent_channels == 4
+    for channels in (4, 8, 16):
+        AutoencoderTiny(**_SMALL, latent_channels=channels).save_pretrained(tmp_path / "fits")
+        assert load_autoencoder(tmp_path / "fits").config.latent_channels == channels

@@ -73,6 +73,7 @@ VALUES = {
     "generalization": [],
     "external": [],
     "ablation": {"datasets": [], "variants": ["wave_gms"], "epochs": 5},
+    "foundations": {"datasets": [], "widths": [], "others": [], "epochs": 0},
     "efficiency": {
         "variants": ["unet", "wave_gms"],
         "image_size": 64,

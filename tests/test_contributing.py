@@ -62,7 +62,7 @@ def project(tmp_path_factory):
     insert(root / "tests/test_variants.py", '    "unet": 14', line('"segresnet": 1') + ",\n")
 
     insert(root / "dvc.yaml", "  # One HTML file for others", block("  lesion_size:") + "\n")
-    write_notebook(root / "notebooks/10_lesion_size.ipynb")
+    write_notebook(root / "notebooks/11_lesion_size.ipynb")
     (root / "conf/profile/tiny.yaml").write_text(TINY)
     compose(root, "tiny")
     commit(root, "additions")
@@ -108,7 +108,7 @@ def test_what_the_page_adds_runs_and_is_accepted(project):
         scores / "clinicdb/wave_gms/seed_2333/clinicdb.csv",
         scores / "phantom_a/wave_gms/seed_2333/phantom_a.csv",
     )
-    notebook = "notebooks/10_lesion_size.ipynb"
+    notebook = "notebooks/11_lesion_size.ipynb"
     run(project, sys.executable, "-m", "wavegms", "refresh", notebook)
     files = ["test_repository", "test_catalog", "test_variants", "test_published", "test_results"]
     tests = [f"tests/{name}.py" for name in files]
@@ -122,7 +122,7 @@ def test_what_the_page_adds_runs_and_is_accepted(project):
 def test_the_page_is_one_page_and_names_what_is_there():
     assert PAGE.count("\n") <= 160
     for name in re.findall(r"`((?:wavegms|tests|data|conf|results|notebooks)/[\w/.]*)`", PAGE):
-        assert name == "notebooks/10_lesion_size.ipynb" or (ROOT / name).exists(), name
+        assert name == "notebooks/11_lesion_size.ipynb" or (ROOT / name).exists(), name
     folders = [
         path.name for path in (ROOT / "wavegms").iterdir() if (path / "__init__.py").is_file()
     ]

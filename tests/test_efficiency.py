@@ -245,18 +245,49 @@ def test_costs_are_multiples_of_the_reference_at_the_largest_common_batch():
         compare_costs(line("gms", 1, 1))
 
 
-def test_table_1_has_the_papers_rows_and_then_ours(tmp_path):
-    largest = largest_batches(
-        pd.concat([line("wave_gms", GIB, GIB), line("gms", GIB, 0)]), [11, 12]
-    )
-    table = beside_table_1(largest, PUBLISHED / "table1.csv")
-    assert (table["From"] == "paper").sum() == 13
-    assert table.iloc[0].tolist() == ["Swin-UNet", "V100 (32 GB)", "24", "paper"]
-    ours = table[table["From"] != "paper"]
-    assert ours["Batch size"].tolist() == ["≤ 10", "≤ 11", "no line", "no line"]
-    assert "extrapolated" in ours["From"].iloc[0] and "extrapolated" not in ours["From"].iloc[3]
-    with pytest.raises(InputError, match=r"nowhere\.csv cannot be read"):
-        beside_table_1(largest, tmp_path / "nowhere.csv")
+def test_table_1_has_a_row_for_every_system_that_says_what_its_numbers_are(tmp_path):
+    points = [line("wave_gms", GIB, GIB), line("gms", GIB, 0)]
+    largest = largest_batches(pd.concat(points), [11, 12])
+    counts = {"trainable_parameters": [1, 2_600_668], "inference_gflop": [9.0, 1234.5]}
+    sizes = pd.DataFrame({"variant": ["gms", "wave_gms"], "image_size": 224} | counts)
+    table = beside_table_1(largest, sizes, PUBLISHED)
+    numbers = table.groupby("Model", sort=False)["Number"].agg(list)
+    assert len(numbers) == 14 and (numbers.drop("Wave-GMS").str[0] == "published").all()
+    assert numbers["GMS"] == ["published", "measured"] and numbers["Wave-GMS"] == ["measured"]
+    assert numbers["U-Mamba"] == ["published", "reported"]
+    assert numbers["Swin-UNet"] == numbers["UCTransNet"] == ["published", "not measured"]
+    assert (numbers.str.len() > 1).drop(["Wave-GMS", "MedSegDiff-V2", "SD-Seg", "GSS"]).all()
+    assert table.iloc[0].tolist()[:4] == ["Swin-UNet", "published", "V100 (32 GB)", "24"]
+    assert "add swin_unet to efficiency.variants" in table["From"].tolist()
+    rows = {(row["Model"], row["Number"]): row for row in table.to_dict("records")}
+    ours = rows["Wave-GMS", "measured"]
+    assert ours["GPU (VRAM)"] == "any (11, 12 GB)" and ours["Batch size"] == "≤ 10, 11"
+    assert ours["Parameters"] == "2,600,668" and ours["GFLOP"] == "1,234.5"
+    assert "extrapolated" in ours["From"]
+    assert rows["GMS", "measured"]["Batch size"] == "no line"
+    # no count of U-Mamba is shown: the plan behind it is not known
+    assert rows["U-Mamba", "reported"]["Parameters"] == ""
+    with pytest.raises(InputError, match=r"table1\.csv cannot be read"):
+        beside_table_1(largest, sizes, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("system", "batches"),
+    [
+        ("Slim UNETR", "≤ 17, 19, 25, 38"),
+        ("MA-TransformerV2", "≤ 2, 2, 3, 4"),
+        ("SegMamba-V2", "≤ 0, 0, 1, 2"),
+        ("MLRU++", "≤ 5, 5, 7, 11"),
+    ],
+)
+def test_the_batch_that_fits_follows_from_the_counted_tensors(system, batches):
+    """As it was counted step by step, from numbers that are not rounded."""
+    largest = largest_batches(line("wave_gms", GIB, GIB), [11, 12, 16, 24])
+    counts = {"trainable_parameters": [1], "inference_gflop": [1.0]}
+    sizes = pd.DataFrame({"variant": ["wave_gms"], "image_size": 224} | counts)
+    table = beside_table_1(largest, sizes, PUBLISHED)
+    row = table[(table["Model"] == system) & (table["Number"] == "counted")]
+    assert row["Batch size"].item() == batches
 
 
 def test_the_figure_shows_the_points_and_the_cards_within_reach():

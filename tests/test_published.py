@@ -1,6 +1,7 @@
 """The paper's tables as data: complete, possible, consistent, and what is said of them."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def column(published, table, test_set, metric):
 
 def test_table_1_is_complete():
     table = pd.read_csv(FOLDER / "table1.csv", keep_default_na=False)
-    assert list(table) == ["table", "system", "gpu", "vram_gb", "batch_size", "note"]
+    assert list(table) == [*("table", "system", "variant", "gpu", "vram_gb", "batch_size", "note")]
     assert len(table) == table["system"].nunique() == 13
     assert table["vram_gb"].between(11, 48).all() and table["batch_size"].between(1, 32).all()
 
@@ -42,7 +43,7 @@ def test_table_1_is_complete():
 @pytest.mark.parametrize(("number", "systems"), [(2, 13), (4, 7)])
 def test_tables_2_and_4_have_every_cell_once(published, number, systems):
     table = published[published["table"] == number]
-    assert list(table) == list(PublishedNumber.model_fields)
+    assert list(table) == [*PublishedNumber.model_fields, "origin"]
     assert (table["train_set"] == table["test_set"]).all()
     names = table["system"].unique()
     assert len(names) == systems
@@ -83,6 +84,65 @@ def test_means_of_iou_and_dice_can_be_of_the_same_images(published):
     lowest_dice = (cells["dsc"] - 0.005) / 100
     assert (cells["iou"] + 0.005 >= 100 * lowest_dice / (2 - lowest_dice)).all()
     assert (cells["iou"] < cells["dsc"]).all()
+
+
+def marked(published, mark):
+    """The cells of table 2 with a mark, as (system, test_set, metric), in order."""
+    rows = published[published["origin"].str.split().map(lambda marks: mark in marks)]
+    assert set(rows["table"]) == {2}
+    return list(rows[["system", "test_set", "metric"]].itertuples(index=False, name=None))
+
+
+def test_rows_taken_over_are_the_means_of_the_published_runs_cut_to_two_decimals(published):
+    runs = pd.read_csv(FOLDER / "acc_unet_busi.csv")
+    assert (runs.groupby("system")["run"].agg(list).map(lambda found: found == [1, 2, 3])).all()
+    means = 100 * runs.groupby("system")[["dsc", "iou"]].mean()
+    cut = np.floor(100 * means) / 100
+    equal = [
+        (system, "busi", metric)
+        for system in published["system"].unique()
+        for metric in ("dsc", "iou")
+        if system in cut.index
+        and cut.loc[system, metric] == column(published, 2, "busi", metric)[system]
+    ]
+    assert equal == marked(published, "acc-unet-logs") and len(equal) == 12
+    # rounded, four of the twelve would be others: they were cut
+    rounded = means.round(2)
+    assert (rounded - cut).gt(0.005).to_numpy().sum() == 4
+
+
+def test_the_page_tells_the_runs_as_they_are_in_the_file():
+    page = (FOLDER.parents[1] / "docs/published.md").read_text(encoding="utf-8")
+    for system, runs in pd.read_csv(FOLDER / "acc_unet_busi.csv").groupby("system"):
+        row = next(line for line in page.splitlines() if line.startswith(f"| {system} |"))
+        for metric in ("dsc", "iou"):
+            assert ", ".join(f"{100 * value:.3f}" for value in runs[metric]) in row
+            assert f"| {100 * runs[metric].mean():.3f} |" in row
+
+
+def test_pooled_rows_are_those_that_meet_the_identity_of_a_single_mask(published):
+    """IoU = DSC / (2 - DSC), within what two decimals leave open; a mean over images is above."""
+    table = published[(published["table"] == 2) & (published["metric"] != "hd95")]
+    cells = table.pivot_table("value", ["system", "test_set"], "metric", sort=False) / 100
+    gap = 100 * (cells["iou"] - cells["dsc"] / (2 - cells["dsc"]))
+    equal = [(*cell, metric) for cell in gap.index[gap < 0.02] for metric in ("dsc", "iou")]
+    assert equal == marked(published, "pooled") and len(equal) == 6
+    assert gap[gap >= 0.02].min() > 0.5
+
+
+def test_nine_rows_but_for_one_number_are_in_the_table_of_gms(published):
+    cells = pd.DataFrame(marked(published, "gms-picture"), columns=["system", "set", "metric"])
+    assert len(cells) == 71 and set(cells["metric"]) == {"dsc", "iou"}
+    counts = cells["system"].value_counts()
+    assert len(counts) == 9 and counts["ACC-UNet"] == 7 and set(counts.drop("ACC-UNet")) == {8}
+
+
+def test_an_origin_that_is_none_is_refused(tmp_path):
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    text = (FOLDER / "origins.csv").read_text().replace("pooled", "guessed")
+    (tmp_path / "origins.csv").write_text(text)
+    with pytest.raises(InputError, match=r"origins\.csv.*git"):
+        read_published(tmp_path)
 
 
 def test_wave_gms_has_the_same_numbers_in_tables_2_and_4(published):

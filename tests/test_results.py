@@ -15,6 +15,7 @@ from scores import invent_scores, put, write_scores
 
 from wavegms.errors import InputError
 from wavegms.results.readable import (
+    explain_signs,
     readable,
     readable_comparisons,
     readable_published,
@@ -495,10 +496,34 @@ def test_the_papers_tables_are_whole(published, number):
     assert shown[first].tolist() == rows["system"].unique().tolist()
     assert first == ("System (DSC / HD95)" if number == 3 else "System (DSC / IoU / HD95)")
     numbers = [
-        float(n) for cells in shown[places].to_numpy() for c in cells for n in c.split(" / ")
+        float(n)
+        for cells in shown[places].to_numpy()
+        for c in cells
+        for n in c.rstrip(" †‡§").split(" / ")
     ]
     assert numbers == rows["value"].tolist()
     assert places[0] == ("BUSI to BUS" if number == 3 else "BUS")
+
+
+def test_a_reader_sees_where_the_papers_numbers_come_from(tmp_path, published):
+    write_scores(tmp_path, variant="unet")
+    write_scores(tmp_path, variant="egeunet")
+    write_scores(tmp_path)
+    table = segmentation_table(summarize_systems(read_scores(tmp_path), 50, 0), published)
+    shown = readable(table).set_index("System")
+    assert shown["DSC paper"].to_dict() == {
+        "UNet": "72.27 †§",
+        "EGE-UNet": "75.17 ‡§",
+        "Wave-GMS": "82.31",
+    }
+    assert shown.loc["UNet", "HD95 paper"] == "35.42"
+    paper = readable_published(published, 2)
+    _, markdown, latex = write_table(table, readable(table), tmp_path / "t", "T.", paper)
+    assert explain_signs() in markdown.read_text(encoding="utf-8")
+    assert r"72.27 $\dagger$\S " in latex.read_text(encoding="ascii")
+    notebook = nbformat.read(ROOT / "notebooks/08_results.ipynb", as_version=4)
+    told = [cell.source.replace("\n", " ") for cell in notebook.cells]
+    assert any(explain_signs() in text for text in told)
 
 
 def test_a_reader_sees_drops(systems, published):

@@ -274,12 +274,13 @@ def test_wrong_official_lists(tmp_path, train, test, said):
         read_official_split(tmp_path)
 
 
-def assign(cases, method, folder, split_file=None, validation_fraction=0.0):
+def assign(cases, method, folder, split_file=None, validation_fraction=0.0, lists=""):
     return assign_splits(
         cases,
         method,
         folder=folder,
         split_file=split_file,
+        lists=folder / lists,
         test_fraction=0.3,
         validation_fraction=validation_fraction,
         seed=5,
@@ -354,6 +355,66 @@ def test_names_that_become_the_same_image(tmp_path):
     (tmp_path / "test.txt").write_text("ck00x.jpg\n")
     with pytest.raises(InputError, match="ck00x is in both train and test"):
         assign(cases, "official", tmp_path)
+
+
+LISTED = {"Train": ["benign (1)", "benign (2).png", ""], "Val": ["malignant (1)"]}
+LISTED["Test"] = ["benign (3)"]
+
+
+def write_three(lists, place):
+    """Lists as `place` names them, `exp1/{}.txt` or otherwise."""
+    for part, listed in lists.items():
+        path = Path(str(place).format(part))
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(listed), encoding="utf-8")
+
+
+def busi_cases():
+    ids = [("benign", n) for n in range(1, 5)] + [("malignant", 1)]
+    return [Case(f"{k}_{n}", Path(f"{k} ({n}).png"), (), k, f"{k}_{n}") for k, n in ids]
+
+
+@pytest.mark.parametrize("name", ["exp1/{}.txt", "exp1_{}.txt"])
+@pytest.mark.parametrize("small", [False, True])
+def test_three_lists_say_all_and_nothing_is_drawn(tmp_path, name, small):
+    lists = {part.lower() if small else part: listed for part, listed in LISTED.items()}
+    write_three(lists, tmp_path / name)
+    splits = assign(busi_cases(), "lists", tmp_path, validation_fraction=0.9, lists="exp1")
+    assert splits == {
+        **{"benign_1": "train", "benign_2": "train"},
+        **{"benign_3": "test", "malignant_1": "val"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "listed", "said"),
+    [
+        ("Val", None, r"exp1.Val\.txt is missing: write one image name a line"),
+        ("Val", [], "no name is listed for val"),
+        ("Val", ["benign (3)"], r"benign \(3\) is listed twice \(in val and test\)"),
+        ("Val", ["benign_3"], "image benign_3 is in both val and test"),
+        ("Test", ["benign (9)"], r"1 of 4 names in the lists of .*exp1 have no image \(benign_9\)"),
+    ],
+)
+def test_three_lists_that_do_not_fit_are_refused(tmp_path, part, listed, said):
+    write_three(LISTED | {part: listed or []}, tmp_path / "exp1/{}.txt")
+    if listed is None:
+        (tmp_path / f"exp1/{part}.txt").unlink()
+    with pytest.raises(InputError, match=said):
+        assign(busi_cases(), "lists", tmp_path, lists="exp1")
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("run", [1, 2, 3])
+def test_real_splits_of_acc_unet_have_the_published_test_images(real_data, run):
+    cases = find_cases("busi", real_data / "data/raw/busi")
+    folder = real_data / "data/splits"
+    published = read_published_split(folder / CATALOG["busi"].split_file)
+    splits = assign(cases, "lists", folder, lists=f"acc_unet_busi/exp{run}")
+    counts = Counter(splits.values())
+    assert counts == {"train": 388, "val": 129, "test": 130}
+    assert {id for id, part in splits.items() if part == "test"} == set(published["test"])
+    assert {id for id, part in splits.items() if part != "test"} == set(published["train"])
 
 
 def test_unknown_method_and_no_published_split(tmp_path):

@@ -66,7 +66,7 @@ def _check_name(name: object) -> object:
         )
     if len(name) > 64:
         raise ValueError("a name may have 64 letters, as it becomes part of the names of files")
-    if name in ("ablation", "autoencoder", "kept"):
+    if name in ("ablation", "autoencoder", "foundations", "kept"):
         raise ValueError(f"models/{name} is taken, choose another name")
     return name
 
@@ -158,7 +158,7 @@ class PhantomParams(Section):
 class SplitParams(Section):
     """How a dataset is divided into train, val and test."""
 
-    method: Literal["published", "official", "random", "grouped"]
+    method: Literal["published", "official", "lists", "random", "grouped"]
     folder: Place
     test_fraction: Fraction
     validation_fraction: Fraction
@@ -288,6 +288,20 @@ class AblationParams(Section):
     epochs: PositiveInt
 
 
+def _check_last_parts(places: list[str]) -> list[str]:
+    _check_unique([Path(place).name for place in places])
+    return places
+
+
+class FoundationParams(Section):
+    """Which autoencoders are compared, and how long Wave-GMS is trained on each."""
+
+    datasets: Annotated[list[Name], AfterValidator(_check_unique)]
+    widths: Annotated[list[Channels], AfterValidator(_check_unique)]
+    others: Annotated[list[Place], AfterValidator(_check_last_parts)]
+    epochs: Annotated[Integer, Field(ge=0, le=100_000_000)]
+
+
 class GeneralizationPair(Section):
     """A model trained on one dataset and tested on another."""
 
@@ -325,6 +339,7 @@ class Params(Section):
     generalization: list[GeneralizationPair]
     external: Annotated[list[Name], AfterValidator(_check_unique)]
     ablation: AblationParams
+    foundations: FoundationParams
     efficiency: EfficiencyParams
 
     @model_validator(mode="after")
@@ -332,6 +347,7 @@ class Params(Section):
         listed = [("generalization", pair.train) for pair in self.generalization]
         listed += [("generalization", pair.test) for pair in self.generalization]
         listed += [("ablation.datasets", name) for name in self.ablation.datasets]
+        listed += [("foundations.datasets", name) for name in self.foundations.datasets]
         for key, name in listed:
             if name not in self.datasets:
                 raise ValueError(f"{key} names {name}, which is not among datasets: add it there")

@@ -1,6 +1,6 @@
-"""Figures of what training costs: memory and time against the batch size."""
+"""Figures of what training costs, and of what autoencoders give back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import seaborn as sns
@@ -64,3 +64,27 @@ def _ticks(low: float, high: float) -> list[float]:
     """Round numbers, 1, 2 and 5 times a power of ten, that a logarithmic axis needs."""
     steps = [float(f"{base}e{power}") for power in range(-6, 6) for base in (1, 2, 5)]
     return [step for step in steps if low / 2 <= step <= high * 2]
+
+
+def show_repainting(
+    repainted: Mapping[str, pd.DataFrame], lines: Mapping[str, pd.Series]
+) -> Figure:
+    """Autoencoders by name: the Dice of each mask that came back, and of lines by their width.
+
+    The tables are those of `wavegms.costs.autoencoders.repaint`, the series of `repaint_lines`.
+    """
+    figure, (masks, widths) = new_panels(2, 10, 1.6 + 0.4 * max(4, len(repainted)))
+    colours = dict(zip(repainted, sns.color_palette("colorblind", len(repainted)), strict=True))
+    table = pd.concat(repainted, names=["autoencoder"]).reset_index("autoencoder")
+    sns.stripplot(
+        table, x="dice", y="autoencoder", hue="autoencoder", palette=colours, size=3, ax=masks
+    )
+    masks.set(xlabel="Dice of each mask", ylabel="")
+    for (name, dice), marker in zip(lines.items(), _MARKERS * len(lines), strict=False):
+        widths.plot(dice.index, dice, color=colours[name], marker=marker, ms=4, label=name)
+    widths.set(xlabel="width of a line, pixels", ylabel="Dice", ylim=(0, 1.02))
+    widths.set_xticks(next(iter(lines.values())).index)
+    widths.legend(fontsize=8)
+    for axes in (masks, widths):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wavegms.config import Precision
 from wavegms.costs.cases import Workload
 from wavegms.data.batches import Batch
-from wavegms.models.autoencoder import Autoencoder, Generators, freeze
+from wavegms.models.autoencoder import Autoencoder, Generators, freeze, latent_channels_of
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.export import PlainPipeline
 from wavegms.models.mask_decoder import MaskDecoder
@@ -202,7 +202,8 @@ def _training(
 
     def take(images: Tensor, masks: Tensor, autocast: torch.autocast) -> None:
         # drawn outside, as a training on a card does
-        noise = torch.randn(len(images), 4, image_size // 8, image_size // 8, device=device)
+        channels, side = latent_channels_of(vae), image_size // 8
+        noise = torch.randn(len(images), channels, side, side, device=device)
         taken(Batch(images, masks, noise))
         if graph and taken.failure:
             raise RuntimeError(f"it cannot be captured: {taken.failure}")

@@ -6,22 +6,26 @@ column of Table 2). Counts are exact and depend on no machine; time and memory a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 from tqdm import tqdm
 
 from wavegms.costs.cases import Workload
 from wavegms.costs.harness import MEASURES, apart, measured_points
 from wavegms.errors import InputError
-from wavegms.variants import require_side, variant_spec
+from wavegms.files import read_table
+from wavegms.variants import VARIANTS, require_side, variant_spec
 
 GIB = 2**30
 
 _REFERENCE = "wave_gms"
+
+_TABLE_1 = ["Model", "Number", "GPU (VRAM)", "Batch size", "Parameters", "GFLOP", "From"]
 
 # What each column of the measurements holds.
 MEASUREMENT_COLUMNS = {
@@ -143,29 +147,88 @@ def compare_costs(points: pd.DataFrame) -> pd.DataFrame:
     return rows[["system", "batch_size"]].assign(**ratios).reset_index()
 
 
-def beside_table_1(largest: pd.DataFrame, table1: Path) -> pd.DataFrame:
-    """The paper's Table 1, `table1.csv`, and below it what `largest_batches` found here.
+class Need(BaseModel):
+    """What a system of Table 1 needs, by others: a row of `needs.csv`; numbers may be empty.
 
-    Its columns are Model, GPU (VRAM), Batch size, From.
+    Of counted ones: the official code's operations for one sample, a multiply-add as two, in 10^9,
+    and the tensors of a training step in float32, without what a driver and cuDNN take beside them.
     """
+
+    system: str  # as printed in Table 1
+    kind: Literal["counted", "reported"]
+    setting: str
+    parameters: str
+    forward_gflop: str
+    gib_at_batch_1: str
+    gib_per_sample: str  # of each further one
+    gpu: str  # of reported ones
+    source: str
+
+
+def beside_table_1(largest: pd.DataFrame, sizes: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """What each system of the paper's Table 1 needs, and those that ran here.
+
+    Published (`table1.csv` in the folder), counted or reported by others (`needs.csv`), and what
+    `largest_batches` found here, with the counts of `count_sizes`: the column Number says which.
+    Batch sizes beyond the published are the most that fits cards of so many GB. A system that could
+    be measured here and was not has a row that says so.
+    """
+    path = Path(folder) / "table1.csv"
     try:
-        paper = pd.read_csv(table1, dtype=str, keep_default_na=False)
-        gpus = paper["gpu"] + " (" + paper["vram_gb"] + " GB)"
-        published = pd.DataFrame(
-            {"Model": paper["system"], "GPU (VRAM)": gpus, "Batch size": paper["batch_size"]}
-        )
+        paper = pd.read_csv(path, dtype=str, keep_default_na=False)
+        published = paper[["system", "variant", "gpu", "vram_gb", "batch_size"]]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{table1} cannot be read ({error}): restore it with git") from error
-    ours = pd.DataFrame(
-        {
-            "Model": row.system,
-            "GPU (VRAM)": f"any ({row.card} GB)",
-            "Batch size": "no line" if pd.isna(row.batch_size) else f"≤ {row.batch_size}",
-            "From": f"{row.image_size} px, {row.memory}" + ", extrapolated" * row.extrapolated,
-        }
-        for row in largest.itertuples()
+        raise InputError(f"{path} cannot be read ({error}): restore it with git") from error
+    needs = read_table(Path(folder) / "needs.csv", Need, "restore it with git")
+    cards = sorted(set(largest["card"]))
+    measured = _measured_needs(largest, sizes)
+    rows = []
+    for row in published.itertuples():
+        gpu = f"{row.gpu} ({row.vram_gb} GB)"
+        rows.append((row.system, "published", gpu, row.batch_size, "", "", "paper"))
+        theirs = needs[needs["system"] == row.system]
+        rows += [_others_need(need, cards) for need in theirs.itertuples()]
+        if row.variant in measured:
+            rows.append((row.system, *measured.pop(row.variant)))
+        elif row.variant in VARIANTS:
+            wanted = f"add {row.variant} to efficiency.variants"
+            rows.append((row.system, "not measured", "", "", "", "", wanted))
+    rows += [(variant_spec(name).title, *need) for name, need in measured.items()]
+    return pd.DataFrame(rows, columns=_TABLE_1)
+
+
+def _others_need(need: Any, cards: Sequence[int]) -> tuple[str, ...]:
+    if need.kind == "reported":
+        return (need.system, need.kind, need.gpu, "", "", "", f"{need.setting}; {need.source}")
+    one, more = float(need.gib_at_batch_1), float(need.gib_per_sample)
+    fits = [_most_images(card, one - more, more) for card in cards]
+    counts = f"{int(need.parameters):,}", f"{float(need.forward_gflop):,.1f}"
+    return (
+        need.system,
+        need.kind,
+        *_on_cards(cards, fits),
+        *counts,
+        f"{need.setting}; {need.source}",
     )
-    return pd.concat([published.assign(From="paper"), ours], ignore_index=True)
+
+
+def _measured_needs(largest: pd.DataFrame, sizes: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """By variant: all columns of Table 1 but the first."""
+    found = {}
+    for name, group in largest.groupby("variant", sort=False):
+        row, size = group.iloc[0], sizes[sizes["variant"] == name].iloc[0]
+        beyond = ", extrapolated" if group["extrapolated"].any() else ""
+        counts = f"{size.trainable_parameters:,}", f"{size.inference_gflop:,.1f}"
+        where = f"{row.image_size} px, {row.memory}{beyond}; GFLOP at {size.image_size} px"
+        batches = _on_cards(group["card"], group["batch_size"])
+        found[name] = ("measured", *batches, *counts, where)
+    return found
+
+
+def _on_cards(cards: Iterable[int], batches: Iterable[int]) -> tuple[str, str]:
+    shown = ["?" if pd.isna(batch) else str(batch) for batch in batches]
+    fits = "no line" if set(shown) == {"?"} else f"≤ {', '.join(shown)}"
+    return f"any ({', '.join(map(str, cards))} GB)", fits
 
 
 def beside_table_2(sizes: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:

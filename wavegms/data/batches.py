@@ -116,8 +116,10 @@ class TrainingBatches:
         device: torch.device,
         process: int = 0,
         processes: int = 1,
+        latent_channels: int = 4,
     ):
         self._order = Order(len(dataset), batch_size, seed, process, processes)
+        self._latent_channels = latent_channels
         self._seed, self._device = seed, device
         self.waiting = self.running = 0.0
         self._open(dataset, augmentation, processes)

@@ -44,7 +44,7 @@ class CardBatches(TrainingBatches):
         warps, colours = self._sent(warps), self._sent(colours)
         rows = self._sent(np.array(steps, dtype=np.int64))
         at_once = max(1, _PIXELS_AT_ONCE // (self._order.batch_size * side**2))
-        shape = (self._order.batch_size, 4, side // 8, side // 8)
+        shape = (self._order.batch_size, self._latent_channels, side // 8, side // 8)
         # in the same company whatever the first step: rounding may depend on it
         for start in range(first // at_once * at_once, len(steps), at_once):
             chosen = rows[start : start + at_once]

@@ -123,6 +123,7 @@ def prepare_dataset(
         split,
         folder=root_of(name, raw),
         split_file=Path(split_folder) / spec.split_file if spec.split_file else None,
+        lists=split_folder,
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         seed=seed,

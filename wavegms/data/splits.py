@@ -66,22 +66,47 @@ def read_official_split(folder: Path) -> dict[str, list[str]]:
     Kvasir-Instrument is published with them; they work for any dataset. One name a line, with or
     without the image's ending; blank lines do not count.
     """
-    lists = {}
-    for part in ("train", "test"):
-        path = Path(folder) / f"{part}.txt"
-        if not path.is_file():
-            raise InputError(
-                f"{path} is missing: write one image name a line into it, or set split to random."
-            )
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{path} cannot be read as text ({error}): save it as UTF-8."
-            ) from error
-        lists[part] = [line.strip() for line in lines if line.strip()]
+    paths = {part: Path(folder) / f"{part}.txt" for part in ("train", "test")}
+    lists = {part: _read_list(path) for part, path in paths.items()}
     _check_lists(lists, Path(folder) / "train.txt and test.txt")
     return lists
+
+
+def lists_of(folder: Path) -> dict[str, Path]:
+    """Where the lists of the method "lists" are: `exp1/Train.txt` or `exp1_Train.txt` for exp1.
+
+    Of train, val and test; a name may also be written small.
+    """
+    folder = Path(folder)
+    found = {}
+    for part in ("train", "val", "test"):
+        names = f"{part.title()}.txt", f"{part}.txt"
+        places = [folder / name for name in names]
+        places += [folder.with_name(f"{folder.name}_{name}") for name in names]
+        found[part] = next((place for place in places if place.is_file()), places[0])
+    return found
+
+
+def read_lists(folder: Path) -> dict[str, list[str]]:
+    """Read the lists that `lists_of` finds, as ACC-UNet's authors published them; names as above.
+
+    Each of the three parts is listed, none is drawn.
+    """
+    lists = {part: _read_list(path) for part, path in lists_of(folder).items()}
+    _check_lists(lists, f"the lists of {folder}")
+    return lists
+
+
+def _read_list(path: Path) -> list[str]:
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing: write one image name a line into it, or set split to random."
+        )
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text ({error}): save it as UTF-8.") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def random_split(cases: Sequence[Case], test_fraction: float, seed: int) -> dict[str, str]:
@@ -116,13 +141,14 @@ def assign_splits(
     test_fraction: float,
     validation_fraction: float,
     seed: int,
+    lists: Path | None = None,
 ) -> dict[str, str]:
     """Say of each case whether it is for "train", "val" or "test"; unlisted ones are left out.
 
     The methods are "published" (the pickle `split_file`), "official" (`train.txt` and `test.txt` in
-    `folder`), "random", and "grouped", which draws alike: who calls has widened the groups to hold
-    duplicates together, see `merge_groups`. With "external", for a dataset that no model is trained
-    on, all cases are for testing.
+    `folder`), "lists" (of all three, see `lists_of`), "random", and "grouped", which draws alike:
+    who calls has widened the groups to hold duplicates together, see `merge_groups`. With
+    "external", for a dataset that no model is trained on, all cases are for testing.
     """
     if method == "external":
         return {case.id: "test" for case in cases}
@@ -130,18 +156,22 @@ def assign_splits(
         splits = random_split(cases, test_fraction, seed)
     elif method == "official":
         splits = _apply_lists(cases, read_official_split(folder), f"the lists in {folder}")
+    elif method == "lists" and lists is not None:
+        return _apply_lists(cases, read_lists(lists), f"the lists of {lists}")
     elif method == "published":
         if split_file is None:
             raise InputError("This dataset has no published split: set split to random.")
         splits = _apply_lists(cases, read_published_split(split_file), str(split_file))
     else:
-        raise InputError(f"split is {method!r}: set it to published, official, random or grouped.")
+        raise InputError(
+            f"split is {method!r}: set it to published, official, lists, random or grouped."
+        )
     train = [case for case in cases if splits.get(case.id) == "train"]
     validation = carve_validation(train, validation_fraction, seed)
     return {id: "val" if id in validation else split for id, split in splits.items()}
 
 
-def _check_lists(lists: dict[str, list[str]], where: Path) -> None:
+def _check_lists(lists: dict[str, list[str]], where: Path | str) -> None:
     seen: dict[str, str] = {}
     for part, names in lists.items():
         if not names:
@@ -163,9 +193,11 @@ def _apply_lists(cases: Iterable[Case], lists: dict[str, list[str]], where: str)
     for part, names in lists.items():
         for name in names:
             stem = Path(name).stem if name.lower().endswith(IMAGE_SUFFIXES) else name
-            if split_of.setdefault(case_id(stem), part) != part:
+            first = split_of.setdefault(case_id(stem), part)
+            if first != part:
                 raise InputError(
-                    f"{where}: the image {case_id(stem)} is in both train and test; keep it in one."
+                    f"{where}: the image {case_id(stem)} is in both {first} and {part}; keep it in "
+                    "one."
                 )
     splits = {case.id: split_of[case.id] for case in cases if case.id in split_of}
     missing = [id for id in split_of if id not in splits]

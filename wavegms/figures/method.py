@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 import seaborn as sns
 import torch
-from diffusers import AutoencoderTiny
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -22,7 +21,14 @@ from wavegms.config import AugmentationParams
 from wavegms.data.batches import Augmentation
 from wavegms.data.dataset import PreparedDataset
 from wavegms.figures.style import draw_case, name_row, new_grid, new_panels, write_in_corner
-from wavegms.models.autoencoder import channels_last, decode_masks, encode_images, encode_masks
+from wavegms.models.autoencoder import (
+    Autoencoder,
+    channels_last,
+    decode_latents,
+    decode_masks,
+    encode_images,
+    encode_masks,
+)
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import map_latents
 from wavegms.models.wavelet import SUB_BANDS, multi_level_bands
@@ -47,13 +53,13 @@ def show_augmented(
 
 @torch.inference_mode()
 def show_reconstructions(
-    vae: AutoencoderTiny, dataset: PreparedDataset, indices: Sequence[int]
+    vae: Autoencoder, dataset: PreparedDataset, indices: Sequence[int]
 ) -> Figure:
     """Images and masks beside what the autoencoder gives back."""
     images, masks = _cases(dataset, indices)
     rows = {
         "image": images,
-        "image, decoded": ((vae.decode(encode_images(vae, images)).sample + 1) / 2).clamp(0, 1),
+        "image, decoded": ((decode_latents(vae, encode_images(vae, images)) + 1) / 2).clamp(0, 1),
         "mask": masks,
         "mask, decoded": decode_masks(vae, encode_masks(vae, masks)),
     }
@@ -162,7 +168,7 @@ def follow_latents(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> 
     """The two latents that the method predicts, each before the one it is trained to meet.
 
     Of images (B, 3, H, W) in [0, 1] and their true masks (B, 1, H, W): z_MR, z_I, predicted z_M and
-    z_M by these names, each (B, 4, H/8, W/8).
+    z_M by these names, each (B, C, H/8, W/8).
     """
     images = channels_last(images)  # as in a prediction
     latents, levels = map_latents(pipeline.encoder, pipeline.mapping, pipeline.vae, images)
@@ -240,7 +246,7 @@ def show_bands(image: Tensor) -> Figure:
 
 
 def show_latents(latents: Mapping[str, Tensor]) -> Figure:
-    """Latents (4, h, w) by name, channel by channel, on one scale for each row."""
+    """The first four channels of latents (C, h, w) by name, on one scale for each row."""
     figure, axes = new_grid(len(latents), 4, cell=1.6)
     for row, (name, latent) in zip(axes, latents.items(), strict=True):
         _draw_channels(row, latent)
@@ -252,10 +258,10 @@ def show_latents(latents: Mapping[str, Tensor]) -> Figure:
 def show_alignment(latents: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     """Latents above those that they are trained to meet, one system beside the other.
 
-    For each system by its title what `follow_latents` gave for one image. One row a latent, on a
-    scale of its own, which the row's name gives; beside each pair of rows the cosine similarity of
-    the two over the channels, position by position, and its mean. That of z_MR and z_I is the
-    cosine in L_align (paper, section 2.4).
+    For each system by its title what `follow_latents` gave for one image. One row a latent, its
+    first four channels, on a scale of its own, which the row's name gives; beside each pair of rows
+    the cosine similarity of the two over all channels, position by position, and its mean. That of
+    z_MR and z_I is the cosine in L_align (paper, section 2.4).
     """
     blocks = len(latents)
     figure = Figure(figsize=(5.2 * blocks, 3.9), layout="constrained")
@@ -306,9 +312,12 @@ def _symbol(name: str) -> str:
 
 
 def _draw_channels(axes: Sequence[Axes], latent: Tensor) -> float:
-    peak = _peak(latent)
-    for axis, values in zip(axes, latent, strict=True):
+    """As many channels as there are axes; what is left of them stays empty."""
+    shown = latent[: len(axes)]
+    peak = _peak(shown)
+    for axis in axes:
         axis.set_axis_off()
+    for axis, values in zip(axes, shown, strict=False):
         axis.imshow(values.numpy(), cmap="RdBu_r", vmin=-peak, vmax=peak)
     return peak
 

@@ -13,16 +13,21 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from wavegms.data.catalog import spec_of
 from wavegms.errors import InputError
 from wavegms.figures.style import draw_boxes
+from wavegms.results.costs import COSTS, on_front
 from wavegms.results.statistics import mean_over_seeds, paired_differences
 from wavegms.results.tables import title_of
 
 _OURS, _PAPER, *_ = sns.color_palette("colorblind")
 
 _GREY = "0.55"
+
+# As many as Table 2 has systems.
+_MARKERS = "osD^vPX*p<>hd"
 
 _AXES = {
     "dsc": "DSC (%)",
@@ -134,6 +139,68 @@ def plot_generalization(table: pd.DataFrame, metric: str) -> Figure:
         "across domains": grey | {"marker": triangle},
     }
     _legend(figure, marks)
+    return figure
+
+
+def plot_against_cost(costs: pd.DataFrame) -> Figure:
+    """DSC with its 95 % interval against operations, time and memory, as `beside_costs` gives them.
+
+    A row a dataset, a panel a cost, logarithmic; a mark a system. Those on the Pareto front are
+    filled and joined by a line: whatever else is chosen costs more or scores less than one of them.
+    """
+    # memory that did not grow has no place on a logarithmic axis
+    measured = costs[list(COSTS)].where(costs[list(COSTS)] > 0).dropna(axis="columns", how="all")
+    panels = {cost: COSTS[cost] for cost in measured}
+    known = costs.assign(**measured).dropna(subset=list(panels), how="all")
+    if not panels:
+        raise InputError("There are no costs of what was scored: run 07_efficiency with it first.")
+    datasets, systems = pd.unique(known["test_set"]), pd.unique(known["system"])
+    size = (4 * len(panels), 3.2 * len(datasets) + 0.3 * len(systems) / len(panels) + 0.5)
+    figure = plt.figure(figsize=size, layout="constrained")
+    plt.close(figure)
+    grid = figure.subplots(len(datasets), len(panels), squeeze=False, sharey="row", sharex="col")
+    palette = sns.color_palette("colorblind", len(systems))
+    colours = dict(zip(systems, palette, strict=True))
+    marks = {system: _MARKERS[place % len(_MARKERS)] for place, system in enumerate(systems)}
+    for line, dataset in zip(grid, datasets, strict=True):
+        for axes, cost in zip(line, panels, strict=True):
+            rows = known[known["test_set"] == dataset].dropna(subset=cost)
+            front = on_front(rows[cost], rows["measured"])
+            best = rows[front].sort_values(cost)
+            axes.step(best[cost], best["measured"], where="post", color="0.4", lw=1, zorder=1)
+            for row, ahead in zip(rows.itertuples(), front, strict=True):
+                ends = [[row.measured - row.ci_low], [row.ci_high - row.measured]]
+                colour = colours[row.system]
+                style = {"fmt": marks[row.system], "ms": 8, "color": colour, "capsize": 2, "lw": 1}
+                fill = colour if ahead else "white"
+                axes.errorbar(getattr(row, cost), row.measured, yerr=ends, mfc=fill, **style)
+            axes.grid(color="0.92")
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        line[0].set_ylabel("DSC (%)")
+        line[0].set_title(spec_of(dataset).title, loc="left", fontweight="bold")
+    for axes, (cost, title) in zip(grid[-1], panels.items(), strict=True):
+        axes.set_xlabel(title)
+        axes.set_xscale("log")
+        # equal costs alone would leave the axis without a width
+        low, high = known[cost].min() / 2, known[cost].max() * 2
+        axes.set_xlim(low, high)
+        few = LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,))
+        axes.xaxis.set_major_locator(few)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
+    timed = known.dropna(subset="step_seconds")
+    if len(timed):
+        row = timed.iloc[0]
+        step = f"batch {row['batch_size']:.0f} of {row['cost_size']:.0f} pixels, {row['device']}"
+        figure.suptitle(f"training step: {step}", fontsize=10)
+    handles = {
+        system: {"color": colours[system], "marker": marks[system], "ls": "", "ms": 8}
+        for system in systems
+    }
+    handles["Pareto front (filled)"] = {"color": "0.4", "lw": 1}
+    shown = [Line2D([], [], label=label, **style) for label, style in handles.items()]
+    figure.legend(handles=shown, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
 
 

@@ -2,8 +2,11 @@
 
 The Tiny-VAE of the paper is TAESD, diffusers' `AutoencoderTiny`; the SD-VAE of GMS is diffusers'
 `AutoencoderKL`. Both take and give images in [-1, 1]. Everything else in this package keeps images
-and masks in [0, 1]; the change of range happens here and nowhere else, and so does the scale of the
-SD-VAE's latents.
+and masks in [0, 1]; the change of range happens here and nowhere else, and so do scale and shift of
+an `AutoencoderKL`'s latents.
+
+Latents have as many channels C as the autoencoder gives them (TAESD 4, FLUX.1 16, FLUX.2 32), at
+1/8 of the sides; those of the networks around it follow.
 """
 
 from typing import Any
@@ -34,7 +37,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def decode_mean(decoder: DecoderTiny, latents: Tensor) -> Tensor:
-    """The mean over the three channels of what latents decode to: (B, 4, h, w) -> (B, 1, 8h, 8w).
+    """The mean over the three channels of what latents decode to: (B, C, h, w) -> (B, 1, 8h, 8w).
 
     In the decoder's own range: an image's is [0, 1], but nothing is clamped. The decoder is a
     frozen Tiny-VAE's, as its weights get no gradient. Faster with the channels of a pixel side by
@@ -129,6 +132,11 @@ Autoencoder = AutoencoderTiny | AutoencoderKL
 Generators = Generator | list[Generator] | Tensor | None
 
 
+def latent_channels_of(vae: Autoencoder | None) -> int:
+    """C of an autoencoder's latents; TAESD's 4 where there is none."""
+    return 4 if vae is None else vae.config.latent_channels
+
+
 def freeze(vae: Autoencoder) -> Autoencoder:
     """Switches to evaluation mode and takes all parameters out of training."""
     return vae.eval().requires_grad_(False)
@@ -141,10 +149,10 @@ def encode_images(
     sample_posterior: bool = False,
     generator: Generators = None,
 ) -> Tensor:
-    """z_I, the frozen autoencoder's latents of images: (B, 3, H, W) in [0, 1] -> (B, 4, H/8, W/8).
+    """z_I, the frozen autoencoder's latents of images: (B, 3, H, W) in [0, 1] -> (B, C, H/8, W/8).
 
-    Those of a KL autoencoder are the mean of its posterior, or a sample if asked for, times its
-    scaling factor (SD-VAE: 0.18215); a Tiny-VAE has no posterior.
+    Those of a KL autoencoder are the mean of its posterior, or a sample if asked for, less its
+    shift (SD-VAE: none) and times its scaling factor (0.18215); a Tiny-VAE has no posterior.
     """
     if not isinstance(vae, AutoencoderKL) and _fusible(images):
         return through(vae.encoder.layers, images)  # which take an image in [0, 1]
@@ -156,23 +164,34 @@ def encode_images(
         latents = posterior.mean + posterior.std * generator
     else:
         latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+    if vae.config.shift_factor:
+        latents = latents - vae.config.shift_factor
     return latents * vae.config.scaling_factor
 
 
+def decode_latents(vae: Autoencoder, latents: Tensor) -> Tensor:
+    """What latents of `encode_images` decode to: (B, C, h, w) -> (B, 3, 8h, 8w), about [-1, 1]."""
+    if isinstance(vae, AutoencoderKL):
+        latents = latents / vae.config.scaling_factor
+        if vae.config.shift_factor:
+            latents = latents + vae.config.shift_factor
+    return vae.decode(latents).sample
+
+
 def encode_masks(vae: Autoencoder, masks: Tensor) -> Tensor:
-    """z_M, the latents of masks as three equal channels: (B, 1, H, W) -> (B, 4, H/8, W/8)."""
+    """z_M, the latents of masks as three equal channels: (B, 1, H, W) -> (B, C, H/8, W/8)."""
     return encode_images(vae, masks.expand(-1, 3, -1, -1))
 
 
 def decode_masks(vae: Autoencoder, latents: Tensor) -> Tensor:
     """Soft masks from latents: the mean of the three decoded channels, clamped.
 
-    (B, 4, H/8, W/8) -> (B, 1, H, W) in [0, 1], at least float32; a pixel belongs to the mask from
+    (B, C, H/8, W/8) -> (B, 1, H, W) in [0, 1], at least float32; a pixel belongs to the mask from
     0.5.
     """
     latents = channels_last(latents)
     if isinstance(vae, AutoencoderKL):
-        decoded = vae.decode(latents / vae.config.scaling_factor).sample
+        decoded = decode_latents(vae, latents)
         means = (at_least_float32(decoded).mean(dim=1, keepdim=True) + 1) / 2
     else:
         means = at_least_float32(decode_mean(vae.decoder, latents))

@@ -1,10 +1,10 @@
 """From a variant's name to its network and the pipeline around it."""
 
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL
 
 from wavegms.errors import InputError
 from wavegms.images import Scale
-from wavegms.models.autoencoder import Autoencoder
+from wavegms.models.autoencoder import Autoencoder, latent_channels_of
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.generative import GenerativeNetwork, build_generative
 from wavegms.models.guided import GuidedLatentMappingModel
@@ -27,28 +27,35 @@ def build_variant(
     """A freshly initialised network: all that is trained of the variant.
 
     `image_size` is the side in pixels for which it is built, `sample_at_inference` that of
-    `MultiResolutionEncoder`, `vae` the frozen autoencoder, of which only the shape matters;
-    variants whose weights do not depend on them ignore them.
+    `MultiResolutionEncoder`, `vae` the frozen autoencoder, of which only the shape matters; without
+    one latents have TAESD's 4 channels. Variants whose weights do not depend on them ignore them.
     """
     spec = variant_spec(name)
     network = spec.network
     if spec.generative:
         return build_generative(network, vae)
+    latent_channels = latent_channels_of(vae)
     if network == "wavelet":
-        encoder = MultiResolutionEncoder(sample_at_inference=sample_at_inference)
-        return LatentSegmenter(encoder, LatentMappingModel())
+        encoder = MultiResolutionEncoder(latent_channels, sample_at_inference)
+        return LatentSegmenter(encoder, LatentMappingModel(latent_channels))
     if network == "mapping":
-        return LatentSegmenter(None, LatentMappingModel())
+        return LatentSegmenter(None, LatentMappingModel(latent_channels))
     if network == "guided":
-        return LatentSegmenter(None, GuidedLatentMappingModel())
+        return LatentSegmenter(None, GuidedLatentMappingModel(latent_channels))
     return build_mask_network(network, image_size)
 
 
 def require_autoencoder(name: str, vae: Autoencoder | None) -> None:
-    """Checks that a variant is given the kind of autoencoder it needs; one that needs none, any."""
-    kind = variant_spec(name).autoencoder
-    if kind == "tiny" and not isinstance(vae, AutoencoderTiny):
-        raise InputError(f"variant {name} needs a Tiny-VAE: set autoencoder.source")
+    """Checks that a variant is given the autoencoder it needs; one that needs none, any."""
+    spec, kind = variant_spec(name), variant_spec(name).autoencoder
+    if kind == "tiny" and vae is None:
+        raise InputError(f"variant {name} needs an autoencoder: set autoencoder.source")
+    if not spec.trained and latent_channels_of(vae) != 4:
+        raise InputError(
+            f"variant {name} has GMS's weights for latents of 4 channels, and the autoencoder's "
+            f"have {latent_channels_of(vae)}: choose TAESD in autoencoder.source, or leave the "
+            "variant out"
+        )
     if kind == "kl" and not isinstance(vae, AutoencoderKL):
         raise InputError(
             f"variant {name} needs an SD-VAE, which cannot be trained here: set autoencoder.sd_vae "

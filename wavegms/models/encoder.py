@@ -107,7 +107,7 @@ class MultiResolutionEncoder(ModelMixin, ConfigMixin):
         )
 
     def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the Gaussian over z_MR, each (B, 4, H/8, W/8), at least float32.
+        """Mean and log-variance of the Gaussian over z_MR, each (B, C, H/8, W/8), at least float32.
 
         Images are (B, 3, H, W) in [0, 1] (not [-1, 1]), H and W divisible by 8; the log-variance is
         clamped to [-30, 20].
@@ -126,7 +126,7 @@ class MultiResolutionEncoder(ModelMixin, ConfigMixin):
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def forward(self, images: Tensor, generator: Generators = None) -> Tensor:
-        """z_MR of images: (B, 3, H, W) in [0, 1] -> (B, 4, H/8, W/8), of the images' type.
+        """z_MR of images: (B, 3, H, W) in [0, 1] -> (B, C, H/8, W/8), of the images' type.
 
         With a generator for each image a sample does not depend on the batch it is in.
         """

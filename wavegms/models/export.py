@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from wavegms import __version__
 from wavegms.errors import InputError
 from wavegms.files import replace_file
+from wavegms.models.autoencoder import decode_latents
 from wavegms.models.segmenter import map_latents
 
 # Largest difference of a probability that is put down to rounding. At 64x64, 1e-5 to 6e-5 was
@@ -59,9 +60,7 @@ class PlainPipeline(nn.Module):
         latents = levels[-1]
         if self.mask_decoder is not None:
             return self.mask_decoder(latents)
-        if isinstance(self.vae, AutoencoderKL):
-            latents = latents / self.vae.config.scaling_factor
-        decoded = self.vae.decode(latents).sample
+        decoded = decode_latents(self.vae, latents)
         return ((decoded.mean(dim=1, keepdim=True) + 1) / 2).clamp(0, 1)
 
 

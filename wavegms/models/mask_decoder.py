@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from wavegms.errors import InputError, first_line
 from wavegms.files import sha256_of
-from wavegms.models.autoencoder import Autoencoder, at_least_float32, encode_images, freeze
+from wavegms.models.autoencoder import (
+    Autoencoder,
+    at_least_float32,
+    encode_images,
+    freeze,
+    latent_channels_of,
+)
 from wavegms.models.weights import read_tensors
 from wavegms.project import DECODERS
 
@@ -26,7 +32,7 @@ _SAME_LATENTS = 0.05
 
 @torch.no_grad()
 def signature(vae: Autoencoder) -> Tensor:
-    """What an autoencoder makes of one picture of waves, to tell it from others: (1, 4, 4, 4)."""
+    """What an autoencoder makes of one picture of waves, to tell it from others: (1, C, 4, 4)."""
     across = torch.linspace(0, 20, 32)
     waves = torch.stack([torch.outer(across.sin(), (k * across).cos()) for k in (1, 2, 3)])
     parameter = next(vae.parameters())
@@ -77,7 +83,7 @@ class MaskDecoder(ModelMixin, ConfigMixin):
     @classmethod
     def untrained(cls, vae: Autoencoder) -> Self:
         """One that is yet to be taught by this autoencoder."""
-        decoder = cls()
+        decoder = cls(latent_channels_of(vae))
         decoder.teacher.copy_(signature(vae))
         return decoder
 
@@ -91,7 +97,7 @@ class MaskDecoder(ModelMixin, ConfigMixin):
         return at_least_float32(scores)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, 4, h, w) -> soft masks (B, 1, 8h, 8w) in [0, 1], at least float32."""
+        """(B, C, h, w) -> soft masks (B, 1, 8h, 8w) in [0, 1], at least float32."""
         return self.scores(latents).sigmoid()
 
 
@@ -107,7 +113,7 @@ def kept_mask_decoder(vae: Autoencoder, folder: Path = DECODERS) -> MaskDecoder:
         state = read_tensors(path)
         if not same_autoencoder(wanted, state.get("teacher", wanted[:0]).float()):
             continue
-        decoder = MaskDecoder()
+        decoder = MaskDecoder(latent_channels_of(vae))
         try:
             decoder.load_state_dict(state)
         except RuntimeError as error:

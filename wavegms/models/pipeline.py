@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from huggingface_hub import snapshot_download
 from PIL import Image
@@ -19,7 +19,13 @@ from torch.nn import functional
 from wavegms.errors import InputError, first_line, require_number
 from wavegms.files import is_hub_id, only_seed
 from wavegms.images import FULL_SCALE, Scale, as_rgb, resize_image
-from wavegms.models.autoencoder import channels_last, decode_masks, freeze
+from wavegms.models.autoencoder import (
+    Autoencoder,
+    channels_last,
+    decode_masks,
+    freeze,
+    latent_channels_of,
+)
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.export import OnnxExport, write_onnx
 from wavegms.models.generative import GenerativeNetwork
@@ -28,7 +34,12 @@ from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
 from wavegms.models.mask_network import MaskNetwork, SizedMaskNetwork
 from wavegms.models.segmenter import map_latents
-from wavegms.models.weights import quiet_loading, require_complete, require_finite
+from wavegms.models.weights import (
+    AUTOENCODERS,
+    quiet_loading,
+    require_complete,
+    require_finite,
+)
 from wavegms.variants import Decoder
 
 ImageInput = Image.Image | np.ndarray | Tensor
@@ -39,7 +50,7 @@ _DOWNLOADED = ["model_index.json", "*/config.json", "*/*.safetensors"]
 _NETWORKS = {
     "encoder": (MultiResolutionEncoder,),
     "mapping": (LatentMappingModel, GuidedLatentMappingModel),
-    "vae": (AutoencoderTiny, AutoencoderKL),
+    "vae": AUTOENCODERS,
     "network": (MaskNetwork, SizedMaskNetwork, GenerativeNetwork),
     "mask_decoder": (MaskDecoder,),
 }
@@ -85,7 +96,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         self,
         encoder: MultiResolutionEncoder | None = None,
         mapping: LatentMappingModel | None = None,
-        vae: AutoencoderTiny | AutoencoderKL | None = None,
+        vae: Autoencoder | None = None,
         network: MaskNetwork | GenerativeNetwork | None = None,
         image_size: int = 224,
         greys: str | None = None,
@@ -100,6 +111,13 @@ class WaveGMSPipeline(DiffusionPipeline):
         others = (encoder, mapping) if decodes else (encoder, mapping, vae, mask_decoder)
         if network is not None and any(part is not None for part in others):
             raise ValueError("a pipeline with a network takes no other part")
+        for name, part in (("encoder", encoder), ("latent mapping model", mapping)):
+            if part is not None and part.config.latent_channels != latent_channels_of(vae):
+                raise InputError(
+                    f"the {name} is made for latents of {part.config.latent_channels} channels, "
+                    f"and the autoencoder's have {latent_channels_of(vae)}: take the autoencoder "
+                    "that it was trained with"
+                )
         if mask_decoder is not None and not mask_decoder.fits(vae):
             raise InputError(
                 "the mask decoder was taught by another autoencoder than the pipeline's: leave it "
@@ -193,7 +211,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         self.decoder = decoder
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 4, H/8, W/8) -> soft masks (B, 1, H, W) in [0, 1], as was chosen."""
+        """Latents (B, C, H/8, W/8) -> soft masks (B, 1, H, W) in [0, 1], as was chosen."""
         if self.decoder == "fast":
             return self.mask_decoder(channels_last(latents))
         return decode_masks(self.vae, latents)

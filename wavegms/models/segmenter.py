@@ -21,7 +21,7 @@ def map_latents(
 ) -> tuple[Tensor, list[Tensor]]:
     """The image's latent, z_MR or z_I, and the four mask latents it is mapped to, deepest first.
 
-    (B, 3, H, W) in [0, 1] -> (B, 4, H/8, W/8) each. The frozen autoencoder gives the image's latent
+    (B, 3, H, W) in [0, 1] -> (B, C, H/8, W/8) each. The frozen autoencoder gives the image's latent
     where there is no encoder, and is unused where there is one.
     """
     if encoder is None:
@@ -54,7 +54,8 @@ class LatentSegmenter(nn.Module):
         of the mean (GMS). Which ones is drawn from torch's own random state, that several processes
         have in common.
         """
-        sample = self.training and isinstance(vae, AutoencoderKL) and torch.rand(()).item() < 0.5
+        posterior = self.encoder is None and isinstance(vae, AutoencoderKL)
+        sample = self.training and posterior and torch.rand(()).item() < 0.5
         return map_latents(
             self.encoder, self.mapping, vae, images, sample_posterior=sample, generator=generator
         )

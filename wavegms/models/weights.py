@@ -8,8 +8,9 @@ their place.
 import inspect
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,24 @@ from torch import Tensor, nn
 from wavegms.errors import InputError, first_line
 from wavegms.files import check_pickle, is_hub_id, missing_folder
 from wavegms.images import Scale
-from wavegms.models.autoencoder import Autoencoder, encode_images, freeze
+from wavegms.models.autoencoder import Autoencoder, decode_latents, encode_images, freeze
+from wavegms.models.mid_block import MidBlockAutoencoderTiny
 
-_ORIGINAL_FAMILIES = ("taesd", "taesdxl")
+# Those published as a pair of files, by the names of these, and how to build them.
+_ORIGINAL_FAMILIES: dict[str, Callable[[], AutoencoderTiny]] = {
+    "taesd": AutoencoderTiny,
+    "taesdxl": AutoencoderTiny,
+    "taesd3": partial(AutoencoderTiny, latent_channels=16),
+    "taef1": partial(AutoencoderTiny, latent_channels=16),
+    "taef2": MidBlockAutoencoderTiny,
+}
+
+# What a config.json may name; one that names none of them is read as the first.
+AUTOENCODERS: tuple[type[Autoencoder], ...] = (
+    AutoencoderTiny,
+    AutoencoderKL,
+    MidBlockAutoencoderTiny,
+)
 
 _SUFFIXES = (".safetensors", ".pth")
 
@@ -37,23 +53,24 @@ _SD_WAY_OUT = (
 )
 
 
-def load_autoencoder(where: str | Path) -> AutoencoderTiny:
-    """Loads a Tiny-VAE, frozen, in float32 and evaluation mode.
+def load_autoencoder(where: str | Path) -> Autoencoder:
+    """Loads a frozen autoencoder, in float32 and evaluation mode, whatever its latents' channels.
 
-    From a diffusers folder (config.json beside safetensors); a folder with the original
-    publication's pair of files, `taesd_encoder` and `taesd_decoder` or `taesdxl_...`, as
-    .safetensors or .pth; or, given as a string that names no folder here, a hub id such as
-    "madebyollin/taesd". A `Path` is never looked up on the hub.
+    From a diffusers folder (config.json beside safetensors) of an `AutoencoderTiny` or an
+    `AutoencoderKL`; a folder with the original publication's pair of files, `taesd_encoder` and
+    `taesd_decoder` or those of taesdxl, taesd3, taef1 or taef2, as .safetensors or .pth; or, given
+    as a string that names no folder here, a hub id such as "madebyollin/taesd". A `Path` is never
+    looked up on the hub.
 
     Raises:
-        InputError: nothing usable is found there, or its latents are not 4 channels at 1/8 of the
-            image's sides.
+        InputError: nothing usable is found there, or its latents are not at 1/8 of the image's
+            sides.
     """
     folder = Path(where)
     if folder.is_dir():
         vae = _load_folder(folder)
     elif is_hub_id(where):
-        vae = _load_pretrained(AutoencoderTiny, where, _TINY_WAY_OUT)
+        vae = _load_pretrained(_kind_on_hub(where), where, _TINY_WAY_OUT)
     else:
         way_out = "put the autoencoder's weights there, or set autoencoder.source to hub or train"
         raise missing_folder(where, way_out)
@@ -68,8 +85,8 @@ def load_sd_vae(where: str | Path) -> AutoencoderKL:
     "stabilityai/sd-vae-ft-mse".
 
     Raises:
-        InputError: nothing usable is found there, or its latents are not 4 channels at 1/8 of the
-            image's sides.
+        InputError: nothing usable is found there, or its latents are not at 1/8 of the image's
+            sides.
     """
     if not Path(where).is_dir() and not is_hub_id(where):
         raise missing_folder(where, _SD_WAY_OUT)
@@ -79,38 +96,56 @@ def load_sd_vae(where: str | Path) -> AutoencoderKL:
 
 
 def _require_latents(vae: Autoencoder, what: str, key: str) -> None:
-    """Refuses latents that the mapping models do not take, or images other than RGB."""
+    """Refuses latents of another size than the encoder's, or images other than RGB."""
     image = torch.zeros(1, 3, 64, 64, dtype=vae.dtype)
     try:
         with torch.inference_mode():
             latents = encode_images(vae.eval(), image)
-            if vae.decode(latents).sample.shape != image.shape:
+            if decode_latents(vae, latents).shape != image.shape:
                 raise RuntimeError("it gives others back")
     except RuntimeError as error:
         raise InputError(
             f"{what} is not one of RGB images ({first_line(error)}): choose another {key}"
         ) from error
     factor = 64 // latents.shape[-1]
-    if latents.shape[1:] != (4, 8, 8):
+    if latents.shape[2:] != (8, 8):
         raise InputError(
-            f"{what} gives {latents.shape[1]} channels at 1/{factor} of the sides, but the latent "
-            f"mapping model takes 4 at 1/8: choose another {key}"
+            f"{what} gives latents at 1/{factor} of the sides, but the wavelet encoder's are at "
+            f"1/8: choose another {key}"
         )
 
 
-def _load_folder(folder: Path) -> AutoencoderTiny:
+def _load_folder(folder: Path) -> Autoencoder:
     if (folder / "config.json").is_file():
-        return _load_pretrained(AutoencoderTiny, folder, _TINY_WAY_OUT)
+        return _load_pretrained(_kind_of(require_modest(folder)), folder, _TINY_WAY_OUT)
     for family in _ORIGINAL_FAMILIES:
         for suffix in _SUFFIXES:
             encoder = folder / f"{family}_encoder{suffix}"
             decoder = folder / f"{family}_decoder{suffix}"
             if encoder.is_file() and decoder.is_file():
-                return _convert_original(encoder, decoder)
+                return _convert_original(family, encoder, decoder)
     raise InputError(
         f"{folder} holds no autoencoder: expected config.json with safetensors (diffusers), or "
-        "taesd_encoder and taesd_decoder (or taesdxl_...) as .safetensors or .pth"
+        f"NAME_encoder and NAME_decoder as .safetensors or .pth, NAME one of "
+        f"{', '.join(_ORIGINAL_FAMILIES)}"
     )
+
+
+def _kind_of(config: Mapping[str, Any]) -> type[Autoencoder]:
+    """The class that a config.json is meant for."""
+    known = {kind.__name__: kind for kind in AUTOENCODERS}
+    return known.get(str(config.get("_class_name")), AutoencoderTiny)
+
+
+def _kind_on_hub(where: str) -> type[Autoencoder]:
+    try:
+        return _kind_of(AutoencoderTiny.load_config(where))
+    except Exception as error:  # of the hub client, as below
+        raise _not_loaded(where, error, _TINY_WAY_OUT) from error
+
+
+def _not_loaded(where: str | Path, error: Exception, way_out: str) -> InputError:
+    return InputError(f"the autoencoder {where} cannot be loaded ({first_line(error)}): {way_out}")
 
 
 def _load_pretrained(kind: type[Autoencoder], where: str | Path, way_out: str) -> Autoencoder:
@@ -122,9 +157,7 @@ def _load_pretrained(kind: type[Autoencoder], where: str | Path, way_out: str) -
     except Exception as error:
         # diffusers, the hub client and safetensors each have their own exceptions for "missing",
         # "offline" and "broken"; to the user they are one thing
-        raise InputError(
-            f"the autoencoder {where} cannot be loaded ({first_line(error)}): {way_out}"
-        ) from error
+        raise _not_loaded(where, error, way_out) from error
     # diffusers only warns where weights are missing, and leaves random ones in their place
     for problem in ("missing", "unexpected", "mismatched"):
         if keys := info[f"{problem}_keys"]:
@@ -136,7 +169,7 @@ def _load_pretrained(kind: type[Autoencoder], where: str | Path, way_out: str) -
     return vae
 
 
-def _convert_original(encoder: Path, decoder: Path) -> AutoencoderTiny:
+def _convert_original(family: str, encoder: Path, decoder: Path) -> AutoencoderTiny:
     """The original publication's key names -> diffusers'.
 
     The original decoder counts its clamp, which has no weights, as layer 0; diffusers does not.
@@ -146,16 +179,18 @@ def _convert_original(encoder: Path, decoder: Path) -> AutoencoderTiny:
         for key, value in read_tensors(path).items():
             layer, _, rest = key.partition(".")
             if not layer.isdigit() or not rest:
-                raise InputError(f"{path} is not an original TAESD file: unexpected key {key}")
+                raise InputError(
+                    f"{path} is not an original {family.upper()} file: unexpected key {key}"
+                )
             state[f"{part}.layers.{int(layer) + offset}.{rest}"] = value.float()
-    vae = AutoencoderTiny()
+    vae = _ORIGINAL_FAMILIES[family]()
     expected = vae.state_dict()
     for key in [*expected, *state]:
         if key not in state or key not in expected or state[key].shape != expected[key].shape:
             path = encoder if key.startswith("encoder") else decoder
             raise InputError(
-                f"{path} does not fit TAESD: parameter {key} is missing, unknown or of another "
-                "shape; use the files as published"
+                f"{path} does not fit {family.upper()}: parameter {key} is missing, unknown or "
+                "of another shape; use the files as published"
             )
     vae.load_state_dict(state)
     return vae

@@ -208,11 +208,15 @@ def _autoencoder(card: ModelCard) -> str:
         )
     # a folder is named as on the disk of the one who trained
     name = Path(origin).name if source == "path" else origin
+    tiny = ("taesd", "taesdxl", "taesd3", "taef1", "taef2")
     known = {
-        "madebyollin/taesd": "TAESD by Ollin Boer Bohan, under the MIT licence",
+        f"madebyollin/{one}": f"{one.upper()} by Ollin Boer Bohan, under the MIT licence"
+        for one in tiny
+    } | {
         "stabilityai/sd-vae-ft-mse": "Stability AI's, under the MIT licence",
-    }.get(name, "see there for its licence; that of TAESD is MIT")
+    }
+    terms = known.get(name, "see there for its licence; that of TAESD is MIT")
     return (
-        f"The frozen autoencoder, whose weights are part of this model, is `{name}` ({known}). A "
+        f"The frozen autoencoder, whose weights are part of this model, is `{name}` ({terms}). A "
         "copy must keep that licence's notice."
     )

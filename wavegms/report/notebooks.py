@@ -33,6 +33,7 @@ SECTIONS = {
     "cases": "Cases",
     "generalization": "Domain generalization",
     "ablation": "Ablation",
+    "foundations": "Autoencoders",
     "efficiency": "Efficiency",
 }
 
@@ -112,6 +113,9 @@ def expected_notebooks(params: Params) -> Iterator[Expected]:
         asked = {"dataset": dataset, "seeds": params.seeds}
         asked |= {f"ablation.{name}": values["ablation"][name] for name in ("epochs", "variants")}
         yield Expected(f"04_ablation_{dataset}", spec_of(dataset).title, asked | trained | scored)
+    for dataset in params.foundations.datasets:
+        asked = {"dataset": dataset, "foundations": values["foundations"]}
+        yield Expected(f"10_autoencoders_{dataset}", spec_of(dataset).title, asked | scored)
     yield Expected("07_efficiency", "", {"efficiency": values["efficiency"]})
 
 

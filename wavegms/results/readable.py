@@ -1,5 +1,6 @@
 """Tables for a reader: the results as text, written as CSV, Markdown and LaTeX."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ _HONEST = "HD95 (diagonal if empty)"
 
 _OF_PAPER = "The paper's numbers, for all of its rows, whether run here or not."
 
+# By mark of `Origin`: how it is shown, and what it says of DSC and IoU.
+_MARKS = {
+    "acc-unet-logs": ("†", "the means of three runs published with ACC-UNet, by another recipe"),
+    "pooled": ("‡", "what all test pixels pooled give, not a mean over images"),
+    "gms-picture": ("§", "the same as in the table of results published with GMS"),
+}
+
+_SIGNS = {"†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S "}
+
 # What LaTeX without further packages prints as something else or not at all.
-_FOR_LATEX = str.maketrans({"−": "$-$", "±": r"$\pm$", "–": "--", "<": "$<$"})
+_FOR_LATEX = str.maketrans({"−": "$-$", "±": r"$\pm$", "–": "--", "<": "$<$", **_SIGNS})
 
 # What pandas escapes in cells and not in a caption.
 _ESCAPED = str.maketrans({character: f"\\{character}" for character in "%&_#"})
@@ -50,7 +60,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         for metric, title, heading in shown:
             cell = cells[metric]
             row[heading] = _measured(cell)
-            row[f"{title} paper"] = _number(cell["published"])
+            row[f"{title} paper"] = _number(cell["published"]) + _signs([cell.get("origin", "")])
             row[f"{title} difference"] = _number(cell["difference"], signed=True)
             if across:
                 row[f"{title} at home"] = _number(cell["home"])
@@ -67,15 +77,26 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable_published(published: pd.DataFrame, number: int) -> pd.DataFrame:
-    """The paper's table 2, 3 or 4: a row a system, a column a dataset or direction."""
+    """The paper's table 2, 3 or 4: a row a system, a column a dataset or direction.
+
+    Signs behind a cell are those of `explain_signs`.
+    """
     rows = published[published["table"] == number]
     pairs = rows[["train_set", "test_set"]].to_numpy()
     names = [" to ".join(spec_of(name).title for name in dict.fromkeys(pair)) for pair in pairs]
     cells = rows.assign(data=names, text=rows["value"].map("{:.2f}".format))
-    table = cells.pivot_table("text", "system", "data", aggfunc=" / ".join, sort=False)
+    groups = cells.groupby(["system", "data"], sort=False)
+    texts = groups["text"].agg(" / ".join) + groups["origin"].agg(_signs)
+    table = texts.unstack(sort=False)
     metrics = " / ".join(metric.upper() for metric in rows["metric"].unique()).replace("IOU", "IoU")
     table.columns.name = None
     return table.rename_axis(f"System ({metrics})").reset_index()
+
+
+def explain_signs() -> str:
+    """What the signs behind the paper's numbers in table 2 mean, a sentence."""
+    meanings = "; ".join(f"{sign} {meaning}" for sign, meaning in _MARKS.values())
+    return f"DSC and IoU of the paper marked so are: {meanings} (docs/published.md)."
 
 
 def readable_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +141,11 @@ def write_table(
     """
     data = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     markdown, latex = [], []
-    for part, title in [(shown, caption)] + ([] if paper is None else [(paper, _OF_PAPER)]):
+    parts = [(shown, caption)]
+    if paper is not None:
+        signed = any(sign in " ".join(paper.to_numpy().flat) for sign, _ in _MARKS.values())
+        parts.append((paper, f"{_OF_PAPER} {explain_signs()}" if signed else _OF_PAPER))
+    for part, title in parts:
         markdown.append(f"{title}\n\n{part.to_markdown(index=False, disable_numparse=True)}\n")
         title = title.translate(_ESCAPED)
         latex.append(part.to_latex(index=False, escape=True, longtable=True, caption=title))
@@ -147,6 +172,12 @@ def _number(value: float, signed: bool = False, decimals: int = 2) -> str:
     if pd.isna(value):
         return "–"
     return f"{float(value):{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+
+
+def _signs(origins: Iterable[str]) -> str:
+    found = {mark for origin in origins for mark in origin.split()}
+    signs = "".join(sign for mark, (sign, _) in _MARKS.items() if mark in found)
+    return f" {signs}" if signs else ""
 
 
 def _p_value(value: float) -> str:

@@ -6,7 +6,7 @@ table is made from these files and from the paper's tables as data, and from not
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -61,6 +61,15 @@ class PublishedNumber(BaseModel):
     note: str
 
 
+class Origin(BaseModel):
+    """What is known of a number of Table 2 beyond the paper, see docs/published.md."""
+
+    mark: Literal["acc-unet-logs", "pooled", "gms-picture"]
+    system: str  # as printed
+    test_set: str
+    metric: str
+
+
 # The paper's HD95 follows the reference code, so this is the column it is compared with.
 PUBLISHED_HD95 = "hd95_zero_if_empty"
 
@@ -76,6 +85,8 @@ _CELL = ["train_set", "test_set", "variant", "metric"]
 _VALUES = ["measured", "sd_seeds", "ci_low", "ci_high", "published"]
 
 _SETTING = ["seeds", "images", "empty_predictions", "image_size", "epochs", "selection"]
+
+_RESTORE = "restore it with git"
 
 _DISTANCES = ["hd95", "hd95_zero_if_empty"]
 
@@ -130,10 +141,17 @@ def read_not_run(folder: Path) -> Mapping[tuple[str, str], str]:
 
 
 def read_published(folder: Path) -> pd.DataFrame:
-    """Reads the paper's tables 2 to 4 (`table2.csv` and so on), one `PublishedNumber` a row."""
+    """Reads the paper's tables 2 to 4 (`table2.csv` and so on), one `PublishedNumber` a row.
+
+    The column origin holds the marks of `origins.csv`, apart by blanks; mostly it is empty.
+    """
     paths = [Path(folder) / f"table{number}.csv" for number in (2, 3, 4)]
-    tables = [read_table(path, PublishedNumber, "restore it with git") for path in paths]
-    published = pd.concat(tables, ignore_index=True)
+    tables = [read_table(path, PublishedNumber, _RESTORE) for path in paths]
+    marks = read_table(Path(folder) / "origins.csv", Origin, _RESTORE).assign(table=2)
+    cell = ["table", "system", "test_set", "metric"]
+    origins = marks.groupby(cell)["mark"].agg(" ".join).rename("origin").reset_index()
+    published = pd.concat(tables, ignore_index=True).merge(origins, on=cell, how="left")
+    published["origin"] = published["origin"].fillna("")
     millions = pd.to_numeric(published["trainable_parameters_millions"])
     return published.assign(trainable_parameters_millions=millions)
 
@@ -180,7 +198,8 @@ def segmentation_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.Dat
     are in percent, so their differences (measured less published) are in percentage points;
     distances are in pixels. Measured columns are NaN where nothing was run. The paper's HD95 stands
     at `hd95_zero_if_empty`; `hd95` is never published. The difference of a distance is NaN unless
-    images had the paper's 224 pixels: pixels of another size are another unit.
+    images had the paper's 224 pixels: pixels of another size are another unit. origin is of the
+    paper's number, as in `read_published`.
     """
     measured = systems[systems["train_set"] == systems["test_set"]]
     return _beside_published(measured, published[published["table"] == 2])
@@ -203,7 +222,7 @@ def ablation_table(
     reasons = dict(not_run or {})
     planned = [(name, name, variant, metric) for name, variant in reasons for metric in METRICS]
     rows = measured.merge(pd.DataFrame(planned, columns=_CELL), on=_CELL, how="outer")
-    return _beside_published(rows, paper, reasons)
+    return _beside_published(rows, paper, reasons).drop(columns="origin")
 
 
 def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
@@ -321,13 +340,14 @@ def _beside_published(
     measured = _in_reported_units(systems).rename(columns={"mean": "measured"})
     measured = measured.assign(system=measured["variant"].map(title_of))
     cell = ["system", *_CELL]
-    table = paper[[*cell, "published"]].merge(measured, on=cell, how="outer")
+    table = paper[[*cell, "published", "origin"]].merge(measured, on=cell, how="outer")
+    table["origin"] = table["origin"].fillna("")
     difference = table["measured"] - table["published"]
     other_pixels = table["metric"].isin(_DISTANCES) & table["image_size"].ne(PUBLISHED_IMAGE_SIZE)
     table["difference"] = difference.mask(other_pixels)
     *counts, _ = _SETTING
     table[counts] = table[counts].astype("Int64")  # whole numbers that may be missing
-    columns = ["system", *_CELL, *_VALUES, "difference", *_SETTING]
+    columns = ["system", *_CELL, *_VALUES, "difference", *_SETTING, "origin"]
     if reasons is not None:
         rows = zip(table["train_set"], table["variant"], table["measured"].isna(), strict=True)
         table["reason"] = [reasons.get(row[:2], "") if row[2] else "" for row in rows]

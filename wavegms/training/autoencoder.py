@@ -27,6 +27,7 @@ from wavegms.files import write_text
 from wavegms.models.autoencoder import (
     Autoencoder,
     channels_last,
+    decode_latents,
     decode_masks,
     encode_images,
     encode_masks,
@@ -75,8 +76,8 @@ class AutoencoderCard:
 
 def obtain_autoencoder(
     settings: AutoencoderParams, train_set: PreparedDataset, *, seed: int
-) -> AutoencoderTiny:
-    """The frozen Tiny-VAE that params.yaml asks for, trained (on the training split) or loaded."""
+) -> Autoencoder:
+    """The frozen autoencoder params.yaml asks for, trained (on the training split) or loaded."""
     if settings.source == "train":
         return train_autoencoder(train_set, settings.train, seed=seed)
     return load_autoencoder(settings.hub if settings.source == "hub" else Path(settings.path))
@@ -163,7 +164,7 @@ def train_autoencoder(
 
 @torch.inference_mode()
 def reconstruction_quality(
-    vae: AutoencoderTiny, dataset: PreparedDataset, batch_size: int = 16, most: int = 256
+    vae: Autoencoder, dataset: PreparedDataset, batch_size: int = 16, most: int = 256
 ) -> ReconstructionQuality:
     """Encodes and decodes a split, or as many evenly spaced images as are enough for a mean."""
     psnr, dice = [], []
@@ -171,7 +172,7 @@ def reconstruction_quality(
     for batch in DataLoader(chosen, batch_size=batch_size):
         images = channels_last(PreparedDataset.to_float(batch["image"]).to(vae.device))
         masks = PreparedDataset.foreground_to_float(batch["mask"]).to(vae.device)
-        decoded = ((vae.decode(encode_images(vae, images)).sample + 1) / 2).clamp(0, 1)
+        decoded = ((decode_latents(vae, encode_images(vae, images)) + 1) / 2).clamp(0, 1)
         error = (decoded - images).square().flatten(1).mean(1)
         psnr.append(-10 * torch.log10(error))
         hard = decode_masks(vae, encode_masks(vae, masks)) >= 0.5
@@ -228,7 +229,7 @@ def frozen_autoencoder(
 ) -> tuple[Autoencoder | None, AutoencoderCard | None]:
     """The autoencoder that a variant is trained with, and its card; None for both if it has none.
 
-    `folder` holds the dataset's Tiny-VAE, which the stage `autoencoder` wrote.
+    `folder` holds the dataset's own, which the stage `autoencoder` wrote.
 
     Raises:
         InputError: it is missing or broken, or gives masks back too badly to train on.

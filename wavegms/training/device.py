@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -13,7 +13,7 @@ from wavegms.config import Precision
 from wavegms.data.batches import Augmentation, TrainingBatches
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.on_card import CardBatches, fits_on_card
-from wavegms.models.autoencoder import Autoencoder
+from wavegms.models.autoencoder import Autoencoder, latent_channels_of
 from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.training.run import Run
 from wavegms.training.safeguards import HALVES, choose_precision
@@ -45,6 +45,7 @@ def training_batches(run: Run, batch_size: int, accelerator: Accelerator) -> Tra
         device=accelerator.device,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
+        latent_channels=latent_channels_of(run.vae),
     )
 
 
@@ -65,12 +66,14 @@ def can_be_graphed(
 ) -> bool:
     """Whether a step can be one launch: nothing in it is decided by the processor.
 
-    With an SD-VAE a coin is; in fp16 the scale; and several processes wait for each other.
+    With an `AutoencoderKL` a coin may be; in fp16 the scale; and several processes wait for each
+    other.
     """
     if processes > 1 or not run.training.cuda_graph or not isinstance(batches, CardBatches):
         return False
     spec = variant_spec(run.variant)
-    return spec.graphable and spec.autoencoder != "kl" and precision != "fp16"
+    tossed = isinstance(run.vae, AutoencoderKL)
+    return spec.graphable and not tossed and precision != "fp16"
 
 
 def frozen_for_steps(part: Frozen, precision: Precision, device: torch.device) -> Frozen:

@@ -53,9 +53,9 @@ _TESTS = range(1_000_000, 1_000_024)
 
 @dataclass(frozen=True)
 class Lesson:
-    """Latents (B, 4, h, w) and the teacher's soft masks (B, 1, 8h, 8w).
+    """Latents (B, C, h, w) and the teacher's soft masks (B, 1, 8h, 8w).
 
-    `wanted` are masks of that shape, `gradient` that of the soft masks' Dice to them, (B, 4, h, w).
+    `wanted` are masks of that shape, `gradient` that of the soft masks' Dice to them, (B, C, h, w).
     """
 
     latents: Tensor
@@ -241,7 +241,7 @@ def _as_mapped(vae: AutoencoderTiny, rng: Generator, masks: Tensor) -> Tensor:
         elif kind == 4:  # washed out
             mine = _smoothed(mine, rng.uniform(0.5, 4)) * float(rng.uniform(0.2, 1.1))
         elif kind == 5:  # nothing yet
-            level = torch.from_numpy(rng.normal(0, 1, (4, 1, 1)).astype(np.float32))
+            level = torch.from_numpy(rng.normal(0, 1, (shape[1], 1, 1)).astype(np.float32))
             mine = (level + _field(rng, shape[1:], rng.uniform(0, 1.5))) * spread
         if rng.random() < 0.6:
             noise = _field(rng, shape[1:], float(np.exp(rng.uniform(np.log(0.02), 0))))

@@ -140,6 +140,13 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
     """
     require_start(where)
     before = WaveGMSPipeline.from_pretrained(model_folder(where))
+    both = None not in (vae, before.vae)
+    if both and not same_autoencoder(signature(vae), signature(before.vae)):
+        raise InputError(
+            f"training.start_from {where} was trained with another autoencoder, whose latents mean "
+            "something else: set autoencoder.source and autoencoder.path to that one, such as "
+            f"{Path(where) / 'vae'}, or training.start_from to null"
+        )
     side = before.config.image_size
     network = build_variant(variant, image_size=side, vae=vae)
     pipeline = as_pipeline(network, vae, side)
@@ -153,10 +160,4 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
             )
         if ours is not None:
             ours.load_state_dict(theirs.state_dict())
-    if before.vae is not None and not same_autoencoder(signature(vae), signature(before.vae)):
-        raise InputError(
-            f"training.start_from {where} was trained with another autoencoder, whose latents mean "
-            "something else: set autoencoder.source and autoencoder.path to that one, such as "
-            f"{Path(where) / 'vae'}, or training.start_from to null"
-        )
     return network

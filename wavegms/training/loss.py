@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -22,6 +21,7 @@ from wavegms.models.autoencoder import (
     Autoencoder,
     at_least_float32,
     channels_last,
+    decode_latents,
     decode_masks,
     encode_images,
     encode_masks,
@@ -65,7 +65,7 @@ def mask_loss(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
 
 
 def alignment_loss(latents: Tensor, targets: Tensor, distance: AlignmentDistance = "l1") -> Tensor:
-    """L_align between z_MR and z_I, both (B, 4, h, w): 0.9 (1 - cos) + 0.1 distance.
+    """L_align between z_MR and z_I, both (B, C, h, w): 0.9 (1 - cos) + 0.1 distance.
 
     The cosine is taken over the channels at each position and averaged. The distance is a mean
     too: the paper writes an l1 norm, the reference code uses smooth-l1.
@@ -100,7 +100,7 @@ class WaveGMSLoss:
         """The loss of one batch, lean: no decoder graph outlives the decoding of its level.
 
         `latents` are z_MR, None in a variant without alignment; `levels` the mapped latents,
-        deepest first, each (B, 4, H/8, W/8). Gradients pass through the frozen autoencoder to
+        deepest first, each (B, C, H/8, W/8). Gradients pass through the frozen autoencoder to
         both, or to `levels` through the frozen mask decoder, if one is given. Gives the scalars
         `loss` (the sum), `seg`, `lm` and, where aligned, `align`.
         """
@@ -125,10 +125,9 @@ class WaveGMSLoss:
         masks: Tensor,
     ) -> dict[str, Tensor]:
         """The same, written as in the paper: the graphs of all decoded levels live at once."""
-        scale = vae.config.scaling_factor if isinstance(vae, AutoencoderKL) else 1.0
         supervised, seg = self._supervised(levels), 0.0
         for level in supervised:
-            decoded = vae.decode(level / scale).sample.mean(dim=1, keepdim=True)
+            decoded = decode_latents(vae, level).mean(dim=1, keepdim=True)
             seg = seg + (1 - soft_dice(((decoded + 1) / 2).clamp(0, 1), masks)).mean()
         with torch.no_grad():
             mask_latents = encode_masks(vae, _drawn(masks))

@@ -17,7 +17,11 @@ from torch.utils.data import DataLoader
 from wavegms.config import Precision
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
-from wavegms.models.autoencoder import Autoencoder, Generators, channels_last
+from wavegms.models.autoencoder import (
+    Autoencoder,
+    Generators,
+    channels_last,
+)
 from wavegms.models.build import Network, as_pipeline, build_variant, require_autoencoder
 from wavegms.models.generative import GenerativeNetwork
 from wavegms.models.gms_checkpoint import load_gms_mapping
