@@ -25,6 +25,7 @@ training: {epochs: 2, batch_size: 4, warmup_epochs: 0}
 evaluation: {threshold: 0.2, bootstrap_resamples: 100}
 generalization: []
 ablation: {datasets: []}
+efficiency: {variants: [wave_gms], image_size: 32, batch_sizes: [1, 2], steps: 1}
 """
 
 # The profile `sample` of the small project: one scanner to train on, another to test on. It runs
@@ -39,7 +40,6 @@ SMALL_SAMPLE = {
         "epochs": 1,
     },
     "foundations": {"datasets": ["phantom_a"], "widths": [4], "others": [], "epochs": 1},
-    "efficiency": {"variants": ["wave_gms"], "image_size": 32, "batch_sizes": [1, 2], "steps": 1},
 }
 
 

@@ -1,5 +1,7 @@
 """Comparing autoencoders: what is counted and measured of each, against truths that are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,8 @@ from wavegms.costs.autoencoders import (
     summary_of,
 )
 from wavegms.costs.figure import show_repainting
+from wavegms.models import autoencoder
+from wavegms.training import autoencoder as training
 from wavegms.training.autoencoder import AutoencoderCard, ReconstructionQuality, write_quality
 from wavegms.training.autoencoder import reconstruction_quality as quality_of
 
@@ -52,15 +56,17 @@ class Perfect:
 
     @staticmethod
     def install(monkeypatch, blur=0.0):
-        monkeypatch.setattr(module, "encode_images", lambda vae, images: images)
-        monkeypatch.setattr(module, "encode_masks", lambda vae, masks: masks)
-        monkeypatch.setattr(module, "decode_latents", lambda vae, x: 2 * (x + blur) - 1)
-        monkeypatch.setattr(module, "decode_masks", lambda vae, x: x)
+        monkeypatch.setattr(autoencoder, "encode_images", lambda vae, images: images)
+        monkeypatch.setattr(autoencoder, "decode_latents", lambda vae, x: 2 * (x + blur) - 1)
+        for place in (module, training):
+            monkeypatch.setattr(place, "encode_masks", lambda vae, masks: masks)
+            monkeypatch.setattr(place, "decode_masks", lambda vae, x: x)
+        return SimpleNamespace(device="cpu")
 
 
 def test_what_comes_back_whole_has_nothing_to_lose(monkeypatch, train_set):
-    Perfect.install(monkeypatch, blur=0.01)
-    table = repaint(None, train_set)
+    perfect = Perfect.install(monkeypatch, blur=0.01)
+    table = repaint(perfect, train_set)
     assert table["id"].tolist() == train_set.ids
     assert (table["dice"] == 1).all() and table["thin"].dropna().eq(1).all()
     for place, psnr in enumerate(table["psnr"]):
@@ -68,7 +74,7 @@ def test_what_comes_back_whole_has_nothing_to_lose(monkeypatch, train_set):
         shifted = np.minimum(image + np.float32(0.01), 1)
         expected = peak_signal_noise_ratio(image, shifted, data_range=1)
         assert psnr == pytest.approx(expected, abs=1e-3)
-    assert repaint_lines(None).eq(1).all()
+    assert repaint_lines(perfect).eq(1).all()
 
 
 def test_means_are_those_of_the_card_of_an_autoencoder(trained_vae, train_set):

@@ -182,7 +182,8 @@ def test_stages_can_tell_that_weights_or_lists_from_elsewhere_were_exchanged(pro
     change("autoencoder.sd_vae", "models/sd")
     change("variants", ["wave_gms", "gms"])
     first = notes()
-    assert set(first) == {"autoencoder.txt", "mine/split.txt", "mine/wave_gms.txt", "mine/gms.txt"}
+    mine = {f"mine/{name}.txt" for name in ("split", "wave_gms", "gms")}
+    assert set(first) == {"autoencoder.txt", "foundations.txt"} | mine
     assert notes() == first
     for name, path in files.items():
         before = notes()

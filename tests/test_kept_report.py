@@ -38,7 +38,8 @@ def test_its_numbers_are_the_same_to_the_last_digit_written():
     published = read_published(ROOT / "results/published")
     table = segmentation_table(summarize_systems(within, **RESAMPLING), published)
     table = mark_significant(table, compare_variants(within, "wave_gms", **RESAMPLING))
-    written = table.head(4).to_csv(index=False, float_format="%.6g")
+    # since then a table says where a published number comes from, too
+    written = table.drop(columns="origin").head(4).to_csv(index=False, float_format="%.6g")
     assert written == (KEPT / "segmentation.csv").read_text()
     assert readable(table)["DSC"].tolist() == ["89.49 ± –"]
 

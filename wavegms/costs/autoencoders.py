@@ -9,17 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader, Subset
-from torch.utils.flop_counter import FlopCounterMode
 
 from wavegms.config import AutoencoderParams, FoundationParams
+from wavegms.costs.measure import counting_operations
 from wavegms.data.dataset import PreparedDataset
 from wavegms.figures.method import count_parameters
 from wavegms.models.autoencoder import (
     Autoencoder,
-    channels_last,
-    decode_latents,
     decode_masks,
     encode_images,
     encode_masks,
@@ -29,8 +25,10 @@ from wavegms.models.build import as_pipeline, build_variant
 from wavegms.models.weights import load_autoencoder
 from wavegms.training.autoencoder import (
     AutoencoderCard,
+    evenly_spaced,
     read_quality,
     reconstruction_quality,
+    repaint_split,
     train_autoencoder,
 )
 from wavegms.training.loss import soft_dice
@@ -107,22 +105,17 @@ def sizes_of(vae: Autoencoder, image_size: int) -> dict[str, float]:
         images = torch.empty(1, 3, image_size, image_size)
         network = build_variant("wave_gms", vae=vae)
     flat = copy.deepcopy(vae).to("meta")
-    flops = []
     with torch.no_grad():
-        for work in (
-            lambda: encode_images(flat, images),
-            lambda: decode_masks(flat, encode_images(flat, images)),
-        ):
-            # as there: fused attention is not counted alike on every device
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                work()
-            flops.append(counter.get_total_flops() / 1e9)
+        with counting_operations() as encoding:
+            latents = encode_images(flat, images)
+        with counting_operations() as decoding:
+            decode_masks(flat, latents)
     return {
         "latent channels": latent_channels_of(vae),
         "parameters": count_parameters(vae),
         "trained with it": as_pipeline(network, flat, image_size).parameter_counts.trainable,
-        "encoding, GFLOP": flops[0],
-        "decoding, GFLOP": flops[1] - flops[0],
+        "encoding, GFLOP": encoding.get_total_flops() / 1e9,
+        "decoding, GFLOP": decoding.get_total_flops() / 1e9,
     }
 
 
@@ -133,20 +126,14 @@ def repaint(vae: Autoencoder, dataset: PreparedDataset, most: int = 256) -> pd.D
     Columns: id; psnr of the image in dB; dice of the mask, and thin, the Dice of what lies about
     the mask's thin parts, both in [0, 1]; thin is missing where a mask has no such parts.
     """
-    places = range(0, len(dataset), -(-len(dataset) // most))
     rows = []
-    for batch in DataLoader(Subset(dataset, places), batch_size=4):
-        images = channels_last(PreparedDataset.to_float(batch["image"]))
-        masks = PreparedDataset.foreground_to_float(batch["mask"])
-        decoded = ((decode_latents(vae, encode_images(vae, images)) + 1) / 2).clamp(0, 1)
-        psnr = -10 * torch.log10((decoded - images).square().flatten(1).mean(1))
-        found = (decode_masks(vae, encode_masks(vae, masks)) >= 0.5).float()
+    for masks, found, psnr in repaint_split(vae, dataset, 4, most):
         near = _near_thin_parts(masks)
         thin = soft_dice(found * near, masks * near)
         thin[near.flatten(1).sum(1) == 0] = np.nan
         rows += zip(psnr.tolist(), soft_dice(found, masks).tolist(), thin.tolist(), strict=True)
     table = pd.DataFrame(rows, columns=["psnr", "dice", "thin"])
-    table.insert(0, "id", [dataset.ids[place] for place in places])
+    table.insert(0, "id", [dataset.ids[place] for place in evenly_spaced(dataset, most)])
     return table
 
 

@@ -9,7 +9,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,7 @@ def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
         network, vae = build_untrained(variant, image_size)
         images = torch.empty(1, 3, image_size, image_size)
         masks = torch.empty(1, 1, image_size, image_size)
-    # fused attention differs from device to device, and the counter does not know all of it
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with counting_operations() as counter:
         if task == "train":
             terms_of = _terms_of(form, lambda part: part)
             terms = terms_of(variant_spec(variant), network, WaveGMSLoss(), vae, images, masks)
@@ -115,6 +115,14 @@ def count_gflop(variant: str, task: str, form: str, image_size: int) -> float:
             with torch.no_grad():
                 predict(images)
     return counter.get_total_flops() / 1e9
+
+
+@contextmanager
+def counting_operations() -> Iterator[FlopCounterMode]:
+    """Torch's counter of operations, on all that is computed within."""
+    # fused attention differs from device to device, and the counter does not know all of it
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def measure_point(workload: Workload, batch_size: int, image_size: int, steps: int) -> dict:

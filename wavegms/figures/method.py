@@ -24,10 +24,10 @@ from wavegms.figures.style import draw_case, name_row, new_grid, new_panels, wri
 from wavegms.models.autoencoder import (
     Autoencoder,
     channels_last,
-    decode_latents,
     decode_masks,
     encode_images,
     encode_masks,
+    repaint_images,
 )
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import map_latents
@@ -59,7 +59,7 @@ def show_reconstructions(
     images, masks = _cases(dataset, indices)
     rows = {
         "image": images,
-        "image, decoded": ((decode_latents(vae, encode_images(vae, images)) + 1) / 2).clamp(0, 1),
+        "image, decoded": repaint_images(vae, images),
         "mask": masks,
         "mask, decoded": decode_masks(vae, encode_masks(vae, masks)),
     }

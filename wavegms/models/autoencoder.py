@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from wavegms.models.fused import through
+from wavegms.models.fused import doubles, through
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -58,10 +58,8 @@ def _doubling(body: list[nn.Module], x: Tensor) -> Tensor:
     """The layers of a decoder where arithmetic is what takes the time: on a processor."""
     layers = iter(body)
     for layer in layers:
-        if isinstance(layer, nn.Upsample) and layer.mode == "nearest" and layer.scale_factor == 2:
-            x = _DoubledConvolution.apply(x, next(layers).weight)  # always one without a bias
-        else:
-            x = layer(x)
+        # what follows is always a convolution without a bias
+        x = _DoubledConvolution.apply(x, next(layers).weight) if doubles(layer) else layer(x)
     return x
 
 
@@ -176,6 +174,11 @@ def decode_latents(vae: Autoencoder, latents: Tensor) -> Tensor:
         if vae.config.shift_factor:
             latents = latents + vae.config.shift_factor
     return vae.decode(latents).sample
+
+
+def repaint_images(vae: Autoencoder, images: Tensor) -> Tensor:
+    """Images as an autoencoder gives them back: (B, 3, H, W) in [0, 1] -> the same shape."""
+    return ((decode_latents(vae, encode_images(vae, images)) + 1) / 2).clamp(0, 1)
 
 
 def encode_masks(vae: Autoencoder, masks: Tensor) -> Tensor:

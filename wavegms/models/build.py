@@ -47,7 +47,8 @@ def build_variant(
 
 def require_autoencoder(name: str, vae: Autoencoder | None) -> None:
     """Checks that a variant is given the autoencoder it needs; one that needs none, any."""
-    spec, kind = variant_spec(name), variant_spec(name).autoencoder
+    spec = variant_spec(name)
+    kind = spec.autoencoder
     if kind == "tiny" and vae is None:
         raise InputError(f"variant {name} needs an autoencoder: set autoencoder.source")
     if not spec.trained and latent_channels_of(vae) != 4:

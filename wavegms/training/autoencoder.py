@@ -6,14 +6,16 @@ training images and masks. Its role is the same: latents that a decoder turns ba
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderTiny
+from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, RandomSampler, Subset
@@ -27,11 +29,11 @@ from wavegms.files import write_text
 from wavegms.models.autoencoder import (
     Autoencoder,
     channels_last,
-    decode_latents,
     decode_masks,
     encode_images,
     encode_masks,
     freeze,
+    repaint_images,
 )
 from wavegms.models.weights import load_autoencoder, load_sd_vae
 from wavegms.training.loss import soft_dice
@@ -167,21 +169,38 @@ def reconstruction_quality(
     vae: Autoencoder, dataset: PreparedDataset, batch_size: int = 16, most: int = 256
 ) -> ReconstructionQuality:
     """Encodes and decodes a split, or as many evenly spaced images as are enough for a mean."""
-    psnr, dice = [], []
-    chosen = Subset(dataset, range(0, len(dataset), -(-len(dataset) // most)))
+    repainted = list(repaint_split(vae, dataset, batch_size, most))
+    dice = [soft_dice(one.found, one.masks) for one in repainted]
+    psnr = torch.cat([one.psnr for one in repainted])
+    return ReconstructionQuality(
+        image_psnr=psnr.mean().item(), mask_dice=torch.cat(dice).mean().item(), images=len(psnr)
+    )
+
+
+class Repainted(NamedTuple):
+    """Masks (B, 1, H, W) and what came of them, both 0 or 1; and the images' PSNR in dB, (B,)."""
+
+    masks: Tensor
+    found: Tensor
+    psnr: Tensor
+
+
+def repaint_split(
+    vae: Autoencoder, dataset: PreparedDataset, batch_size: int, most: int
+) -> Iterator[Repainted]:
+    """Encodes and decodes a split, or of a larger one those of `evenly_spaced`."""
+    chosen = Subset(dataset, evenly_spaced(dataset, most))
     for batch in DataLoader(chosen, batch_size=batch_size):
         images = channels_last(PreparedDataset.to_float(batch["image"]).to(vae.device))
         masks = PreparedDataset.foreground_to_float(batch["mask"]).to(vae.device)
-        decoded = ((decode_latents(vae, encode_images(vae, images)) + 1) / 2).clamp(0, 1)
-        error = (decoded - images).square().flatten(1).mean(1)
-        psnr.append(-10 * torch.log10(error))
-        hard = decode_masks(vae, encode_masks(vae, masks)) >= 0.5
-        dice.append(soft_dice(hard.float(), masks))
-    return ReconstructionQuality(
-        image_psnr=torch.cat(psnr).mean().item(),
-        mask_dice=torch.cat(dice).mean().item(),
-        images=len(chosen),
-    )
+        error = (repaint_images(vae, images) - images).square().flatten(1).mean(1)
+        found = decode_masks(vae, encode_masks(vae, masks)) >= 0.5
+        yield Repainted(masks, found.float(), -10 * torch.log10(error))
+
+
+def evenly_spaced(dataset: PreparedDataset, most: int) -> range:
+    """Which images of a split are enough for a mean: all of them, or at most so many."""
+    return range(0, len(dataset), -(-len(dataset) // most))
 
 
 def describe_autoencoder(
