@@ -477,6 +477,7 @@ def test_sdseg_without_its_autoencoder_is_no_pipeline(tmp_path):
         WaveGMSPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_operations_are_counted():
     counts = pd.DataFrame(count_sizes(SMALL, 64)).set_index("variant")
     assert counts["trainable_parameters"].to_dict() == {
