@@ -1,5 +1,7 @@
 """Scores of whole volumes, in millimetres, on the grid that prediction gives back."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -7,13 +9,22 @@ from dicoms import OBLIQUE, SPACING, write_decathlon
 from test_volume_sets import prepare
 
 from wavegms import InputError, WaveGMSPipeline
-from wavegms.config import ReadingParams
+from wavegms.config import EvaluationParams, ReadingParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.manifest import load_volumes
+from wavegms.figures.volumes import show_volume_scores
 from wavegms.predict.inputs import Request
 from wavegms.predict.run import predict
 from wavegms.results.scores import predict_split
-from wavegms.results.volumes import score_volumes, volume_metrics
+from wavegms.results.volumes import (
+    METRICS,
+    readable_models,
+    score_models,
+    score_volumes,
+    summarize_models,
+    volume_metrics,
+)
+from wavegms.training.card import ModelCard, weights_hash, write_card
 
 
 def ellipsoid(half_axes, spacing=(2.0, 0.8, 0.7), shape=(26, 60, 70)):
@@ -111,3 +122,32 @@ def test_pictures_have_no_scores_in_3d(prepared, tmp_path):
     dataset = PreparedDataset(prepared, "test")
     with pytest.raises(InputError, match="prepared from pictures"):
         score_volumes(np.zeros((len(dataset), 8, 8), np.float32), dataset, prepared)
+
+
+def test_networks_are_compared_over_volumes(untrained, tmp_path):
+    """What the notebook shows and writes: a row a volume, network and seed, and their means."""
+    raw, out = write_decathlon(tmp_path / "raw", count=8), tmp_path / "brain"
+    prepare(raw, out)
+    dataset = PreparedDataset(out, "test")
+    known = {field.name: 1 for field in fields(ModelCard)} | {"selection": "best_on_validation"}
+    for seed in (1, 2):
+        place = tmp_path / f"models/wave_gms/seed_{seed}"
+        untrained.save_pretrained(place)
+        about = {"variant": "wave_gms", "seed": seed, "dataset": "brain"}
+        card = ModelCard(**known | about | {"weights": weights_hash(place)})
+        write_card(place, card)
+    wanted = EvaluationParams(threshold=0.5, bootstrap_resamples=100)
+    scores = score_models(tmp_path / "models", dataset, out, ["wave_gms"], [1, 2], wanted)
+    assert scores[["seed", "id"]].duplicated().sum() == 0 and len(scores) == 2 * 2
+    assert (scores["train_set"] == "brain").all() and (scores["test_set"] == "brain").all()
+    # of the same weights, so that seeds change nothing
+    summary = summarize_models(scores, 100, 1).set_index("metric")
+    for metric in METRICS:
+        assert summary["mean"][metric] == pytest.approx(scores[metric].mean())
+    assert (summary["volumes"] == 2).all()
+    (row,) = readable_models(summary.reset_index()).to_dict("records")
+    assert row["System"] == "Wave-GMS" and row["Dice in 3-D (%)"].count("–") == 1
+    assert len(show_volume_scores(scores).axes) == 3
+    (out / "volumes.csv").unlink()
+    nothing = score_models(tmp_path / "models", dataset, out, ["wave_gms"], [1], wanted)
+    assert nothing.empty and readable_models(summarize_models(nothing, 100, 1)).empty
