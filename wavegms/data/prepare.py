@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from wavegms.data.manifest import (
     MASK_GREYS,
     SPLITS,
     data_hash,
+    mask_hash,
     pixels_hash,
 )
 from wavegms.data.pairs import (
@@ -206,6 +208,10 @@ def _prepare_case(
     image, mask = resize_pair(case, pair, image_size)
     image.save(folder / "images" / f"{case.id}.png")
     Image.fromarray(MASK_GREYS[mask]).save(folder / "masks" / f"{case.id}.png")
+    if pair.mask.shape != mask.shape:
+        (folder / "originals").mkdir(exist_ok=True)
+        Image.fromarray(MASK_GREYS[pair.mask]).save(folder / "originals" / f"{case.id}.png")
+    row_spacing, column_spacing = case.spacing or reading.spacing or (nan, nan)
     row = {
         "id": case.id,
         "split": split_of[case.id],
@@ -222,6 +228,9 @@ def _prepare_case(
         "scale": str(reading.scale),
         "drawn_on": pair.drawn_on,
         "evidence": "; ".join(reading.evidence),
+        "original_pixels": mask_hash(pair.mask),
+        "row_spacing": row_spacing,
+        "column_spacing": column_spacing,
     }
     return row, Seen.of(pair, mask)
 
