@@ -202,13 +202,14 @@ def test_a_table_that_says_no_spacing_is_refused(raw, tmp_path, table, said):
 
 
 def test_the_table_is_the_mean_of_the_means(tmp_path):
-    """Of two seeds, beside a file of a version before, which has no such numbers."""
+    """Of two seeds, beside files of a version before, which have no such numbers."""
     runs = [invent_scores(seed=seed) for seed in (1, 2)]
     for run in runs:
         put(tmp_path, run)
-    put(tmp_path, invent_scores("bus").drop(columns=list(ORIGINAL_METRICS)))
+    for before in (invent_scores("bus"), invent_scores(variant="unet")):
+        put(tmp_path, before.drop(columns=list(ORIGINAL_METRICS)))
     table = original_table(read_scores(tmp_path), 100, 1)
-    assert set(table["test_set"]) == {"busi"}
+    assert set(table["test_set"]) == {"busi"} and set(table["variant"]) == {"wave_gms"}
     for row in table.itertuples():
         share = 1 if row.metric.startswith("hd95") else 100
         means = [share * run[row.metric].mean() for run in runs]

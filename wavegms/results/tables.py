@@ -295,6 +295,7 @@ def original_table(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFr
         return bool(tested["hd95_mm"].notna().any() or any(differ))
 
     told = scores.groupby("test_set", sort=False).filter(tells_more)
+    told = told[told["dsc_original"].notna()]  # some may have been scored by a version before
     columns = ["system", *_CELL, "measured", "sd_seeds", "ci_low", "ci_high", *_SETTING]
     columns.remove("empty_predictions")  # at the run's size
     if told.empty:
