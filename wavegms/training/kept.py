@@ -18,7 +18,7 @@ from torch import Tensor
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, replace_folder, sha256_of, write_text
 from wavegms.images import Scale
-from wavegms.models.autoencoder import Autoencoder, latent_channels_of
+from wavegms.models.autoencoder import Autoencoder
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.mask_decoder import same_autoencoder, signature
 from wavegms.models.pipeline import WaveGMSPipeline
@@ -81,7 +81,7 @@ def model_folder(where: str | Path, project: Path = Path(), kept: Path = KEPT) -
         read_card(folder)
         return folder
     vae = None if values["latents"] is None else _fitting_autoencoder(where, values["latents"])
-    network = build_variant(card.variant, image_size=card.image_size)
+    network = build_variant(card.variant, image_size=card.image_size, vae=vae)
     state = read_tensors(weights)
     pipeline = as_pipeline(network, vae, card.image_size, values["scale"])
     try:
@@ -147,8 +147,8 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
             "something else: set autoencoder.source and autoencoder.path to that one, such as "
             f"{Path(where) / 'vae'}, or training.start_from to null"
         )
-    side, channels = before.config.image_size, latent_channels_of(vae)
-    network = build_variant(variant, image_size=side, latent_channels=channels)
+    side = before.config.image_size
+    network = build_variant(variant, image_size=side, vae=vae)
     pipeline = as_pipeline(network, vae, side)
     for part in _TRAINED:
         ours, theirs = getattr(pipeline, part), getattr(before, part)
