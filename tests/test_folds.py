@@ -415,6 +415,7 @@ def prepare_plain(project, tmp_path, **changes):
     return PreparedDataset.to_test(out)
 
 
+@pytest.mark.slow
 def test_what_is_done_of_an_interrupted_cross_validation_is_not_done_again(project, tmp_path):
     """Killed in the third fold: the first two end at once, bit for bit the same."""
     shutil.copytree(project / "data", tmp_path / "data")
