@@ -35,7 +35,9 @@ CPU = torch.device("cpu")
 TRAINED = [
     name
     for name, spec in VARIANTS.items()
-    if spec.trained and not spec.batch_size and (spec.autoencoder or name == "unet")
+    if spec.trained
+    and not (spec.batch_size or spec.generative)
+    and (spec.autoencoder or name == "unet")
 ]
 TRAINED.sort(key="wave_gms".__ne__)  # first, as there may be time for a few only
 

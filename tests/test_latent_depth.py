@@ -1,6 +1,7 @@
 """Latents of any depth: what is built, trained, saved and opened around an autoencoder follows."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,11 @@ from wavegms.variants import VARIANTS, variant_spec
 SIDE = 32
 
 
+def shaped(channels):
+    """What of an autoencoder shapes a network."""
+    return SimpleNamespace(config=SimpleNamespace(latent_channels=channels))
+
+
 def autoencoder_of(channels):
     """A small frozen one, each depth of another kind: TAESD's, an `AutoencoderKL`, TAEF2's."""
     torch.manual_seed(channels)
@@ -49,7 +55,7 @@ def batch():
 
 def sizes(name, channels):
     with torch.device("meta"):
-        model = build_variant(name, latent_channels=channels)
+        model = build_variant(name, vae=shaped(channels))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -69,7 +75,7 @@ def test_four_channels_are_what_the_paper_has_and_others_add_only_the_ends():
 @pytest.mark.parametrize("name", ["wave_gms", "wave_gms_no_alignment", "tinyvae_multires_sft"])
 def test_a_step_is_that_of_the_plain_formulas_at_any_depth(vae, name):
     spec, channels = variant_spec(name), latent_channels_of(vae)
-    model = build_variant(name, latent_channels=channels).eval()
+    model = build_variant(name, vae=shaped(channels)).eval()
     images, masks = batch()
     terms = loss_terms(spec, model, WaveGMSLoss(), vae, images, masks)
     terms["loss"].backward()
@@ -145,7 +151,7 @@ def test_noise_on_a_card_has_the_depth_of_the_latents(vae, train_set):
     options = {"batch_size": 2, "seed": 1, "device": torch.device("cpu")}
     batches = CardBatches(train_set, nothing, **options, latent_channels=channels)
     first = next(iter(batches.epoch(0)))
-    model = build_variant("wave_gms", latent_channels=channels).train()
+    model = build_variant("wave_gms", vae=shaped(channels)).train()
     latents, _ = model(first.images, vae, first.generators)
     assert first.generators.shape == latents.shape
     if channels == 4:
@@ -172,7 +178,7 @@ def test_a_cards_way_through_the_layers_leaves_no_middle_block_out():
 @pytest.mark.parametrize("channels", [16, 32])
 def test_an_onnx_file_gives_the_same_at_any_depth(tmp_path, channels):
     vae = autoencoder_of(channels)
-    pipeline = as_pipeline(build_variant("wave_gms", latent_channels=channels), vae, SIDE)
+    pipeline = as_pipeline(build_variant("wave_gms", vae=shaped(channels)), vae, SIDE)
     assert pipeline.export_onnx(tmp_path / "model.onnx").max_difference < 1e-3
 
 

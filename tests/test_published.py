@@ -160,7 +160,7 @@ def test_each_variant_is_one_row_of_a_table(published):
     assert set(named["variant"]) <= set(VARIANTS)
     assert set(named.loc[named["table"] == 2, "variant"]) == {
         *("unet", "multiresunet", "acc_unet", "uctransnet", "nnunet", "egeunet"),
-        *("swin_unet", "sme_swin_unet", "gms", "wave_gms"),
+        *("swin_unet", "sme_swin_unet", "medsegdiff_v2", "sdseg", "gss", "gms", "wave_gms"),
     }
     table_4 = rows.loc[rows["table"] == 4, "variant"]
     assert (table_4 != "").all()

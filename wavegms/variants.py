@@ -20,7 +20,8 @@ class VariantSpec:
     from GMS. `batch_size` is its own where the name says one. `full_precision` is for one whose
     first gradients are so large that in bf16 they are others (the cosine to those of float32 was
     0.2 to 0.6): bf16 is not chosen for it unasked. One that is not `graphable` computes something
-    on the processor in every step; with `idle_weights`, some weights never get a gradient.
+    on the processor in every step; with `idle_weights`, some weights never get a gradient. A
+    `generative` one is a function in `wavegms/models/rivals/` with a loss and a sampler of its own.
     """
 
     title: str
@@ -34,6 +35,7 @@ class VariantSpec:
     full_precision: bool = False
     graphable: bool = True
     idle_weights: bool = False
+    generative: bool = False
 
     def batch_size_or(self, default: int) -> int:
         """Its own batch size, or the run's."""
@@ -58,6 +60,13 @@ _SME = VariantSpec(
     "SME-SwinUNet", "sme_swin_unet", None, side_divisor=32, graphable=False, idle_weights=True
 )
 _UCT = VariantSpec("UCTransNet", "uctransnet", None, side_divisor=16)
+_MEDSEGDIFF = VariantSpec(
+    "MedSegDiff-V2", "medsegdiff_v2", None, side_divisor=32, graphable=False, generative=True
+)
+_SDSEG = VariantSpec(
+    "SDSeg", "sdseg", "kl", side_divisor=128, smallest_side=128, graphable=False, generative=True
+)
+_GSS = VariantSpec("GSS", "gss", None, side_divisor=32, graphable=False, generative=True)
 
 
 def _small(spec: VariantSpec) -> VariantSpec:
@@ -84,6 +93,13 @@ VARIANTS: dict[str, VariantSpec] = {
     "sme_swin_unet_small": _small(_SME),
     "uctransnet": _UCT,
     "uctransnet_small": _small(_UCT),
+    "medsegdiff_v2": _MEDSEGDIFF,
+    "medsegdiff_v2_small": replace(_small(_MEDSEGDIFF), side_divisor=8),
+    "sdseg": _SDSEG,
+    "sdseg_tiny": replace(_SDSEG, title="SDSeg (Tiny-VAE)", autoencoder="tiny"),
+    "sdseg_small": replace(_small(_SDSEG), autoencoder="tiny", side_divisor=16, smallest_side=16),
+    "gss": _GSS,
+    "gss_small": _small(_GSS),
     "gms": replace(_TINY_VAE, title="GMS", autoencoder="kl"),
     "tinyvae_mismatch": replace(_TINY_VAE, title="Tiny-VAE (model mismatch)", trained=False),
     "tinyvae": _TINY_VAE,

@@ -103,7 +103,7 @@ def sizes_of(vae: Autoencoder, image_size: int) -> dict[str, float]:
     """
     with torch.device("meta"):
         images = torch.empty(1, 3, image_size, image_size)
-        network = build_variant("wave_gms", latent_channels=latent_channels_of(vae))
+        network = build_variant("wave_gms", vae=vae)
     flat = copy.deepcopy(vae).to("meta")
     with torch.no_grad():
         with counting_operations() as encoding:

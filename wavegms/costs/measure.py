@@ -67,7 +67,7 @@ def build_untrained(variant: str, image_size: int = 224) -> tuple[Network, Autoe
     vae = None
     if kind is not None:
         vae = freeze(AutoencoderTiny() if kind == "tiny" else AutoencoderKL(**_SD_VAE))
-    return build_variant(variant, image_size=image_size).train(), vae
+    return build_variant(variant, image_size=image_size, vae=vae).train(), vae
 
 
 def count_sizes(variants: Sequence[str], image_size: int) -> list[dict]:
@@ -269,6 +269,8 @@ def plain_terms(
     generators: Generators = None,
 ) -> dict[str, Tensor]:
     """`loss_terms` as the paper writes it: the specification that the lean one is compared with."""
+    if spec.generative:
+        return network(images, masks, vae, generators)
     if spec.autoencoder is None:
         return mask_loss(network(images), masks)
     latents, levels = network(images, vae, generators)

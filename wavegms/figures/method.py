@@ -82,6 +82,9 @@ def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
     """Losses and selection Dice over the epochs of a `TrainingResult`, of which one was kept."""
     figure, (left, right) = new_panels(2, 9, 3)
     names = {"seg": "mask (Dice)", "lm": "latent mapping (MSE)", "align": "alignment"}
+    # of generative networks
+    names |= {"noise": "noise", "bound": "bound", "condition": "condition", "latent": "latents"}
+    names |= {"codes": "codes", "pixels": "pixels"}
     for (column, name), colour in zip(names.items(), sns.color_palette("colorblind"), strict=False):
         if column in history:  # not every network has every term
             left.plot(history["epoch"], history[column], label=name, color=colour)

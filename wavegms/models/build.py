@@ -6,6 +6,7 @@ from wavegms.errors import InputError
 from wavegms.images import Scale
 from wavegms.models.autoencoder import Autoencoder, latent_channels_of
 from wavegms.models.encoder import MultiResolutionEncoder
+from wavegms.models.generative import GenerativeNetwork, build_generative
 from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_network import MaskNetwork, build_mask_network
@@ -13,7 +14,7 @@ from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import LatentSegmenter
 from wavegms.variants import variant_spec
 
-Network = LatentSegmenter | MaskNetwork
+Network = LatentSegmenter | MaskNetwork | GenerativeNetwork
 
 
 def build_variant(
@@ -21,15 +22,19 @@ def build_variant(
     *,
     image_size: int = 224,
     sample_at_inference: bool = False,
-    latent_channels: int = 4,
+    vae: Autoencoder | None = None,
 ) -> Network:
     """A freshly initialised network: all that is trained of the variant.
 
     `image_size` is the side in pixels for which it is built, `sample_at_inference` that of
-    `MultiResolutionEncoder`, `latent_channels` those of the autoencoder; variants whose weights do
-    not depend on them ignore them.
+    `MultiResolutionEncoder`, `vae` the frozen autoencoder, of which only the shape matters; without
+    one latents have TAESD's 4 channels. Variants whose weights do not depend on them ignore them.
     """
-    network = variant_spec(name).network
+    spec = variant_spec(name)
+    network = spec.network
+    if spec.generative:
+        return build_generative(network, vae)
+    latent_channels = latent_channels_of(vae)
     if network == "wavelet":
         encoder = MultiResolutionEncoder(latent_channels, sample_at_inference)
         return LatentSegmenter(encoder, LatentMappingModel(latent_channels))
@@ -68,6 +73,8 @@ def as_pipeline(
     values; a network without latents leaves the autoencoder out.
     """
     seen = {"image_size": image_size, "greys": None if scale is None else str(scale)}
+    if isinstance(model, GenerativeNetwork):
+        return WaveGMSPipeline(network=model, vae=model.config.autoencoder and vae, **seen)
     if isinstance(model, MaskNetwork):
         return WaveGMSPipeline(network=model, **seen)
     return WaveGMSPipeline(model.encoder, model.mapping, vae, **seen)

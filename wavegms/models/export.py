@@ -75,10 +75,10 @@ def write_onnx(pipeline: DiffusionPipeline, path: str | Path) -> OnnxExport:
             "(model.sample_at_inference is true): train with it set to false, or call "
             "pipeline.encoder.register_to_config(sample_at_inference=False) to export the mean"
         )
-    if not getattr(getattr(pipeline.network, "network", None), "exportable", True):
+    if why := getattr(getattr(pipeline.network, "network", None), "unexportable", None):
         raise InputError(
-            f"{pipeline.network.config.architecture} computes superpixels by scikit-image, which "
-            "an ONNX file cannot: export another network, or predict with torch"
+            f"{pipeline.network.config.architecture} {why}: export another network, or "
+            "predict with torch"
         )
     plain = _plain_copy(pipeline)
     try:

@@ -28,6 +28,7 @@ from wavegms.models.autoencoder import (
 )
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.export import OnnxExport, write_onnx
+from wavegms.models.generative import GenerativeNetwork
 from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
@@ -50,7 +51,7 @@ _NETWORKS = {
     "encoder": (MultiResolutionEncoder,),
     "mapping": (LatentMappingModel, GuidedLatentMappingModel),
     "vae": AUTOENCODERS,
-    "network": (MaskNetwork, SizedMaskNetwork),
+    "network": (MaskNetwork, SizedMaskNetwork, GenerativeNetwork),
     "mask_decoder": (MaskDecoder,),
 }
 
@@ -79,7 +80,7 @@ class WaveGMSPipeline(DiffusionPipeline):
 
     In latent space: encoder -> latent mapping model -> decoder of the frozen autoencoder. Without
     an encoder the frozen autoencoder encodes the image as well. A network without latents is the
-    only part of its pipeline.
+    only part of its pipeline; a generative one may have latents of its own and the autoencoder.
 
     `decoder` says what decodes: "exact", the frozen autoencoder, or "fast", a mask decoder, which
     is a part of the pipeline from then on; see :meth:`choose_decoder`.
@@ -96,7 +97,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         encoder: MultiResolutionEncoder | None = None,
         mapping: LatentMappingModel | None = None,
         vae: Autoencoder | None = None,
-        network: MaskNetwork | None = None,
+        network: MaskNetwork | GenerativeNetwork | None = None,
         image_size: int = 224,
         greys: str | None = None,
         mask_decoder: MaskDecoder | None = None,
@@ -104,9 +105,11 @@ class WaveGMSPipeline(DiffusionPipeline):
         super().__init__()
         if network is None and (mapping is None or vae is None):
             raise ValueError("a pipeline needs mapping and vae, or network")
-        if network is not None and any(
-            part is not None for part in (encoder, mapping, vae, mask_decoder)
-        ):
+        decodes = isinstance(network, GenerativeNetwork) and network.config.autoencoder is not None
+        if decodes and vae is None:
+            raise ValueError("this network needs the autoencoder whose latents it knows")
+        others = (encoder, mapping) if decodes else (encoder, mapping, vae, mask_decoder)
+        if network is not None and any(part is not None for part in others):
             raise ValueError("a pipeline with a network takes no other part")
         for name, part in (("encoder", encoder), ("latent mapping model", mapping)):
             if part is not None and part.config.latent_channels != latent_channels_of(vae):
@@ -185,10 +188,9 @@ class WaveGMSPipeline(DiffusionPipeline):
     @property
     def parameter_counts(self) -> ParameterCounts:
         """How many parameters it has, and how many of them are not frozen."""
-        sizes = {id(part): part.num_parameters() for part in self._parts()}
-        total = sum(sizes.values())
-        frozen = sum(sizes.get(id(part), 0) for part in (self.vae, self.mask_decoder))
-        return ParameterCounts(total, total - frozen)
+        parts = self._parts()
+        total = sum(part.num_parameters() for part in parts)
+        return ParameterCounts(total, sum(part.num_parameters(True) for part in parts))
 
     def choose_decoder(self, decoder: Decoder) -> None:
         """What decodes masks from now on; a network without latents has nothing to choose.
@@ -201,7 +203,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         """
         if decoder not in get_args(Decoder):
             raise InputError(f"decoder is {decoder!r}: choose exact or fast")
-        if self.network is None and decoder == "fast" and self.mask_decoder is None:
+        if self.vae is not None and decoder == "fast" and self.mask_decoder is None:
             found = kept_mask_decoder(self.vae)
             # torch's own way, as diffusers' warns of what does not concern it
             nn.Module.to(found, device=self.device, dtype=self.dtype)
@@ -223,9 +225,12 @@ class WaveGMSPipeline(DiffusionPipeline):
         """Soft masks (B, 1, H, W) in [0, 1], float32, of images (B, 3, H, W) in [0, 1].
 
         Their sides are ones that the network takes: divisible by 8, or what it asks for.
-        `generator` is the random state of an encoder that samples at inference.
+        `generator` is the random state of an encoder that samples at inference, or of a generative
+        network, which otherwise begins with the same noise for every image.
         """
         images = channels_last(images.to(device=self.device, dtype=self.dtype))
+        if isinstance(self.network, GenerativeNetwork):
+            return self.network.predict(images, self.decode, generator).float()
         if self.network is not None:
             return self.network(images).float()
         _, levels = map_latents(self.encoder, self.mapping, self.vae, images, generator=generator)
@@ -290,8 +295,8 @@ class WaveGMSPipeline(DiffusionPipeline):
 
         Raises:
             InputError: the path ends otherwise or cannot be written, the encoder draws a sample at
-                inference, the network computes superpixels, or a probability differs by more than
-                `wavegms.models.export.TOLERANCE`.
+                inference, the network cannot be in such a file, or a probability differs by more
+                than `wavegms.models.export.TOLERANCE`.
         """
         return write_onnx(self, path)
 

@@ -15,14 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from wavegms.config import Precision
+from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.models.autoencoder import (
     Autoencoder,
     Generators,
     channels_last,
-    latent_channels_of,
 )
 from wavegms.models.build import Network, as_pipeline, build_variant, require_autoencoder
+from wavegms.models.generative import GenerativeNetwork
 from wavegms.models.gms_checkpoint import load_gms_mapping
 from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.models.mask_network import SizedMaskNetwork
@@ -45,8 +46,17 @@ from wavegms.training.loop import (
 from wavegms.training.loss import WaveGMSLoss, mask_loss
 from wavegms.training.run import Run
 from wavegms.training.safeguards import computing_with, explained
-from wavegms.training.state import TrainingState, describe_run, load_state, only_training
+from wavegms.training.state import (
+    STATE_NAME,
+    TrainingState,
+    describe_run,
+    load_state,
+    only_training,
+)
 from wavegms.variants import VariantSpec, variant_spec
+
+# Of the training split, from which a generative network takes what it begins with.
+_MOST_MASKS = 512
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,8 @@ def loss_terms(
     of what the network draws, or one for each image. A mask decoder, if given, decodes.
     """
     images = channels_last(images)
+    if spec.generative:
+        return model(images, masks, vae, generators)
     if spec.autoencoder is None:
         return mask_loss(model(images), masks)
     latents, levels = model(images, vae, generators)
@@ -158,6 +170,7 @@ def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> Train
     batches = training_batches(run, batch_size, accelerator)
     graphed = can_be_graphed(run, precision, batches, processes)
     plan, described = Plan(run.epochs or 0), describe_run(run, precision)
+    _begin(run, model, device)
     optimizer, schedule = _optimizer(run, model, plan, graphed)
     if run.training.compile:
         model.compile()
@@ -222,7 +235,7 @@ def _build(run: Run, device: torch.device) -> tuple[Network, WaveGMSPipeline]:
         run.variant,
         image_size=run.train_set.image_size,
         sample_at_inference=run.model.sample_at_inference,
-        latent_channels=latent_channels_of(run.vae),
+        vae=run.vae,
     )
     if run.start is not None:
         model.load_state_dict(run.start.state_dict())
@@ -233,6 +246,16 @@ def _build(run: Run, device: torch.device) -> tuple[Network, WaveGMSPipeline]:
     pipeline = as_pipeline(model.to(device), vae, *seen)
     pipeline.choose_decoder(run.training.decoder)
     return model, pipeline
+
+
+def _begin(run: Run, model: Network, device: torch.device) -> None:
+    """What a generative network takes from the training masks, where it does not go on."""
+    goes_on = run.start is not None or (run.checkpoints / STATE_NAME).exists()
+    if goes_on or not isinstance(model, GenerativeNetwork):
+        return
+    masks = run.train_set.masks[:: -(-len(run.train_set) // _MOST_MASKS)]
+    masks = PreparedDataset.foreground_to_float(masks).to(device)
+    model.network.begin(masks, run.vae, run.seed)
 
 
 def _optimizer(

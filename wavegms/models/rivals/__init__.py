@@ -7,8 +7,11 @@ at one that a processor trains in seconds.
 from wavegms.models.rivals import (
     acc_unet,
     egeunet,
+    gss,
+    medsegdiff_v2,
     multiresunet,
     nnunet,
+    sdseg,
     sme_swin_unet,
     swin_unet,
     uctransnet,
@@ -17,8 +20,11 @@ from wavegms.models.rivals import (
 __all__ = [
     "acc_unet",
     "egeunet",
+    "gss",
+    "medsegdiff_v2",
     "multiresunet",
     "nnunet",
+    "sdseg",
     "sme_swin_unet",
     "swin_unet",
     "uctransnet",

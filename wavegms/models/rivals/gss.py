@@ -5,12 +5,17 @@ from collections.abc import Sequence
 import torch
 from diffusers import VQModel
 from monai.networks.nets import resnet50
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from wavegms.models.autoencoder import Autoencoder, Generators
+from wavegms.models.generative import Decode, Generative, generative_network
 from wavegms.models.rivals.swin_unet import Stage
 
 _CODES_WEIGHT, _PIXELS_WEIGHT = 0.8, 0.2
+
+# Of the codebook's training.
+_BATCH, _RATE, _CHECK_STEPS, _CHECKED, _ENOUGH = 4, 2e-3, 50, 16, 0.98
 
 
 class ResNetMaps(nn.Module):
@@ -75,17 +80,21 @@ class Fusion(nn.Module):
         return self.fuse(torch.cat(resized, 1))
 
 
-class GSS(nn.Module):
+class GSS(Generative):
     """GSS-FF: images (B, 3, H, W) in [0, 1] -> logits of codes, and of two classes a pixel.
 
     The autoencoder of masks has its codes at 1/8; codes are classified at 1/4, so that masks are
     doubled before they are encoded. With a ResNet-50 and DALL-E's 8,192 codes there are 49,892,194
-    parameters.
+    parameters, without that autoencoder, the `codebook`. It is trained for at most so many `steps`
+    before all else, and then frozen.
     """
+
+    unexportable = "decides between codes, and the rounding of an ONNX file might take others"
 
     def __init__(
         self,
-        codes: int = 8192,
+        codebook: VQModel,
+        steps: int = 2000,
         backbone: type[nn.Module] = ResNetMaps,
         width: int = 384,
         dim: int = 512,
@@ -94,13 +103,14 @@ class GSS(nn.Module):
         side: int = 56,
     ):
         super().__init__()
+        self.codebook, self.steps = codebook.requires_grad_(False), steps
         self.backbone = backbone()
         channels = self.backbone.channels
         self.fusion = Fusion(channels, width, dim)
         self.stage = Stage(dim, heads, side, (0.0, 0.0), mlp_ratio=2)
         self.norm = nn.LayerNorm(dim)
         self.widen = unit(dim, wide)
-        self.classify = nn.Conv2d(wide, codes, 1)
+        self.classify = nn.Conv2d(wide, codebook.config.num_vq_embeddings, 1)
         self.pixels = Fusion(channels, width, width)
         self.classify_pixels = nn.Conv2d(width, 2, 1)
 
@@ -111,22 +121,35 @@ class GSS(nn.Module):
         codes = self.classify(self.widen(self.norm(x).permute(0, 3, 1, 2)))
         return codes, self.classify_pixels(self.pixels(maps))
 
-    def loss(self, codebook: VQModel, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """`loss`, which goes backward, and the terms of its sum; masks (B, 1, H, W), 0 or 1."""
+    def begin(self, masks: Tensor, vae: Autoencoder | None, seed: int) -> None:
+        """Trains the codebook until masks come back with Dice 0.98."""
+        train_codebook(self.codebook.requires_grad_(True), masks, self.steps, seed)
+        self.codebook.requires_grad_(False)
+
+    def loss(
+        self,
+        images: Tensor,
+        masks: Tensor,
+        vae: Autoencoder | None = None,
+        generators: Generators = None,
+    ) -> dict[str, Tensor]:
+        """See `Generative`."""
         codes, pixels = self(images)
         # at once at the size of the masks: the official code classifies every pixel
         pixels = functional.interpolate(pixels, masks.shape[2:], mode="bilinear")
         terms = {
             "codes": _CODES_WEIGHT
-            * functional.cross_entropy(codes, codes_of(codebook, doubled(masks))),
+            * functional.cross_entropy(codes, codes_of(self.codebook, doubled(masks))),
             "pixels": _PIXELS_WEIGHT * functional.cross_entropy(pixels, masks[:, 0].long()),
         }
         return {"loss": sum(terms.values()), **terms}
 
     @torch.no_grad()
-    def predict(self, codebook: VQModel, images: Tensor) -> Tensor:
-        """Soft masks (B, 1, H, W) in [0, 1]; nearer to white than to black from 0.5."""
-        large = masks_of(codebook, self(images)[0].argmax(1))
+    def predict(
+        self, images: Tensor, decode: Decode | None = None, generators: Generators = None
+    ) -> Tensor:
+        """See `Generative`; nearer to white than to black from 0.5. Nothing is drawn."""
+        large = masks_of(self.codebook, self(images)[0].argmax(1))
         return functional.interpolate(large, images.shape[2:], mode="bilinear")
 
 
@@ -160,6 +183,28 @@ def codebook_loss(codebook: VQModel, masks: Tensor) -> Tensor:
     return functional.mse_loss(coded.sample, pictures) + coded.commit_loss.mean()
 
 
+def train_codebook(codebook: VQModel, masks: Tensor, steps: int, seed: int) -> float:
+    """By masks (N, 1, H, W), doubled, turned and flipped; gives the Dice of the last check."""
+    generator = Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(codebook.parameters(), lr=_RATE)
+    dice = 0.0
+    for step in range(1, steps + 1):
+        chosen = torch.randint(len(masks), (_BATCH,), generator=generator)
+        turns, flip = torch.randint(4, (2,), generator=generator).tolist()
+        shown = doubled(masks[chosen.to(masks.device)]).rot90(turns, (2, 3))
+        loss = codebook_loss(codebook, shown.flip(3) if flip % 2 else shown)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % _CHECK_STEPS == 0 or step == steps:
+            shown = doubled(masks[:_CHECKED])
+            found = (masks_of(codebook, codes_of(codebook, shown)) >= 0.5).to(shown)
+            dice = (2 * (found * shown).sum() / (found + shown).sum().clamp_min(1)).item()
+            if dice >= _ENOUGH:
+                break
+    return dice
+
+
 @torch.no_grad()
 def codes_of(codebook: VQModel, masks: Tensor) -> Tensor:
     """(B, 1, H, W), 0 or 1 -> the indices of codes (B, H/8, W/8)."""
@@ -177,11 +222,14 @@ def masks_of(codebook: VQModel, codes: Tensor) -> Tensor:
     return ((decoded.mean(1, keepdim=True) + 1) / 2).clamp(0, 1)
 
 
+@generative_network
 def gss() -> GSS:
     """With DALL-E's number of codes and a ResNet-50, 49,892,194 parameters."""
-    return GSS()
+    return GSS(build_codebook(8192))
 
 
+@generative_network
 def gss_small() -> GSS:
-    """For images of 64 pixels and a codebook of 64."""
-    return GSS(64, SmallMaps, width=32, dim=32, heads=4, wide=64, side=16)
+    """An eighth of its width and less, a codebook of 64."""
+    codebook = build_codebook(64, 8, 4)
+    return GSS(codebook, 100, SmallMaps, width=32, dim=32, heads=4, wide=64)

@@ -11,10 +11,14 @@ from itertools import pairwise
 
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
-from torch import Generator, Tensor, nn
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-_STEPS, _CAP, _POOLS = 1000, 480, 5
+from wavegms.models.autoencoder import Autoencoder, Generators, at_least_float32
+from wavegms.models.generative import Decode, Generative, generative_network
+
+_STEPS, _CAP = 1000, 480
 _NOISE = {
     "num_train_timesteps": _STEPS,
     "beta_start": 1e-4,
@@ -38,12 +42,12 @@ class ConditionNetwork(nn.Module):
     """A U-Net after the first nnU-Net: (B, 3, H, W) in [0, 1] -> a mask, and what guides.
 
     The mask (B, 1, H, W) in [0, 1] is only there for the loss. What guides is (B, 4 width, H, W).
-    H and W are multiples of 32.
+    H and W are multiples of 2 to the power of `pools`.
     """
 
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int, pools: int):
         super().__init__()
-        widths = [min(width * 2**level, width * _CAP // 32) for level in range(_POOLS)]
+        widths = [min(width * 2**level, width * _CAP // 32) for level in range(pools)]
         self.encoder = nn.ModuleList(
             Units(into, out, out, dropout=0.5)
             for into, out in zip([3, *widths], [*widths, widths[-1]], strict=True)
@@ -69,14 +73,22 @@ class ConditionNetwork(nn.Module):
         return self.head(x).sigmoid(), torch.cat([half, half, quarter], 1)
 
 
-class MedSegDiffV2(nn.Module):
-    """129,400,450 parameters. Images (B, 3, S, S) and masks (B, 1, S, S) in [0, 1].
+class MedSegDiffV2(Generative):
+    """129,400,450 parameters. Sides of images are multiples of 32.
 
-    S is a multiple of 32; the official code takes 256, and at 224 loses its attention layers.
+    The official code takes 256, and at 224 loses its attention layers. A prediction is the mean
+    over an `ensemble` of samples of so many `steps`.
     """
 
-    def __init__(self, channels: Sequence[int] = (128, 128, 256, 256, 512, 512), groups: int = 32):
+    def __init__(
+        self,
+        channels: Sequence[int] = (128, 128, 256, 256, 512, 512),
+        groups: int = 32,
+        steps: int = 20,
+        ensemble: int = 5,
+    ):
         super().__init__()
+        self.steps, self.ensemble = steps, ensemble
         last = len(channels) - 1
         kinds = [
             "AttnDownBlock2D" if level == last - 1 else "DownBlock2D"
@@ -93,7 +105,7 @@ class MedSegDiffV2(nn.Module):
         )
         nn.init.zeros_(self.denoiser.conv_out.weight)
         nn.init.zeros_(self.denoiser.conv_out.bias)
-        self.condition = ConditionNetwork(channels[0] // 4)
+        self.condition = ConditionNetwork(channels[0] // 4, last)
         self.noise = DDPMScheduler(**_NOISE)
 
     def denoise(self, images: Tensor, noisy: Tensor, steps: Tensor, guide: Tensor) -> Tensor:
@@ -102,54 +114,60 @@ class MedSegDiffV2(nn.Module):
             return self.denoiser(torch.cat([images, noisy], 1), steps).sample
 
     def loss(
-        self, images: Tensor, masks: Tensor, generator: Generator | None = None
+        self,
+        images: Tensor,
+        masks: Tensor,
+        vae: Autoencoder | None = None,
+        generators: Generators = None,
     ) -> dict[str, Tensor]:
-        """`loss`, which goes backward, and the terms of its sum."""
-        options = {"generator": generator, "device": images.device}
-        steps = torch.randint(_STEPS, (len(images),), **options)
-        noise = torch.randn(masks.shape, **options)
+        """See `Generative`."""
+        steps = drawn_steps(len(images), generators, images.device)
+        noise = randn_tensor(masks.shape, generators, masks.device, masks.dtype)
         noisy = self.noise.add_noise(masks, noise, steps)
         rough, guide = self.condition(images)
-        found, share = self.denoise(images, noisy, steps, guide).chunk(2, 1)
+        # in half precision the bound of a late step would be rounding
+        found, share = at_least_float32(self.denoise(images, noisy, steps, guide)).chunk(2, 1)
         terms = {
             "noise": functional.mse_loss(found, noise),
             # of the variance alone
             "bound": variational_bound(
                 self.noise.betas.to(images), masks, noisy, steps, found.detach(), share
             ).mean(),
-            "condition": 10 * functional.mse_loss(rough, masks),
+            "condition": 10 * functional.mse_loss(at_least_float32(rough), masks),
         }
         return {"loss": sum(terms.values()), **terms}
 
     @torch.no_grad()
     def predict(
-        self,
-        images: Tensor,
-        *,
-        steps: int = 20,
-        ensemble: int = 5,
-        generator: Generator | None = None,
+        self, images: Tensor, decode: Decode | None = None, generators: Generators = None
     ) -> Tensor:
-        """Soft masks (B, 1, S, S) in [0, 1]: the mean over an ensemble of samples.
+        """See `Generative`.
 
-        With all 1,000 `steps` each is an ancestral one, with fewer DPM-Solver++'s of second order.
+        With all 1,000 steps a sample is an ancestral one, with fewer it is of DPM-Solver++'s second
+        order.
         """
         _, guide = self.condition(images)
-        samples = [self._sample(images, guide, steps, generator) for _ in range(ensemble)]
+        samples = [self._sample(images, guide, generators) for _ in range(self.ensemble)]
         return torch.stack(samples).mean(0).clamp(0, 1)
 
-    def _sample(
-        self, images: Tensor, guide: Tensor, steps: int, generator: Generator | None
-    ) -> Tensor:
-        scheduler = sampler(steps)
+    def _sample(self, images: Tensor, guide: Tensor, generators: Generators) -> Tensor:
+        scheduler = sampler(self.steps)
         shape = (len(images), 1, *images.shape[2:])
-        x = torch.randn(shape, generator=generator, device=images.device)
-        for step in scheduler.timesteps.to(images.device):
-            found = self.denoise(images, x, step.expand(len(images)), guide)
-            if steps != _STEPS:  # the solver has no use for the variance, and takes it for colours
+        x = randn_tensor(shape, generators, images.device, images.dtype)
+        for step in scheduler.timesteps:
+            found = self.denoise(images, x, step.expand(len(images)).to(images.device), guide)
+            if self.steps != _STEPS:  # the solver has no use for the variance, takes it for colours
                 found = found[:, :1]
-            x = scheduler.step(found, step, x, generator=generator).prev_sample
+            x = scheduler.step(found, step, x, generator=generators).prev_sample
         return x
+
+
+def drawn_steps(count: int, generators: Generators, device: torch.device) -> Tensor:
+    """One of the 1,000 steps for each of so many images."""
+    if isinstance(generators, list):
+        steps = [torch.randint(_STEPS, (1,), generator=one) for one in generators]
+        return torch.cat(steps).to(device)
+    return torch.randint(_STEPS, (count,), generator=generators, device=device)
 
 
 def sampler(steps: int) -> DDPMScheduler | DPMSolverMultistepScheduler:
@@ -225,11 +243,13 @@ def _larger(x: Tensor, factor: int) -> Tensor:
     return functional.interpolate(x, scale_factor=factor, mode="bilinear")
 
 
+@generative_network
 def medsegdiff_v2() -> MedSegDiffV2:
     """As published."""
     return MedSegDiffV2()
 
 
+@generative_network
 def medsegdiff_v2_small() -> MedSegDiffV2:
-    """An eighth of its width, and four levels."""
-    return MedSegDiffV2((16, 16, 32, 32), groups=8)
+    """An eighth of its width, four levels, and two samples of five steps."""
+    return MedSegDiffV2((16, 16, 32, 32), groups=8, steps=5, ensemble=2)

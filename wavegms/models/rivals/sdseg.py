@@ -4,20 +4,26 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
-from torch import Generator, Tensor, nn
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from wavegms.models.autoencoder import Autoencoder, decode_masks, encode_images
+from wavegms.models.autoencoder import Autoencoder, Generators, at_least_float32, encode_images
+from wavegms.models.generative import Decode, Generative, generative_network
+from wavegms.models.rivals.medsegdiff_v2 import drawn_steps
 
 _STEPS, _DROPOUT = 1000, 0.2
 
+# From which the scale of latents is taken, and how many are encoded at once.
+_MASKS, _AT_ONCE = 64, 8
 
-class SDSeg(nn.Module):
+
+class SDSeg(Generative):
     """All that is trained of it: 329,137,456 parameters with the autoencoder of Stable Diffusion.
 
-    The vision encoder begins as a copy of the frozen autoencoder's, which is handed to `loss` and
-    `predict` and is any of ours. Sides of images are multiples of 8 times 2 for each level but one.
+    The vision encoder has the shape of the frozen autoencoder's, any of ours, and begins as a copy
+    of it. Sides of images are multiples of 8 times 2 for each level but one.
     """
 
     def __init__(
@@ -47,10 +53,8 @@ class SDSeg(nn.Module):
         for module in self.vision.modules():
             if isinstance(module, nn.Dropout):
                 module.p = _DROPOUT
-        with torch.no_grad():
-            parameter = next(vae.parameters())
-            found = self.vision(parameter.new_zeros(1, 3, 32, 32)).shape[1]
-        self.bridge = nn.Conv2d(found, 4, 1)
+        # of a KL autoencoder mean and variance
+        self.bridge = nn.Conv2d(8 if isinstance(vae, AutoencoderKL) else 4, 4, 1)
         self.noise = DDPMScheduler(
             num_train_timesteps=_STEPS,
             beta_start=0.0015,
@@ -61,29 +65,28 @@ class SDSeg(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     @torch.no_grad()
-    def fit_scale(self, vae: Autoencoder, masks: Tensor) -> None:
-        """Latents of masks get the spread 1; from the first batch, before it is trained on."""
-        self.scale = 1 / _latents_of(vae, masks, None).std()
+    def begin(self, masks: Tensor, vae: Autoencoder, seed: int) -> None:
+        """The vision encoder gets its weights, and latents of masks the spread 1."""
+        self.vision.load_state_dict(vae.encoder.state_dict())
+        generator = torch.Generator(masks.device).manual_seed(seed)
+        parts = masks[:_MASKS].split(_AT_ONCE)
+        self.scale.copy_(1 / torch.cat([_latents_of(vae, p, generator) for p in parts]).std())
 
     def look(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 4, H/8, W/8)."""
         return self.bridge(self.vision(images * 2 - 1))
 
     def loss(
-        self,
-        vae: Autoencoder,
-        images: Tensor,
-        masks: Tensor,
-        generator: Generator | None = None,
+        self, images: Tensor, masks: Tensor, vae: Autoencoder, generators: Generators = None
     ) -> dict[str, Tensor]:
-        """`loss`, which goes backward, and the terms of its sum; masks (B, 1, H, W), 0 or 1."""
-        options = {"generator": generator, "device": images.device}
+        """See `Generative`."""
         with torch.no_grad():
-            latents = _latents_of(vae, masks, generator) * self.scale
-        steps = torch.randint(_STEPS, (len(images),), **options)
-        noise = torch.randn(latents.shape, **options)
+            latents = _latents_of(vae, masks, generators) * self.scale
+        steps = drawn_steps(len(images), generators, images.device)
+        noise = randn_tensor(latents.shape, generators, latents.device, latents.dtype)
         noisy = self.noise.add_noise(latents, noise, steps)
-        found = self.denoiser(torch.cat([noisy, self.look(images)], 1), steps).sample
+        seen = at_least_float32(self.look(images))
+        found = at_least_float32(self.denoiser(torch.cat([noisy, seen], 1), steps).sample)
         terms = {
             "noise": functional.l1_loss(found, noise),
             "latent": functional.l1_loss(self.at_once(noisy, found, steps), latents),
@@ -96,27 +99,28 @@ class SDSeg(nn.Module):
         return noisy / kept.sqrt() - (1 / kept - 1).sqrt() * found
 
     @torch.no_grad()
-    def predict(
-        self, vae: Autoencoder, images: Tensor, generator: Generator | None = None
-    ) -> Tensor:
-        """Soft masks (B, 1, H, W) in [0, 1], in one step from pure noise."""
+    def predict(self, images: Tensor, decode: Decode, generators: Generators = None) -> Tensor:
+        """In one step from pure noise; see `Generative`."""
         seen = self.look(images)
-        noise = torch.randn(seen.shape, generator=generator, device=images.device)
+        noise = randn_tensor(seen.shape, generators, seen.device, seen.dtype)
         last = torch.full((len(images),), _STEPS - 1, device=images.device)
         found = self.denoiser(torch.cat([noise, seen], 1), last).sample
-        return decode_masks(vae, self.at_once(noise, found, last) / self.scale)
+        return decode(self.at_once(noise, found, last) / self.scale)
 
 
-def _latents_of(vae: Autoencoder, masks: Tensor, generator: Generator | None) -> Tensor:
+def _latents_of(vae: Autoencoder, masks: Tensor, generators: Generators) -> Tensor:
     images = masks.expand(-1, 3, -1, -1)
-    return encode_images(vae, images, sample_posterior=True, generator=generator)
+    latents = encode_images(vae, images, sample_posterior=True, generator=generators)
+    return at_least_float32(latents)
 
 
+@generative_network
 def sdseg(vae: Autoencoder) -> SDSeg:
     """As published; sides of images are multiples of 128."""
     return SDSeg(vae)
 
 
+@generative_network
 def sdseg_small(vae: Autoencoder) -> SDSeg:
     """For sides that are multiples of 16."""
     return SDSeg(vae, (32, 32), head_width=8, groups=8)

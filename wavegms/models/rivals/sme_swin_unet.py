@@ -71,7 +71,7 @@ class SMESwinUNet(SwinUNet):
     convolution that the official code has and never calls.
     """
 
-    exportable = False  # to ONNX
+    unexportable = "computes superpixels by scikit-image, which an ONNX file cannot"
     UNUSED = (
         "supplement.",
         "transformer.reconstructions.0.",
