@@ -21,7 +21,7 @@ from test_volume_sets import put_back
 
 from wavegms import InputError
 from wavegms.__main__ import main
-from wavegms.config import ReadingParams, load_params
+from wavegms.config import load_params
 from wavegms.data.manifest import load_volumes
 from wavegms.run import add as own_data
 from wavegms.run.add import add_dataset
@@ -235,13 +235,14 @@ def test_what_masks_do_not_tell_is_asked_and_noted(project, tmp_path, capsys, be
     assert main(command) == 1
     assert "--foreground 1 --ignore 255" in capsys.readouterr().err
     assert params.read_text() == text and not (project / "data").exists()
-    assert main([*command, "--foreground", "1", "--ignore", "255"]) == 0
-    assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
-    wanted = ReadingParams(foreground=[1], ignore=[255])
-    assert load_params(params).reading["skin"] == wanted
-    assert composed(project, tmp_path, "skin")["reading"] == {
-        "skin": {"foreground": [1], "ignore": [255]}
-    }
+    said = ["--foreground", "1", "--ignore", "255", "--spacing", "0.12", "0.1"]
+    assert main([*command, *said]) == 0
+    found = capsys.readouterr().out
+    assert "foreground is 1, and 255 is ignored" in found
+    assert "spacing: 0.12 (rows) and 0.1 (columns) mm, as reading.skin says" in found
+    wanted = {"foreground": [1], "ignore": [255], "spacing": [0.12, 0.1]}
+    assert load_params(params).reading["skin"].model_dump() == wanted | {"drawn_on": "auto"}
+    assert composed(project, tmp_path, "skin")["reading"] == {"skin": wanted}
     assert main(["add", "skin"]) == 0  # read as params.yaml says
     assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
     assert main(["add", "skin", "--foreground", "1", "255"]) == 0  # thought better of it
@@ -273,7 +274,9 @@ def test_real_dermoscopy_is_taken_as_it_was_published(project, real_data, tmp_pa
         shutil.copy2(path, scans)
     added = add_dataset("skin", scans, raw / "HAM10000_segmentations_lesion_tschandl")
     assert (added.cases, added.unlabelled) == (len(list(scans.iterdir())), 0)
-    assert added.notes == ["a score is the mean over 7 test images: mind its interval"]
+    (note,) = added.notes
+    assert note.startswith("a score is the mean over 7 test images: mind its interval")
+    assert note.endswith(", or set split.folds to 5 in params.yaml, which scores every image")
 
 
 def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):

@@ -21,9 +21,11 @@ from wavegms.data.duplicates import (
 )
 from wavegms.data.manifest import (
     PAIR_COLUMNS,
+    fold_of,
     leaking_in,
     load_manifest,
     load_volumes,
+    number_of_folds,
     slice_id,
 )
 from wavegms.files import write_text
@@ -65,12 +67,17 @@ class AuditSummary:
 def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
     """Find duplicates and related images in a prepared folder, one `PairRow` each, and count them.
 
+    With folds, every image is a test image, and one that is alike in another fold leaks.
+
     Exact ones come first, and then by falling similarity. The images should have 64 pixels a side
     or more: of 79,800 pairs of different phantoms, none is taken for a twin at 128 and 224, one at
     64, ten at 32. Of slices of volumes, copies of one file are found, and what is of one patient.
     """
     folder = Path(folder)
     manifest, volumes = load_manifest(folder), load_volumes(folder)
+    manifest["side"] = manifest["split"] == "test"
+    if number_of_folds(manifest):
+        manifest = manifest.assign(split="test", side=fold_of(manifest))
     if volumes is not None:
         found = _between_volumes(manifest, volumes)
         pairs = _pairs_of(manifest, found)
@@ -103,10 +110,10 @@ def _between_volumes(
         for one in volumes.itertuples()
         for number in range(one.slices)
     }
-    owners, parts = [owner.get(id, id) for id in manifest["id"]], manifest["split"].tolist()
+    owners, sides = [owner.get(id, id) for id in manifest["id"]], manifest["side"].tolist()
     found = dict.fromkeys(pairs_within(manifest["sha256"]), ("exact", 1.0))
     for i, j in pairs_within(manifest["group"]):
-        if owners[i] != owners[j] and (parts[i] == "test") != (parts[j] == "test"):
+        if owners[i] != owners[j] and sides[i] != sides[j]:
             found.setdefault((i, j), ("same group", 0.0))
     return found
 
@@ -129,7 +136,7 @@ def _pairs_of(
                 "label_b": b["label"],
                 "kind": kind,
                 "similarity": similarity,
-                "crosses_split": (a["split"] == "test") != (b["split"] == "test"),
+                "crosses_split": bool(a["side"] != b["side"]),
                 "labels_differ": a["label"] != b["label"],
             }
         )
@@ -152,11 +159,8 @@ def _components(manifest: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """For each set of connected images: its size, number of classes, and splits on both sides."""
     place = {id: index for index, id in enumerate(manifest["id"])}
     edges = [(place[a], place[b]) for a, b in zip(pairs["id_a"], pairs["id_b"], strict=True)]
-    table = manifest.assign(in_test=manifest["split"] == "test")
-    grouped = table.groupby(component_of(len(manifest), edges))
-    return grouped.agg(
-        size=("id", "size"), labels=("label", "nunique"), sides=("in_test", "nunique")
-    )
+    grouped = manifest.groupby(component_of(len(manifest), edges))
+    return grouped.agg(size=("id", "size"), labels=("label", "nunique"), sides=("side", "nunique"))
 
 
 def _summarise(manifest: pd.DataFrame, pairs: pd.DataFrame) -> AuditSummary:

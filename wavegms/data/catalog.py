@@ -18,6 +18,7 @@ from wavegms.data.cases import (
     read_plain,
     read_two_folders,
     read_volumes,
+    with_spacing,
 )
 from wavegms.errors import InputError
 
@@ -128,7 +129,7 @@ def find_cases(name: str, folder: Path) -> list[Case]:
     cases = spec.read(root)
     if not cases:
         raise InputError(f"{root} holds no images: expected {spec.layout}.")
-    return checked_cases(cases)
+    return with_spacing(checked_cases(cases), Path(folder))
 
 
 def spec_of(name: str) -> DatasetSpec:

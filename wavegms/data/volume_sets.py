@@ -21,7 +21,7 @@ from wavegms.config import ReadingParams
 from wavegms.data.cases import DESCRIPTION, Case
 from wavegms.data.duplicates import merge_groups, pairs_within
 from wavegms.data.foreground import as_ranges
-from wavegms.data.manifest import MASK_GREYS, pixels_hash, slice_id
+from wavegms.data.manifest import MASK_GREYS, mask_hash, pixels_hash, slice_id
 from wavegms.data.pairs import Reading, for_each_case
 from wavegms.data.volumes import (
     Stack,
@@ -107,8 +107,9 @@ def decide_reading(
     spacing, where it is a tenth larger than the others in the median volume; else axial.
     """
     wanted = wanted or ReadingParams()
-    if wanted.drawn_on != "auto":
-        raise InputError(f"reading.{name}.drawn_on is of pictures, not of volumes: remove it.")
+    for key in ("drawn_on", "spacing"):
+        if key in wanted.model_dump(exclude_defaults=True):
+            raise InputError(f"reading.{name}.{key} is of pictures, not of volumes: remove it.")
     counts = sum((Counter(one.counts) for one in seen), Counter())
     held = ", ".join(_shown_label(value, counts[value], names) for value in sorted(counts))
     ignored = _asked(name, "ignore", wanted.ignore, counts, held)
@@ -235,6 +236,8 @@ def prepare_volume(
         "ignored": written_ranges(reading.masks.ignored),
         "scale": str(reading.scale),
         "drawn_on": "",
+        "row_spacing": volume.spacing[0],
+        "column_spacing": volume.spacing[1],
         "evidence": "; ".join(reading.evidence),
     }
     rows = []
@@ -244,11 +247,15 @@ def prepare_volume(
         mask = resize_mask(kinds[place], image_size)
         image.save(folder / "images" / f"{id}.png")
         Image.fromarray(MASK_GREYS[mask]).save(folder / "masks" / f"{id}.png")
+        if kinds[place].shape != mask.shape:
+            (folder / "originals").mkdir(exist_ok=True)
+            Image.fromarray(MASK_GREYS[kinds[place]]).save(folder / "originals" / f"{id}.png")
         facts = {
             "id": id,
             "sha256": hashlib.sha256(f"{file_hash} {number}".encode()).hexdigest(),
             "mask_area": float((mask == FOREGROUND).mean()),
             "pixels": pixels_hash(np.asarray(image), mask),
+            "original_pixels": mask_hash(kinds[place]),
         }
         rows.append(shared | facts)
     about = {

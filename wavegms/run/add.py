@@ -170,8 +170,11 @@ def add_dataset(
     if name not in params.external:
         tests = check_dataset(name, folder, params)
         if tests < _FEW_TESTS:
-            of = "volumes" if volumes else "images"
-            notes.append(f"a score is the mean over {tests} test {of}: mind its interval")
+            more = f", or set split.folds to 5 in {_PARAMS}, which scores every image"
+            notes.append(
+                f"a score is the mean over {tests} test {'volumes' if volumes else 'images'}: mind "
+                f"its interval{'' if params.split.folds else more}"
+            )
     changed = {}
     if asked and written:
         notes.append(

@@ -37,6 +37,14 @@ def configure(parser: ArgumentParser) -> None:
         choices=["axial", "coronal", "sagittal"],
         help="in which volumes are cut; across the axis with the largest spacing if left out",
     )
+    parser.add_argument(
+        "--spacing",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="MM",
+        help="from pixel to pixel, or of rows and of columns, for distances in millimetres",
+    )
 
 
 def execute(options: Namespace) -> None:
@@ -53,6 +61,7 @@ def execute(options: Namespace) -> None:
             "ignore": [int(one) if one.isdecimal() else one for one in options.ignore],
             "drawn_on": options.drawn_on,
             "plane": options.plane,
+            "spacing": options.spacing,
         }
     )
     name, source = options.name, None
