@@ -165,11 +165,13 @@ def _settings(params: Params) -> list[tuple[str, str]]:
     many = len(set(epochs.values())) > 1
     epochs = [f"{spec_of(n).title} {e}" for n, e in epochs.items()] if many else epochs.values()
     sources = {"train": "trained on the spot", "hub": autoencoder.hub}
+    published = training.recipe == "published"
     return [
         ("Networks", ", ".join(map(title_of, params.variants))),
         ("Images", f"{params.image_size}×{params.image_size} pixels"),
         ("Epochs", ", ".join(map(str, dict.fromkeys(epochs)))),
         ("Epoch chosen", _CHOSEN[training.selection]),
+        *([("Recipe", "published where there is one: a rival's own")] if published else []),
         ("Batch size", str(training.batch_size)),
         ("Peak learning rate", str(training.learning_rate)),
         ("Autoencoder", sources.get(autoencoder.source, Path(autoencoder.path).name)),

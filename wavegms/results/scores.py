@@ -97,7 +97,8 @@ def write_scores(
 
     Every row says what it was trained on and tested on, so files can be stacked, and which model
     it is of, by the hash of its card. Where the model was trained or scored with the fast decoder,
-    the column `selection` says so as well, which all tables show.
+    the column `selection` says so as well, which all tables show; so it does of a network
+    that learnt by its published recipe.
     """
     origin = {"train_set": card.dataset, "test_set": test_set}
     shared = ("variant", "seed", "image_size", "epochs", "selection")
@@ -105,6 +106,8 @@ def write_scores(
     trained = card.parameters.get("training", {}).get("decoder", "exact")
     if (trained, decoder) != ("exact", "exact"):
         origin["selection"] += f", trained with the {trained} and scored with the {decoder} decoder"
+    if "recipe" in card.parameters:
+        origin["selection"] += ", by its published recipe"
     table = scores.assign(**origin)[[*origin, *scores.columns]]
     write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     # pandas writes the missing standard deviation of a single image as null, json as NaN

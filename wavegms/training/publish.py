@@ -22,6 +22,14 @@ def publish_model(run: Run, result: TrainingResult) -> ModelCard:
     then.
     """
     sections = {"training": run.training, "loss": run.loss, "model": run.model}
+    parameters = {name: section.model_dump() for name, section in sections.items()}
+    if run.recipe:
+        begins = run.training.start_from or run.training.pretrained
+        parameters = {
+            "training": run.applied,
+            "recipe": run.recipe.described(begins),
+            "model": parameters["model"],
+        }
     card = ModelCard(
         variant=run.variant,
         dataset=run.dataset,
@@ -38,7 +46,7 @@ def publish_model(run: Run, result: TrainingResult) -> ModelCard:
         precision=result.precision,
         weights=weights_hash(result.folder / "best"),
         autoencoder=asdict(run.autoencoder) if run.autoencoder else None,
-        parameters={name: section.model_dump() for name, section in sections.items()},
+        parameters=parameters,
         versions=library_versions(),
     )
     if not is_first_process():
