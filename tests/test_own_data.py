@@ -229,13 +229,14 @@ def test_what_masks_do_not_tell_is_asked_and_noted(project, tmp_path, capsys, be
     assert main(command) == 1
     assert "--foreground 1 --ignore 255" in capsys.readouterr().err
     assert params.read_text() == text and not (project / "data").exists()
-    assert main([*command, "--foreground", "1", "--ignore", "255"]) == 0
-    assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
-    wanted = {"foreground": [1], "ignore": [255], "drawn_on": "auto"}
-    assert load_params(params).reading["skin"].model_dump() == wanted
-    assert composed(project, tmp_path, "skin")["reading"] == {
-        "skin": {"foreground": [1], "ignore": [255]}
-    }
+    said = ["--foreground", "1", "--ignore", "255", "--spacing", "0.12", "0.1"]
+    assert main([*command, *said]) == 0
+    found = capsys.readouterr().out
+    assert "foreground is 1, and 255 is ignored" in found
+    assert "spacing: 0.12 (rows) and 0.1 (columns) mm, as reading.skin says" in found
+    wanted = {"foreground": [1], "ignore": [255], "spacing": [0.12, 0.1]}
+    assert load_params(params).reading["skin"].model_dump() == wanted | {"drawn_on": "auto"}
+    assert composed(project, tmp_path, "skin")["reading"] == {"skin": wanted}
     assert main(["add", "skin"]) == 0  # read as params.yaml says
     assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
     assert main(["add", "skin", "--foreground", "1", "255"]) == 0  # thought better of it
@@ -267,4 +268,6 @@ def test_real_dermoscopy_is_taken_as_it_was_published(project, real_data, tmp_pa
         shutil.copy2(path, scans)
     added = add_dataset("skin", scans, raw / "HAM10000_segmentations_lesion_tschandl")
     assert (added.cases, added.unlabelled) == (len(list(scans.iterdir())), 0)
-    assert added.notes == ["a score is the mean over 7 test images: mind its interval"]
+    (note,) = added.notes
+    assert note.startswith("a score is the mean over 7 test images: mind its interval")
+    assert note.endswith(", or set split.folds to 5 in params.yaml, which scores every image")

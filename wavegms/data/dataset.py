@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import psutil
@@ -9,7 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wavegms.data.manifest import MASK_KINDS, SPLITS, data_hash, load_manifest, pixels_hash
+from wavegms.data.manifest import (
+    MASK_KINDS,
+    SPLITS,
+    data_hash,
+    fold_of,
+    load_manifest,
+    mask_hash,
+    number_of_folds,
+    pixels_hash,
+)
 from wavegms.errors import InputError
 from wavegms.images import FOREGROUND, Scale, open_image
 
@@ -21,10 +31,17 @@ class PreparedDataset(Dataset):
     whole folder, does identify what a model has seen. `manifest` has the rows of these splits;
     `images` (N, 3, H, W), 0..255, and `masks` (N, 1, H, W), 0, 1 or 2 where a pixel is to be
     ignored, are uint8, or None where they are not held in memory. `scale` is how grey values of the
-    raw images were taken, for a model to see others alike.
+    raw images were taken, for a model to see others alike. `folds` is how many the data have, 0
+    without, and `tested_in` (N,) the fold in which each image is for testing, from 1, or 0.
     """
 
-    def __init__(self, folder: Path, split: str | Sequence[str], in_memory: bool | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        split: str | Sequence[str],
+        in_memory: bool | None = None,
+        fold: int = 1,
+    ):
         """Opens the splits; of several, some may be empty, as val is where nothing was set aside.
 
         By default pixels are held in memory where they take less than a quarter of what is free.
@@ -38,6 +55,11 @@ class PreparedDataset(Dataset):
         if not wanted or not set(wanted) <= set(SPLITS):
             raise InputError(f"split is {split!r}: choose one or more of {', '.join(SPLITS)}.")
         manifest = load_manifest(self._folder)
+        self.fold, self.folds = fold, number_of_folds(manifest)
+        if fold > 1:
+            if fold > self.folds:
+                raise InputError(f"{self._folder} has {self.folds} folds, and no fold {fold}.")
+            manifest["split"] = manifest["folds"].str.split().str[fold - 1]
         if not manifest["split"].isin(wanted).any():
             remedy = "set validation_fraction above 0" if wanted == ["val"] else "choose another"
             raise InputError(
@@ -47,6 +69,7 @@ class PreparedDataset(Dataset):
         self.manifest = manifest[manifest["split"].isin(wanted)].reset_index(drop=True)
         self.ids: list[str] = self.manifest["id"].tolist()
         self.labels: list[str] = self.manifest["label"].tolist()
+        self.tested_in: list[int] = fold_of(self.manifest).tolist()
         # of a manifest of before, none is known
         self.scale: Scale | None = None
         if self.manifest["foreground"][0]:
@@ -65,6 +88,11 @@ class PreparedDataset(Dataset):
                 images[index], masks[index] = self._decode(index)
             self.images, self.masks = images, masks
 
+    @classmethod
+    def to_test(cls, folder: Path) -> Self:
+        """All images that are scored: those of the test split, or with folds all there are."""
+        return cls(folder, SPLITS if number_of_folds(load_manifest(folder)) else "test")
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -75,6 +103,24 @@ class PreparedDataset(Dataset):
         else:
             image, mask = self.images[index], self.masks[index]
         return {"image": image, "mask": mask, "index": index}
+
+    @property
+    def has_originals(self) -> bool:
+        """Whether masks were kept as they were before they were resized: not by all versions."""
+        return bool((self.manifest["original_pixels"] != "").all())
+
+    def original_mask(self, index: int) -> np.ndarray:
+        """A mask at the size of its source image, uint8 (H, W), 0, 1 or 2; see `has_originals`."""
+        row = self.manifest.loc[index]
+        shape = row["original_height"], row["original_width"]
+        own = shape == (self.image_size, self.image_size)
+        path = self._folder / ("masks" if own else "originals") / f"{row['id']}.png"
+        mask = _read_mask(path)
+        if mask.shape != shape or mask_hash(mask) != row["original_pixels"]:
+            raise InputError(
+                f"{path} was changed since it was prepared: run the prepare stage again."
+            )
+        return mask
 
     @staticmethod
     def to_float(images: Tensor) -> Tensor:
@@ -100,8 +146,7 @@ class PreparedDataset(Dataset):
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         id = self.ids[index]
         image = np.array(open_image(self._image_path(id)))
-        grey = open_image(self._folder / "masks" / f"{id}.png")
-        mask = MASK_KINDS[np.array(grey)] if grey.mode == "L" else np.zeros(0, np.uint8)
+        mask = _read_mask(self._folder / "masks" / f"{id}.png")
         side = self.image_size
         # The hash is of bytes alone, which another shape may have too.
         as_prepared = image.shape == (side, side, 3) and mask.shape == (side, side)
@@ -111,3 +156,9 @@ class PreparedDataset(Dataset):
                 "run the prepare stage again."
             )
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask[None])
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    """What each pixel is, uint8 (H, W); of a picture in another mode nothing."""
+    grey = open_image(path)
+    return MASK_KINDS[np.array(grey)] if grey.mode == "L" else np.zeros(0, np.uint8)

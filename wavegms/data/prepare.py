@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from wavegms.data.manifest import (
     MASK_GREYS,
     SPLITS,
     data_hash,
+    mask_hash,
     pixels_hash,
 )
 from wavegms.data.pairs import (
@@ -37,7 +39,7 @@ from wavegms.data.pairs import (
     resize_pair,
 )
 from wavegms.data.reading import find_reading
-from wavegms.data.splits import assign_splits
+from wavegms.data.splits import assign_folds, assign_splits
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of
 from wavegms.images import FOREGROUND, Scale, as_rgb, read_image, written_ranges
@@ -51,7 +53,7 @@ class PreparationReport:
     """What a preparation found and wrote."""
 
     name: str
-    counts: dict[str, int]  # images of each of "train", "val" and "test"
+    counts: dict[str, int]  # images of each of "train", "val" and "test", of the first fold
     # The paper's "pairs", "train" (validation included) and "test" images, None where it does not
     # use the dataset.
     published: dict[str, int] | None
@@ -65,9 +67,13 @@ class PreparationReport:
     smallest: tuple[int, int]  # (width, height) of the source image with the fewest pixels
     largest: tuple[int, int]
     data_hash: str
+    tested: tuple[int, ...] = ()  # test images of each fold
 
     def table(self) -> pd.DataFrame:
-        """Images of each part (train, val, train + val, test, all) beside the paper's number."""
+        """Images of each part (train, val, train + val, test, all) beside the paper's number.
+
+        Further rows have the test images of each fold.
+        """
         import pandas as pd
 
         counts, published = self.counts, self.published or {}
@@ -79,6 +85,7 @@ class PreparationReport:
             ("test", counts["test"], published.get("test")),
             ("all", both + counts["test"], published.get("pairs")),
         ]
+        rows += [(f"test, fold {n}", count, None) for n, count in enumerate(self.tested, start=1)]
         table = pd.DataFrame(rows, columns=["part", "images", "published"])
         table.insert(0, "dataset", self.name)
         return table.astype({"published": "Int64"})
@@ -96,13 +103,15 @@ def prepare_dataset(
     validation_fraction: float,
     seed: int,
     reading: ReadingParams | None = None,
+    folds: int | None = None,
 ) -> PreparationReport:
     """Read a dataset in its published layout and write the prepared folder.
 
     How files are read is decided once from all of them, as far as `reading` does not say it.
     Several masks of one image are joined by OR before resizing. All images are read and checked
     before an earlier prepared folder is replaced. For the split "grouped", all images are read once
-    before, and duplicates become one group; see `assign_splits` for the others.
+    before, and duplicates become one group; see `assign_splits` for the others. With folds, the
+    split is that of the first of `assign_folds`.
     """
     import pandas as pd
 
@@ -118,15 +127,22 @@ def prepare_dataset(
     how = find_reading(name, cases, reading, spec.masks_at_another_size)
     if split == "grouped":
         cases = _group_duplicates(cases, how.scale)
-    split_of = assign_splits(
-        cases,
-        split,
-        folder=root_of(name, raw),
-        split_file=Path(split_folder) / spec.split_file if spec.split_file else None,
-        lists=split_folder,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
-        seed=seed,
+    drawn = {"validation_fraction": validation_fraction, "seed": seed}
+    of_folds = []
+    if folds and split != "external":
+        of_folds = assign_folds(cases, folds, **drawn)
+    split_of = (
+        of_folds[0]
+        if of_folds
+        else assign_splits(
+            cases,
+            split,
+            folder=root_of(name, raw),
+            split_file=Path(split_folder) / spec.split_file if spec.split_file else None,
+            lists=split_folder,
+            test_fraction=test_fraction,
+            **drawn,
+        )
     )
     chosen = [case for case in cases if case.id in split_of]
     with replace_folder(out) as folder:
@@ -143,6 +159,9 @@ def prepare_dataset(
             raise InputError(problems[0])
         # In the contract's order; pandas writes numbers so that they are read the same.
         manifest = pd.DataFrame([row for row, _ in results], columns=list(MANIFEST_COLUMNS))
+        manifest["folds"] = [" ".join(one[id] for one in of_folds) for id in manifest["id"]]
+        if not of_folds:
+            manifest = manifest.drop(columns="folds")
         manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
     counts = Counter(split_of.values())
     seen = [one for _, one in results]
@@ -167,6 +186,7 @@ def prepare_dataset(
         smallest=sizes[0],
         largest=sizes[-1],
         data_hash=data_hash(out),
+        tested=tuple(list(one.values()).count("test") for one in of_folds),
     )
 
 
@@ -206,6 +226,10 @@ def _prepare_case(
     image, mask = resize_pair(case, pair, image_size)
     image.save(folder / "images" / f"{case.id}.png")
     Image.fromarray(MASK_GREYS[mask]).save(folder / "masks" / f"{case.id}.png")
+    if pair.mask.shape != mask.shape:
+        (folder / "originals").mkdir(exist_ok=True)
+        Image.fromarray(MASK_GREYS[pair.mask]).save(folder / "originals" / f"{case.id}.png")
+    row_spacing, column_spacing = case.spacing or reading.spacing or (nan, nan)
     row = {
         "id": case.id,
         "split": split_of[case.id],
@@ -222,6 +246,9 @@ def _prepare_case(
         "scale": str(reading.scale),
         "drawn_on": pair.drawn_on,
         "evidence": "; ".join(reading.evidence),
+        "original_pixels": mask_hash(pair.mask),
+        "row_spacing": row_spacing,
+        "column_spacing": column_spacing,
     }
     return row, Seen.of(pair, mask)
 

@@ -275,7 +275,7 @@ class WaveGMSPipeline(DiffusionPipeline):
                 prepared, sizes = zip(*(_prepare(item, size, scale) for item in chunk), strict=True)
                 soft_masks = self.predict(torch.stack(prepared), generator=generator).cpu()
                 for soft, original_size in zip(soft_masks, sizes, strict=True):
-                    resized = _resize(soft, original_size)[0].clamp(0, 1).numpy()
+                    resized = resize_probabilities(soft, original_size)
                     probabilities.append(resized)
                     masks.append(resized >= threshold)
                 if bar is not None:
@@ -384,6 +384,11 @@ def _prepare_float(image: np.ndarray, size: int) -> tuple[Tensor, tuple[int, int
         image = np.repeat(image[..., None], 3, axis=-1)
     pixels = torch.from_numpy(image[..., :3].astype(np.float32)).movedim(-1, 0)
     return _resize(pixels, (size, size)).clamp(0, 1), image.shape[:2]
+
+
+def resize_probabilities(soft: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A soft mask (1, H, W) at the (height, width) of its image, float32 in [0, 1]."""
+    return _resize(soft, size)[0].clamp(0, 1).numpy()
 
 
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:

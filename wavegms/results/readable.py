@@ -20,6 +20,13 @@ _SHOWN = (
 
 _HONEST = "HD95 (diagonal if empty)"
 
+_ORIGINAL = {
+    "dsc_original": "DSC",
+    "iou_original": "IoU",
+    "hd95_original": "HD95 (original pixels)",
+    "hd95_mm": "HD95 (mm)",
+}
+
 _OF_PAPER = "The paper's numbers, for all of its rows, whether run here or not."
 
 # By mark of `Origin`: how it is shown, and what it says of DSC and IoU.
@@ -46,7 +53,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     correction, where the table was marked. What was to run and did not reads "not run", with the
     reason in the setting. Beside it stand the paper's number and the difference, where the paper
     has any. Domain generalization has, like the paper, no IoU, but what the same model scores at
-    home, and the in-domain values with the drop from them.
+    home, and the in-domain values with the drop from them. Where folds were scored, their spread
+    stands beside the cell.
     """
     rows = []
     across = "drop" in table
@@ -60,6 +68,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         for metric, title, heading in shown:
             cell = cells[metric]
             row[heading] = _measured(cell)
+            if "sd_folds" in cell:
+                row[f"{title} SD over folds"] = _number(cell["sd_folds"])
             row[f"{title} paper"] = _number(cell["published"]) + _signs([cell.get("origin", "")])
             row[f"{title} difference"] = _number(cell["difference"], signed=True)
             if across:
@@ -74,6 +84,31 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     texts = pd.DataFrame(rows, columns=None if rows else places)
     beside = [name for name in texts if name.endswith(("paper", "difference"))]
     return texts.drop(columns=[name for name in beside if texts[name].eq("–").all()])
+
+
+def readable_originals(table: pd.DataFrame) -> pd.DataFrame:
+    """What `original_table` gives as short texts, a row for each system and pair of datasets.
+
+    Behind millimetres stands of how many images they are, where not of all.
+    """
+    rows = []
+    for (train_set, test_set, system), group in table.groupby(
+        ["train_set", "test_set", "system"], sort=False
+    ):
+        cells = {cell["metric"]: cell for cell in group.to_dict("records")}
+        whole = cells["dsc_original"]
+        row = {
+            "Trained on": spec_of(train_set).title,
+            "Tested on": spec_of(test_set).title,
+            "System": system,
+        }
+        for metric, heading in _ORIGINAL.items():
+            cell = cells.get(metric)
+            row[heading] = _measured(cell) if cell else "–"
+            if cell and cell["images"] < whole["images"]:
+                row[heading] += f" ({cell['images']} of {whole['images']} images)"
+        rows.append(row | {"Setting": _setting(whole)})
+    return pd.DataFrame(rows, columns=None if rows else ["Trained on", "Tested on", "System"])
 
 
 def readable_published(published: pd.DataFrame, number: int) -> pd.DataFrame:

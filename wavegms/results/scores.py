@@ -3,26 +3,29 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isnan, nan
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import write_text
 from wavegms.images import FOREGROUND, IGNORED
-from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.models.pipeline import WaveGMSPipeline, resize_probabilities
 from wavegms.results.metrics import mask_metrics
+from wavegms.results.statistics import ORIGINAL_METRICS, summarize_folds
 from wavegms.training.card import ModelCard, card_hash
-from wavegms.training.safeguards import computing_with
+from wavegms.training.safeguards import computing_with, say
 from wavegms.variants import Decoder
 
 
 def predict_split(
-    pipeline: WaveGMSPipeline, dataset: PreparedDataset, batch_size: int = 12
+    pipeline: WaveGMSPipeline, dataset: PreparedDataset | Subset, batch_size: int = 12
 ) -> np.ndarray:
     """Soft masks of a prepared split at the run's size: float32 (N, H, W) in [0, 1].
 
@@ -46,20 +49,61 @@ def score_mask(
 
 
 def score_split(
-    probabilities: np.ndarray, dataset: PreparedDataset, threshold: float = 0.5
+    probabilities: np.ndarray,
+    dataset: PreparedDataset,
+    threshold: float = 0.5,
+    originals: bool = False,
 ) -> pd.DataFrame:
     """Metrics of every image of a split, given its soft masks, (N, H, W) in [0, 1].
 
-    One row an image: id, label, what `score_mask` gives, and data_hash, of the prepared folder. A
-    pixel belongs to the mask from the threshold on. Pixels to be ignored count nowhere.
+    One row an image: id, label, with folds the one in which it is for testing, what `score_mask`
+    gives, with `originals` also what `score_originals` does, and data_hash, of the prepared folder.
+    A pixel belongs to the mask from the threshold on. Pixels to be ignored count nowhere.
     """
     rows = []
     for index, soft_mask in enumerate(probabilities):
         mask = dataset[index]["mask"][0].numpy()
         about = {"id": dataset.ids[index], "label": dataset.labels[index]}
+        if dataset.folds:
+            about["fold"] = dataset.tested_in[index]
         scored = score_mask(soft_mask >= threshold, mask == FOREGROUND, mask != IGNORED)
         rows.append(about | scored)
-    return pd.DataFrame(rows).assign(data_hash=dataset.data_hash)
+    table = pd.DataFrame(rows)
+    if originals:
+        table = pd.concat([table, score_originals(probabilities, dataset, threshold)], axis=1)
+    return table.assign(data_hash=dataset.data_hash)
+
+
+def score_originals(
+    probabilities: np.ndarray, dataset: PreparedDataset, threshold: float = 0.5
+) -> pd.DataFrame:
+    """The same at the original size of each image: `ORIGINAL_METRICS`, one row an image.
+
+    As a pipeline does for its users, soft masks are resized and then cut at the threshold; the
+    truth is the mask before preparation resized it. HD95 is in pixels of the original, and in mm
+    where the image has a spacing, else NaN. All is NaN, and said, where a version before prepared
+    the data.
+    """
+    rows = []
+    if not dataset.has_originals:
+        say(
+            "masks at their original size were not kept when these images were prepared: the "
+            "columns *_original and hd95_mm stay empty, run the prepare stage again to fill them"
+        )
+        return pd.DataFrame(nan, range(len(dataset)), list(ORIGINAL_METRICS))
+    spacings = dataset.manifest[["row_spacing", "column_spacing"]].itertuples(index=False)
+    resizing = tqdm(zip(probabilities, spacings, strict=True), "scoring originals", len(dataset))
+    for index, (soft_mask, (row, column)) in enumerate(resizing):
+        mask = dataset.original_mask(index)
+        soft = resize_probabilities(torch.from_numpy(soft_mask)[None], mask.shape)
+        masks = soft >= threshold, mask == FOREGROUND, mask != IGNORED
+        found = mask_metrics(*masks)
+        if row == column or isnan(row + column):  # NaN differs from itself
+            millimetres = found.hd95 * (row if row == column else nan)
+        else:
+            millimetres = mask_metrics(*masks, (row, column)).hd95
+        rows.append((found.dsc, found.iou, found.hd95, millimetres))
+    return pd.DataFrame(rows, columns=list(ORIGINAL_METRICS))
 
 
 def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ()) -> dict[str, str]:
@@ -97,8 +141,8 @@ def write_scores(
 
     Every row says what it was trained on and tested on, so files can be stacked, and which model
     it is of, by the hash of its card. Where the model was trained or scored with the fast decoder,
-    the column `selection` says so as well, which all tables show; so it does of a network
-    that learnt by its published recipe.
+    the column `selection` says so as well, which all tables show, and how folds were used; and of
+    a network that learnt by its published recipe.
     """
     origin = {"train_set": card.dataset, "test_set": test_set}
     shared = ("variant", "seed", "image_size", "epochs", "selection")
@@ -108,10 +152,21 @@ def write_scores(
         origin["selection"] += f", trained with the {trained} and scored with the {decoder} decoder"
     if "recipe" in card.parameters:
         origin["selection"] += ", by its published recipe"
+    if card.folds:
+        number, fold = card.folds["number"], card.folds["fold"]
+        at_home = "each image scored by the model that did not see it"
+        each = at_home if test_set == card.dataset else "the mean of their models"
+        whole = f"{number} folds, {each}"
+        # the ablation and what else trains on one split takes the first
+        part = f"fold {fold} of {number} alone"
+        origin["selection"] += f", {whole if 'others' in card.folds else part}"
     table = scores.assign(**origin)[[*origin, *scores.columns]]
     write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     # pandas writes the missing standard deviation of a single image as null, json as NaN
     metrics = json.loads(summary.set_index("metric").drop(columns="images").to_json(orient="index"))
     metrics["images"] = len(scores)
     metrics["empty_predictions"] = int(scores["empty_prediction"].sum())
+    by_fold = summarize_folds(scores)
+    if by_fold is not None:
+        metrics["folds"] = json.loads(by_fold.to_json(orient="index"))
     write_text(path.with_suffix(".json"), json.dumps(metrics, indent=2) + "\n")

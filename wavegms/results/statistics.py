@@ -11,6 +11,9 @@ from wavegms.errors import InputError
 
 METRICS = ("dsc", "iou", "hd95", "hd95_zero_if_empty")
 
+# Those at the original size of each image, which may be missing; HD95 also in millimetres.
+ORIGINAL_METRICS = ("dsc_original", "iou_original", "hd95_original", "hd95_mm")
+
 # What a mean over seeds belongs to. The last three are the setting.
 SYSTEM = ["train_set", "test_set", "variant", "image_size", "epochs", "selection"]
 
@@ -24,11 +27,11 @@ def summarize(
     """Mean, spread and 95 % bootstrap interval of the mean, over images, one row a metric.
 
     sd is the sample standard deviation, NaN for one image. The interval is the percentile one,
-    which keeps inside the metric's range.
+    which keeps inside the metric's range. Images that lack a metric do not count in it.
     """
     rows = []
     for metric in metrics:
-        values = scores[metric].to_numpy(dtype=float)
+        values = scores[metric].dropna().to_numpy(dtype=float)
         if len(values) > 1:
             rng = np.random.default_rng(seed)
             settings = {"n_resamples": resamples, "method": "percentile", "rng": rng}
@@ -38,6 +41,20 @@ def summarize(
             ends, spread = (values.mean(), values.mean()), float("nan")
         rows.append((metric, values.mean(), spread, *ends, len(values)))
     return pd.DataFrame(rows, columns=["metric", "mean", "sd", "ci_low", "ci_high", "images"])
+
+
+def summarize_folds(scores: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame | None:
+    """Number of images and mean of each fold, and the standard deviation of these means over folds.
+
+    None where the scores are of less than two folds.
+    """
+    if "fold" not in scores or scores["fold"].nunique() < 2:
+        return None
+    folds = scores.groupby("fold")
+    means = folds[list(metrics)].mean()
+    table = pd.concat([means, means.std(ddof=1).to_frame("sd").T])
+    table.insert(0, "images", folds["id"].nunique().reindex(table.index).astype("Int64"))
+    return table.rename_axis("fold")
 
 
 def summarize_audited(
@@ -62,10 +79,16 @@ def summarize_audited(
     return table.reset_index("images_used").reset_index(drop=True)
 
 
-def mean_over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
+def known_metrics(scores: pd.DataFrame) -> list[str]:
+    """`METRICS`, and of `ORIGINAL_METRICS` those that some image has."""
+    known = scores.reindex(columns=list(ORIGINAL_METRICS)).notna().any()
+    return [*METRICS, *known.index[known]]
+
+
+def mean_over_seeds(scores: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
     """The metrics of each image of each system (`SYSTEM`), averaged over the seeds."""
     groups = scores.groupby([*SYSTEM, "id"], sort=False)
-    return groups[list(METRICS)].mean().reset_index()
+    return groups[list(metrics)].mean().reset_index()
 
 
 def paired_differences(

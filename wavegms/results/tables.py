@@ -5,6 +5,7 @@ table is made from these files and from the paper's tables as data, and from not
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from math import nan
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,9 +13,18 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field
 
+from wavegms.data.manifest import Missing
 from wavegms.errors import InputError
 from wavegms.files import read_table
-from wavegms.results.statistics import METRICS, SYSTEM, mean_over_seeds, summarize
+from wavegms.results.statistics import (
+    METRICS,
+    ORIGINAL_METRICS,
+    SYSTEM,
+    known_metrics,
+    mean_over_seeds,
+    summarize,
+    summarize_folds,
+)
 from wavegms.training.card import ModelCard
 from wavegms.variants import VARIANTS
 
@@ -37,6 +47,7 @@ class ImageScore(BaseModel):
     card: str  # SHA-256 of the model's card.json
     id: str
     label: str  # class, empty where the dataset has none
+    fold: _Count = 0  # of the test set, in which the image is for testing; 0 without folds
     dsc: _Share
     iou: _Share
     hd95: _Distance  # the image diagonal where one mask is empty
@@ -45,6 +56,12 @@ class ImageScore(BaseModel):
     true_area: _Share  # of the image that is foreground
     predicted_area: _Share
     data_hash: str  # SHA-256 of manifest.csv of the prepared test_set
+    # The same at the image's original size; missing in files of before, millimetres also where
+    # none are known.
+    dsc_original: Annotated[_Share, Missing] = nan
+    iou_original: Annotated[_Share, Missing] = nan
+    hd95_original: Annotated[_Distance, Missing] = nan
+    hd95_mm: Annotated[_Distance, Missing] = nan
 
 
 class PublishedNumber(BaseModel):
@@ -85,11 +102,14 @@ _CELL = ["train_set", "test_set", "variant", "metric"]
 
 _VALUES = ["measured", "sd_seeds", "ci_low", "ci_high", "published"]
 
+# How far the means of folds differ from each other; a column only where there are any.
+_FOLDS = "sd_folds"
+
 _SETTING = ["seeds", "images", "empty_predictions", "image_size", "epochs", "selection"]
 
 _RESTORE = "restore it with git"
 
-_DISTANCES = ["hd95", "hd95_zero_if_empty"]
+_DISTANCES = ["hd95", "hd95_zero_if_empty", "hd95_original", "hd95_mm"]
 
 
 def title_of(variant: str) -> str:
@@ -162,19 +182,28 @@ def summarize_runs(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFr
     return _each(scores, [*SYSTEM, "seed"], lambda run: summarize(run, resamples, seed))
 
 
-def summarize_systems(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+def summarize_systems(
+    scores: pd.DataFrame, resamples: int, seed: int, metrics: Iterable[str] = METRICS
+) -> pd.DataFrame:
     """Each system over its seeds, a row a metric.
 
     Two kinds of uncertainty stand side by side. `sd_seeds` is how far trainings differ from each
     other (sample standard deviation, NaN for one seed); `ci_low` and `ci_high` are how far the mean
-    could move with other test images. `empty_predictions` counts images over all seeds.
+    could move with other test images. With folds, `sd_folds` is how far the means of folds differ,
+    which is of both. `empty_predictions` counts images over all seeds. A metric that no image of a
+    system has is left out.
     """
 
     def over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
-        means = runs.groupby("seed")[list(METRICS)].mean()
+        known = [metric for metric in known_metrics(runs) if metric in metrics]
+        means = runs.groupby("seed")[known].mean()
         # Seeds share their images, so this mean is that over the seeds' means.
-        table = summarize(mean_over_seeds(runs), resamples, seed).drop(columns="sd")
+        over_images = mean_over_seeds(runs, known)
+        table = summarize(over_images, resamples, seed, known).drop(columns="sd")
         table.insert(2, "sd_seeds", table["metric"].map(means.std(ddof=1)))
+        by_fold = summarize_folds(runs)
+        if by_fold is not None:
+            table[_FOLDS] = table["metric"].map(by_fold.loc["sd"])
         return table.assign(seeds=len(means))
 
     return _each(scores, SYSTEM, over_seeds)
@@ -262,6 +291,30 @@ def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.D
     return table[[*first, "drop", "published_drop", "difference", *_SETTING]]
 
 
+def original_table(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """What was measured at the original size of each image, wherever trained and tested.
+
+    A row is a system and one of `ORIGINAL_METRICS`, as in `segmentation_table`, without the paper,
+    which has no such numbers; images are those that have the metric. Test sets are left out whose
+    images had the run's size all along: all but millimetres stands in the other tables.
+    """
+
+    def tells_more(tested: pd.DataFrame) -> bool:
+        pairs = (("dsc", "dsc_original"), ("hd95", "hd95_original"))
+        differ = (tested[one].sub(tested[other]).abs().gt(0).any() for one, other in pairs)
+        return bool(tested["hd95_mm"].notna().any() or any(differ))
+
+    told = scores.groupby("test_set", sort=False).filter(tells_more)
+    told = told[told["dsc_original"].notna()]  # some may have been scored by a version before
+    columns = ["system", *_CELL, "measured", "sd_seeds", "ci_low", "ci_high", *_SETTING]
+    columns.remove("empty_predictions")  # at the run's size
+    if told.empty:
+        return pd.DataFrame(columns=columns)
+    systems = summarize_systems(told, resamples, seed, ORIGINAL_METRICS)
+    table = _in_reported_units(systems).rename(columns={"mean": "measured"})
+    return table.assign(system=table["variant"].map(title_of))[columns]
+
+
 def of_this_run(table: pd.DataFrame) -> pd.Series:
     """Which rows of a table are of systems that something here ran, or was to; others the paper's.
 
@@ -320,7 +373,9 @@ def _read_run(path: Path, folder: Path) -> pd.DataFrame:
 
 def _in_reported_units(systems: pd.DataFrame) -> pd.DataFrame:
     scale = np.where(systems["metric"].isin(_DISTANCES), 1.0, 100.0)
-    values = systems[["mean", "sd_seeds", "ci_low", "ci_high"]]
+    values = systems[
+        ["mean", "sd_seeds", "ci_low", "ci_high", *systems.columns.intersection([_FOLDS])]
+    ]
     return systems.assign(**values.mul(scale, axis=0))
 
 
@@ -349,6 +404,8 @@ def _beside_published(
     *counts, _ = _SETTING
     table[counts] = table[counts].astype("Int64")  # whole numbers that may be missing
     columns = ["system", *_CELL, *_VALUES, "difference", *_SETTING, "origin"]
+    if _FOLDS in table:
+        columns.insert(columns.index("sd_seeds") + 1, _FOLDS)
     if reasons is not None:
         rows = zip(table["train_set"], table["variant"], table["measured"].isna(), strict=True)
         table["reason"] = [reasons.get(row[:2], "") if row[2] else "" for row in rows]

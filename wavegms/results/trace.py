@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from wavegms.errors import InputError
-from wavegms.results.statistics import METRICS
+from wavegms.results.statistics import METRICS, ORIGINAL_METRICS
 from wavegms.results.tables import read_scores
-from wavegms.training.card import CARD_NAME, ModelCard, card_hash, read_card
+from wavegms.training.card import CARD_NAME, ModelCard, card_hash, fold_models, read_card
 
 _SYSTEM = ["train_set", "test_set", "variant"]
 
@@ -54,6 +54,7 @@ class Run:
     card: ModelCard
     data: Mapping[str, str]
     reports: tuple[Path, ...]
+    others: tuple[tuple[Path, str], ...] = ()  # models of the other folds, and their cards' hashes
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,16 @@ class Trace:
 
 def trace_cell(cell: Cell, project: Path = Path(".")) -> Trace:
     """Follows a measured number back to what made it; a link that is missing is named."""
-    if cell.metric not in METRICS:
-        raise InputError(f"--metric is {cell.metric}: choose one of {', '.join(METRICS)}")
+    if cell.metric not in (metrics := (*METRICS, *ORIGINAL_METRICS)):
+        raise InputError(f"--metric is {cell.metric}: choose one of {', '.join(metrics)}")
     at_home = cell.train_set == cell.test_set
     if cell.ablation and not at_home:
         raise InputError("the ablation is tested where it was trained: leave out --test-set")
     name = "ablation" if cell.ablation else "segmentation" if at_home else "generalization"
+    if cell.metric in ORIGINAL_METRICS:
+        if cell.ablation:
+            raise InputError(f"the ablation's table has no {cell.metric}: leave out --ablation")
+        name = "original"
     table = project / f"results/tables/{name}.csv"
     line, row = _find_row(table, cell)
     # without runs of its own, the ablation is made of the others
@@ -104,6 +109,10 @@ def report_trace(trace: Trace) -> str:
             f"  scores    {run.scores.as_posix()}: mean {run.mean:.6f}",
             f"  card      {(run.model / CARD_NAME).as_posix()}, sha256 {card_hash(card)}",
             f"  weights   {run.model.as_posix()}/*/*.safetensors, sha256 {card.weights}",
+            *(
+                f"  fold {fold}    {place.as_posix()}/{CARD_NAME}, sha256 {digest}"
+                for fold, (place, digest) in enumerate(run.others, start=2)
+            ),
             f"  training  epoch {card.best_epoch} of {card.epochs}, {card.selection}, "
             f"{card.image_size} px, {card.precision}",
             *(f"  data      {name}, sha256 {digest}" for name, digest in run.data.items()),
@@ -155,6 +164,7 @@ def _follow_run(cell: Cell, apart: bool, rows: pd.DataFrame, project: Path) -> R
         card=card,
         data={train_set: card.data_hash, test_set: first["data_hash"]},
         reports=tuple(project / "reports" / f"{name}.ipynb" for name in names),
+        others=tuple(zip(fold_models(model)[1:], card.folds.get("others", []), strict=True)),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from wavegms.config import AutoencoderParams, LossParams, ModelParams, TrainingParams
 from wavegms.data.dataset import PreparedDataset
+from wavegms.data.manifest import fold_folder, load_manifest, number_of_folds
 from wavegms.models.autoencoder import Autoencoder
 from wavegms.models.build import Network
 from wavegms.recipes import Recipe
@@ -53,8 +54,11 @@ class Run:
         model: ModelParams,
         part: str = "",
         project: Path = Path(),
+        fold: int = 1,
     ) -> Self:
         """The training of these parameters in the project's folders, those of a `part` apart.
+
+        With folds, that of one of them, on an autoencoder that has not seen its test images.
 
         Raises:
             InputError: the data are not prepared, or the autoencoder is missing, broken, or gives
@@ -63,28 +67,35 @@ class Run:
         prepared = project / "data/prepared" / dataset
         place = Path(dataset, variant, f"seed_{seed}")
         # first: an autoencoder that loses the masks would waste the hours that follow
-        vae, card = frozen_autoencoder(
-            variant, project / "models/autoencoder" / dataset, autoencoder
-        )
+        trained_here = fold if autoencoder.source == "train" else 1
+        folder = fold_folder(project / "models/autoencoder" / dataset, trained_here)
+        vae, card = frozen_autoencoder(variant, folder, autoencoder)
         return cls(
             dataset=dataset,
             variant=variant,
             seed=seed,
-            train_set=PreparedDataset(prepared, training.train_splits),
-            selection_set=PreparedDataset(prepared, training.selection_split),
+            train_set=PreparedDataset(prepared, training.train_splits, fold=fold),
+            selection_set=PreparedDataset(prepared, training.selection_split, fold=fold),
             vae=vae,
             autoencoder=card,
             training=training,
             loss=loss,
             model=model,
-            checkpoints=project / "checkpoints" / part / place,
-            live=project / "reports" / (part or "training") / place,
-            published=project / "models" / part / place,
+            checkpoints=fold_folder(project / "checkpoints" / part / place, fold),
+            live=fold_folder(project / "reports" / (part or "training") / place, fold),
+            published=fold_folder(project / "models" / part / place, fold),
             start=training.start_from
             and start_network(
                 training.start_from, variant, vae, network_in_place(variant, training)
             ),
         )
+
+    @classmethod
+    def each_fold(cls, dataset: str, *which: Any, project: Path = Path(), **how: Any) -> list[Self]:
+        """The trainings of all folds, as `of` makes them; one where the data have no folds."""
+        folds = number_of_folds(load_manifest(project / "data/prepared" / dataset))
+        numbers = range(1, max(folds, 1) + 1)
+        return [cls.of(dataset, *which, project=project, fold=fold, **how) for fold in numbers]
 
     @property
     def epochs(self) -> int | None:
