@@ -158,6 +158,7 @@ def test_an_unknown_key_is_refused_by_name(section):
 
 # Younger than files that are in use, and what is meant without them: what was before.
 OPTIONAL = {
+    "split.folds": None,
     "autoencoder.train.target_dice": 1,
     "autoencoder.train.start_from": None,
     "training.minutes": None,
