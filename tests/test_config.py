@@ -200,7 +200,7 @@ def test_a_wrong_type_is_refused_by_name(key, value):
 # Of epochs and minutes, one: see test_minutes.py.
 MAY_BE_NONE = (
     *("training.epochs", "training.minutes"),
-    *("training.start_from", "autoencoder.train.start_from"),
+    *("training.start_from", "autoencoder.train.start_from", "split.folds"),
 )
 
 TEXT = {
