@@ -166,6 +166,7 @@ def test_an_unknown_key_is_refused_by_name(section):
 
 # Younger than files that are in use, and what is meant without them: what was before.
 OPTIONAL = {
+    "split.folds": None,
     "autoencoder.train.target_dice": 1,
     "autoencoder.train.start_from": None,
     "training.minutes": None,
@@ -210,6 +211,7 @@ def test_a_wrong_type_is_refused_by_name(key, value):
 MAY_BE_NONE = (
     *("training.epochs", "training.minutes"),
     *("training.start_from", "training.pretrained", "autoencoder.train.start_from"),
+    "split.folds",
 )
 
 TEXT = {
