@@ -21,7 +21,7 @@ from test_volume_sets import put_back
 
 from wavegms import InputError
 from wavegms.__main__ import main
-from wavegms.config import load_params
+from wavegms.config import ReadingParams, load_params
 from wavegms.data.manifest import load_volumes
 from wavegms.run import add as own_data
 from wavegms.run.add import add_dataset
@@ -241,7 +241,7 @@ def test_what_masks_do_not_tell_is_asked_and_noted(project, tmp_path, capsys, be
     assert "foreground is 1, and 255 is ignored" in found
     assert "spacing: 0.12 (rows) and 0.1 (columns) mm, as reading.skin says" in found
     wanted = {"foreground": [1], "ignore": [255], "spacing": [0.12, 0.1]}
-    assert load_params(params).reading["skin"].model_dump() == wanted | {"drawn_on": "auto"}
+    assert load_params(params).reading["skin"] == ReadingParams(**wanted)
     assert composed(project, tmp_path, "skin")["reading"] == {"skin": wanted}
     assert main(["add", "skin"]) == 0  # read as params.yaml says
     assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out

@@ -23,15 +23,17 @@ def build_variant(
     image_size: int = 224,
     sample_at_inference: bool = False,
     vae: Autoencoder | None = None,
+    in_place: str | None = None,
 ) -> Network:
     """A freshly initialised network: all that is trained of the variant.
 
     `image_size` is the side in pixels for which it is built, `sample_at_inference` that of
     `MultiResolutionEncoder`, `vae` the frozen autoencoder, of which only the shape matters; without
     one latents have TAESD's 4 channels. Variants whose weights do not depend on them ignore them.
+    `in_place` names a network that a published recipe has in the place of the variant's own.
     """
     spec = variant_spec(name)
-    network = spec.network
+    network = in_place or spec.network
     if spec.generative:
         return build_generative(network, vae)
     latent_channels = latent_channels_of(vae)

@@ -147,8 +147,10 @@ def _fitting_autoencoder(name: str, latents: Tensor) -> Autoencoder:
     return vae
 
 
-def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
-    """The network of a trained model, for `training.start_from`.
+def start_network(
+    where: str, variant: str, vae: Autoencoder | None, in_place: str | None = None
+) -> Network:
+    """The network of a trained model, for `training.start_from`; `in_place` is of `build_variant`.
 
     Raises:
         InputError: there is no such model, it is of another network than the variant's, or it was
@@ -164,7 +166,7 @@ def start_network(where: str, variant: str, vae: Autoencoder | None) -> Network:
             f"{Path(where) / 'vae'}, or training.start_from to null"
         )
     side = before.config.image_size
-    network = build_variant(variant, image_size=side, vae=vae)
+    network = build_variant(variant, image_size=side, vae=vae, in_place=in_place)
     pipeline = as_pipeline(network, vae, side)
     for part in _TRAINED:
         ours, theirs = getattr(pipeline, part), getattr(before, part)
