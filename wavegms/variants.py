@@ -83,7 +83,6 @@ _MEDSEGDIFF = VariantSpec(
     "medsegdiff_v2",
     None,
     side_divisor=32,
-    graphable=False,
     generative=True,
     published=recipes.MEDSEGDIFF_V2,
 )
@@ -93,7 +92,6 @@ _SDSEG = VariantSpec(
     "kl",
     side_divisor=128,
     smallest_side=128,
-    graphable=False,
     generative=True,
     published=recipes.SDSEG,
 )
@@ -102,7 +100,6 @@ _GSS = VariantSpec(
     "gss",
     None,
     side_divisor=32,
-    graphable=False,
     generative=True,
     published=recipes.GSS,
 )
