@@ -22,6 +22,8 @@ class VariantSpec:
     0.2 to 0.6): bf16 is not chosen for it unasked. One that is not `graphable` computes something
     on the processor in every step; with `idle_weights`, some weights never get a gradient. A
     `generative` one is a function in `wavegms/models/rivals/` with a loss and a sampler of its own.
+    With `several_classes` it knows more than one: as colours of the autoencoder, or as a network
+    whose function takes their number.
     """
 
     title: str
@@ -36,6 +38,7 @@ class VariantSpec:
     graphable: bool = True
     idle_weights: bool = False
     generative: bool = False
+    several_classes: bool = False
 
     def batch_size_or(self, default: int) -> int:
         """Its own batch size, or the run's."""
@@ -48,8 +51,8 @@ class VariantSpec:
         return "" if side >= self.smallest_side else f"of {self.smallest_side} or more"
 
 
-_WAVE_GMS = VariantSpec("Wave-GMS", "wavelet", "tiny", aligned=True)
-_TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny")
+_WAVE_GMS = VariantSpec("Wave-GMS", "wavelet", "tiny", aligned=True, several_classes=True)
+_TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny", several_classes=True)
 _MULTI_RES = VariantSpec("MultiResUNet", "multiresunet", None, side_divisor=16)
 _ACC = VariantSpec("ACC-UNet", "acc_unet", None, side_divisor=16)
 # at 32 pixels its lowest map is a single one, which has no spread to normalise by
@@ -78,7 +81,7 @@ def _small(spec: VariantSpec) -> VariantSpec:
 VARIANTS: dict[str, VariantSpec] = {
     # Without an autoencoder: a function of this name in wavegms/models/mask_network.py or in a file
     # of wavegms/models/rivals/. The small ones are for machines without a GPU, and for tests.
-    "unet": VariantSpec("UNet", "unet", None, side_divisor=16),
+    "unet": VariantSpec("UNet", "unet", None, side_divisor=16, several_classes=True),
     "multiresunet": _MULTI_RES,
     "multiresunet_small": _small(_MULTI_RES),
     "acc_unet": _ACC,
@@ -101,7 +104,10 @@ VARIANTS: dict[str, VariantSpec] = {
     "gss": _GSS,
     "gss_small": _small(_GSS),
     "gms": replace(_TINY_VAE, title="GMS", autoencoder="kl"),
-    "tinyvae_mismatch": replace(_TINY_VAE, title="Tiny-VAE (model mismatch)", trained=False),
+    # GMS's weights are of black and white
+    "tinyvae_mismatch": replace(
+        _TINY_VAE, title="Tiny-VAE (model mismatch)", trained=False, several_classes=False
+    ),
     "tinyvae": _TINY_VAE,
     "tinyvae_multires_sft": replace(
         _TINY_VAE, title="Tiny-VAE + MultiRes SFT", network="guided", full_precision=True
@@ -127,3 +133,13 @@ def require_side(name: str, side: int, parameter: str) -> None:
     """
     if wanted := variant_spec(name).unfit(side):
         raise InputError(f"{parameter} is {side}, but variant {name} needs one {wanted}")
+
+
+def require_classes(name: str, count: int) -> None:
+    """Checks that a variant knows so many classes."""
+    if count > 1 and not variant_spec(name).several_classes:
+        able = ", ".join(other for other, spec in VARIANTS.items() if spec.several_classes)
+        raise InputError(
+            f"variant {name} knows one class, and the data have {count}: leave it out, or choose "
+            f"among {able}"
+        )

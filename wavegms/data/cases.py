@@ -179,25 +179,27 @@ UNLABELLED = "unlabelled"
 def read_plain(root: Path) -> list[Case]:
     """Pair a folder of one's own: `images/`, `masks/`, and perhaps `groups.csv`.
 
-    Masks are called as their images, or as `match_files` pairs them. The table has the columns
-    image (a file's name, with or without its ending) and group, such as the patient, whose images
-    then stay in one split; and perhaps label, the class.
+    Masks are called as their images, or as `match_files` pairs them; or they lie in a folder for
+    each class, called as their images, of which each has a mask of one class or more. The table has
+    the columns image (a file's name, with or without its ending) and group, such as the patient,
+    whose images then stay in one split; and perhaps label, the class.
     """
     images, masks = root / "images", root / "masks"
-    if image_files(images) and not (masks.is_dir() and image_files(masks)):
+    by_class = class_folders(root)
+    if image_files(images) and not by_class and not (masks.is_dir() and image_files(masks)):
         raise InputError(
             f"{images} has images but {masks} has no masks: training and evaluation need both, "
             "so add one mask for each image under the same name; without masks, images can be "
             "predicted by `python -m wavegms predict`."
         )
     try:
-        cases = read_two_folders(images, masks)
+        cases = _read_classes(images, by_class) if by_class else read_two_folders(images, masks)
     except InputError:
         try:
             cases, rest = match_files(image_files(images), image_files(masks), images, masks, False)
         except InputError:
             rest = [root]
-        if rest:  # what was found first is nearer to what was meant
+        if rest or by_class:  # what was found first is nearer to what was meant
             raise
     if not (root / GROUPS).exists():
         return cases
@@ -210,6 +212,28 @@ def read_plain(root: Path) -> list[Case]:
         group, label = groups[_name(case.image)]
         grouped.append(replace(case, group=group, label=label))
     return grouped
+
+
+def class_folders(root: Path) -> list[Path]:
+    """The folders of `masks/` that hold images, where it directly holds none."""
+    masks = root / "masks"
+    if not masks.is_dir() or image_files(masks):
+        return []
+    return [path for path in sorted(masks.iterdir()) if path.is_dir() and image_files(path)]
+
+
+def _read_classes(images: Path, folders: Sequence[Path]) -> list[Case]:
+    masks = [path for folder in folders for path in image_files(folder)]
+    pairs = pair_files(
+        [(path.stem, path) for path in image_files(images)], [(path.stem, path) for path in masks]
+    )
+    for image, found in pairs:
+        if len({path.parent for path in found}) < len(found):
+            raise InputError(
+                f"{image} has two masks in one folder of a class ({', '.join(map(str, found))}): "
+                "remove one of them."
+            )
+    return [Case.of(image, found) for image, found in pairs]
 
 
 def match_folders(images: Path, masks: Path) -> tuple[list[Case], list[Path]]:
@@ -292,8 +316,13 @@ def pairing_rule(cases: Sequence[Case]) -> list[str]:
     return said
 
 
-def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> None:
-    """Copy images and masks to the layout that `read_plain` reads, all or none."""
+def place(
+    cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path, by_folder: bool = False
+) -> None:
+    """Copy images and masks to the layout that `read_plain` reads, all or none.
+
+    With `by_folder`, masks stay in a folder of the name of the one that they are in.
+    """
     stems = Counter(_name(path).casefold() for path in (*(c.image for c in cases), *unlabelled))
     repeated = max(stems.values(), default=1) > 1
     copies, of_masks, taken = [], [], {case.image.stem.casefold() for case in cases}
@@ -304,7 +333,8 @@ def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> No
         # the suffix tells how the file is written, so it stays
         for mask, number in zip(case.masks, ("", *islice(numbers, len(case.masks))), strict=False):
             ending = number and f"_mask_{number}"
-            of_masks.append((mask, f"masks/{name}{ending}{mask.suffix}"))
+            place = f"{mask.parent.name}/{name}" if by_folder else f"{name}{ending}"
+            of_masks.append((mask, f"masks/{place}{mask.suffix}"))
     copies += of_masks
     for path in unlabelled:
         parts = [*path.parent.parts[-2:], path.stem] if repeated else [path.stem]
@@ -312,7 +342,7 @@ def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> No
     with replace_folder(folder) as fresh:
         for source, name in tqdm(copies, desc="Copying", unit="file"):
             try:
-                (fresh / name).parent.mkdir(exist_ok=True)
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, fresh / name)
             except OSError as error:
                 raise InputError(

@@ -73,6 +73,7 @@ class DatasetSpec:
     downloads: tuple[Download, ...] = ()
     # Archives inside the archives, relative to the raw folder; unpacked in place, and removed.
     inner: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # names of several, by their values 1, 2 and so on
 
 
 def _dataverse(file: str, number: str, size: int, md5: str, into: str | None) -> Download:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wavegms.data.manifest import MASK_KINDS, SPLITS, data_hash, load_manifest, pixels_hash
+from wavegms.data.manifest import SPLITS, data_hash, load_manifest, mask_kinds, pixels_hash
 from wavegms.errors import InputError
-from wavegms.images import FOREGROUND, Scale, open_image
+from wavegms.images import Scale, of_class, open_image
 
 
 class PreparedDataset(Dataset):
@@ -21,7 +21,8 @@ class PreparedDataset(Dataset):
     whole folder, does identify what a model has seen. `manifest` has the rows of these splits;
     `images` (N, 3, H, W), 0..255, and `masks` (N, 1, H, W), 0, 1 or 2 where a pixel is to be
     ignored, are uint8, or None where they are not held in memory. `scale` is how grey values of the
-    raw images were taken, for a model to see others alike.
+    raw images were taken, for a model to see others alike. `classes` are the names of several, K,
+    and empty where there is one: masks are 0 to K, or K + 1 where a pixel is to be ignored.
     """
 
     def __init__(self, folder: Path, split: str | Sequence[str], in_memory: bool | None = None):
@@ -51,6 +52,7 @@ class PreparedDataset(Dataset):
         self.scale: Scale | None = None
         if self.manifest["foreground"][0]:
             self.scale = Scale.parse(self.manifest["scale"][0])
+        self.classes: tuple[str, ...] = tuple(self.manifest["classes"][0].split())
         self.data_hash = data_hash(self._folder)
         self.image_size = open_image(self._image_path(self.ids[0])).width
         self.images: Tensor | None = None
@@ -69,7 +71,7 @@ class PreparedDataset(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        """A pair as uint8: image (3, H, W), 0..255, mask (1, H, W), 0, 1 or 2, and their index."""
+        """A pair as uint8: image (3, H, W), 0..255, mask (1, H, W), and their index."""
         if self.images is None:
             image, mask = self._decode(index)
         else:
@@ -83,13 +85,13 @@ class PreparedDataset(Dataset):
 
     @staticmethod
     def mask_to_float(masks: Tensor) -> Tensor:
-        """Masks as losses take them: float32, 2 where a pixel is to be ignored."""
+        """Masks as losses take them: float32, K + 1 where a pixel is to be ignored."""
         return masks.to(torch.float32)
 
     @staticmethod
-    def foreground_to_float(masks: Tensor) -> Tensor:
-        """Masks as pictures: float32, 0 or 1."""
-        return (masks == FOREGROUND).to(torch.float32)
+    def foreground_to_float(masks: Tensor, classes: int = 1) -> Tensor:
+        """Masks as pictures: float32, 0 to the number of classes."""
+        return (masks * of_class(masks, classes)).to(torch.float32)
 
     def _image_path(self, id: str) -> Path:
         return self._folder / "images" / f"{id}.png"
@@ -101,7 +103,7 @@ class PreparedDataset(Dataset):
         id = self.ids[index]
         image = np.array(open_image(self._image_path(id)))
         grey = open_image(self._folder / "masks" / f"{id}.png")
-        mask = MASK_KINDS[np.array(grey)] if grey.mode == "L" else np.zeros(0, np.uint8)
+        mask = mask_kinds(grey, len(self.classes) or 1)
         side = self.image_size
         # The hash is of bytes alone, which another shape may have too.
         as_prepared = image.shape == (side, side, 3) and mask.shape == (side, side)

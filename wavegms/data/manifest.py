@@ -1,6 +1,6 @@
 """The contract of a prepared folder: its manifest, its hash, and the audit beside it.
 
-`images/<id>.png` (RGB), `masks/<id>.png` (grey, as in `MASK_GREYS`) and `manifest.csv`, one
+`images/<id>.png` (RGB), `masks/<id>.png` (as `write_mask` has it) and `manifest.csv`, one
 `ManifestRow` an image.
 """
 
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from PIL import Image, ImageColor
 from pydantic import AfterValidator, BaseModel, Field
 
+from wavegms.classes import colours_of
 from wavegms.data.cases import is_id
 from wavegms.errors import InputError
 from wavegms.files import read_table, sha256_of
@@ -29,6 +31,24 @@ MASK_GREYS = np.array([0, 255, 128], np.uint8)
 # From those greys to the numbers; any other grey is none of them.
 MASK_KINDS = np.full(256, len(MASK_GREYS), np.uint8)
 MASK_KINDS[MASK_GREYS] = range(len(MASK_GREYS))
+
+
+def write_mask(path: Path, kinds: np.ndarray, classes: int) -> None:
+    """Writes a mask, uint8 (H, W), as grey; of several classes as numbers with their colours."""
+    if classes == 1:
+        Image.fromarray(MASK_GREYS[kinds]).save(path)
+        return
+    picture = Image.fromarray(kinds)
+    rgb = [(0, 0, 0), *map(ImageColor.getrgb, colours_of(classes)), (128, 128, 128)]
+    picture.putpalette([value for colour in rgb for value in colour])
+    picture.save(path)
+
+
+def mask_kinds(mask: Image.Image, classes: int) -> np.ndarray:
+    """What `write_mask` wrote; of another mode nothing."""
+    if mask.mode != ("L" if classes == 1 else "P"):
+        return np.zeros(0, np.uint8)
+    return MASK_KINDS[np.array(mask)] if classes == 1 else np.array(mask)
 
 
 def _check_id(id: str) -> str:
@@ -68,6 +88,8 @@ class ManifestRow(BaseModel):
     scale: Annotated[str, AfterValidator(_check_scale)] = ""  # see `Scale`
     drawn_on: str = ""  # shown or stored, where EXIF turned this image and mask differently
     evidence: str = ""  # what says so
+    # Names of several classes, apart by blanks; there is no such column where there is one.
+    classes: str = ""
 
 
 class PairRow(BaseModel):
@@ -133,7 +155,7 @@ def pixels_hash(image: np.ndarray, mask: np.ndarray) -> str:
     """Hash a prepared pair by its pixels, which do not depend on how PNG compresses them.
 
     It is the SHA-256 of the bytes of the image, uint8 (H, W, 3), and then of the mask (H, W), one
-    byte a pixel, 0, 1 or 2 as in `wavegms.images`.
+    byte a pixel, what it is as in `wavegms.images`.
     """
     return hashlib.sha256(image.tobytes() + mask.astype(np.uint8).tobytes()).hexdigest()
 

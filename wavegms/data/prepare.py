@@ -20,13 +20,14 @@ from PIL import Image
 from wavegms.config import ReadingParams
 from wavegms.data.cases import Case, pairing_rule
 from wavegms.data.catalog import CATALOG, DatasetSpec, find_cases, root_of, spec_of
+from wavegms.data.classes import with_classes
 from wavegms.data.duplicates import find_duplicates, merge_groups, read_thumbnails
 from wavegms.data.manifest import (
     MANIFEST_COLUMNS,
-    MASK_GREYS,
     SPLITS,
     data_hash,
     pixels_hash,
+    write_mask,
 )
 from wavegms.data.pairs import (
     Reading,
@@ -40,7 +41,7 @@ from wavegms.data.reading import find_reading
 from wavegms.data.splits import assign_splits
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of
-from wavegms.images import FOREGROUND, Scale, as_rgb, read_image, written_ranges
+from wavegms.images import Scale, as_rgb, of_class, read_image, written_ranges
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,6 +116,7 @@ def prepare_dataset(
     _check_target(raw, out)
     spec = spec_of(name)
     cases = find_cases(name, raw)
+    reading = with_classes(name, root_of(name, raw), reading, spec.classes)
     how = find_reading(name, cases, reading, spec.masks_at_another_size)
     if split == "grouped":
         cases = _group_duplicates(cases, how.scale)
@@ -142,7 +144,8 @@ def prepare_dataset(
         if problems:
             raise InputError(problems[0])
         # In the contract's order; pandas writes numbers so that they are read the same.
-        manifest = pd.DataFrame([row for row, _ in results], columns=list(MANIFEST_COLUMNS))
+        columns = [name for name in MANIFEST_COLUMNS if how.classes or name != "classes"]
+        manifest = pd.DataFrame([row for row, _ in results], columns=columns)
         manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
     counts = Counter(split_of.values())
     seen = [one for _, one in results]
@@ -157,7 +160,7 @@ def prepare_dataset(
         ),
         differences=[
             *_differences(spec, cases, split_of),
-            *remarks(chosen, seen),
+            *remarks(chosen, seen, how.classes),
         ],
         evidence=(*(pairing_rule(cases) if name not in CATALOG else ()), *how.evidence),
         ignored=float(np.mean([one.ignored for one in seen])),
@@ -205,7 +208,7 @@ def _prepare_case(
     pair = read_pair(case, reading, spec.masks_at_another_size)
     image, mask = resize_pair(case, pair, image_size)
     image.save(folder / "images" / f"{case.id}.png")
-    Image.fromarray(MASK_GREYS[mask]).save(folder / "masks" / f"{case.id}.png")
+    write_mask(folder / "masks" / f"{case.id}.png", mask, pair.classes)
     row = {
         "id": case.id,
         "split": split_of[case.id],
@@ -214,7 +217,7 @@ def _prepare_case(
         "original_width": pair.image.width,
         "original_height": pair.image.height,
         "sha256": sha256_of(case.image),
-        "mask_area": float((mask == FOREGROUND).mean()),
+        "mask_area": float(of_class(mask, pair.classes).mean()),
         "label": case.label,
         "pixels": pixels_hash(np.asarray(image), mask),
         "foreground": str(reading.masks),
@@ -222,6 +225,7 @@ def _prepare_case(
         "scale": str(reading.scale),
         "drawn_on": pair.drawn_on,
         "evidence": "; ".join(reading.evidence),
+        "classes": " ".join(reading.classes),
     }
     return row, Seen.of(pair, mask)
 

@@ -47,3 +47,15 @@ def mask_metrics(
         hd95_zero_if_empty=hd95_zero_if_empty,
         empty_prediction=not prediction.any(),
     )
+
+
+def class_metrics(
+    prediction: np.ndarray, truth: np.ndarray, classes: int
+) -> dict[int, MaskMetrics]:
+    """Compares two label maps (H, W) class by class, by number; without those that neither has."""
+    parts = {number: (prediction == number, truth == number) for number in range(1, classes + 1)}
+    return {
+        number: mask_metrics(*pair)
+        for number, pair in parts.items()
+        if pair[0].any() or pair[1].any()
+    }

@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from wavegms.classes import label_map
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import write_text
 from wavegms.images import FOREGROUND, IGNORED
 from wavegms.models.pipeline import WaveGMSPipeline
-from wavegms.results.metrics import mask_metrics
+from wavegms.results.metrics import class_metrics, mask_metrics
 from wavegms.training.card import ModelCard, card_hash
 from wavegms.training.safeguards import computing_with
 from wavegms.variants import Decoder
@@ -26,15 +27,24 @@ def predict_split(
 ) -> np.ndarray:
     """Soft masks of a prepared split at the run's size: float32 (N, H, W) in [0, 1].
 
-    Computed in float32 whatever was trained with: tf32, torch's own default on a card, is none.
+    Of several classes they are (N, K, H, W), see `WaveGMSPipeline.predict`. Computed in float32
+    whatever was trained with: tf32, torch's own default on a card, is none.
     """
+    if pipeline.classes != dataset.classes:
+        known, there = (
+            ", ".join(names) or "one class" for names in (pipeline.classes, dataset.classes)
+        )
+        raise InputError(
+            f"the model knows {known} and the images have {there}: test it on a dataset of the same"
+        )
     chunks = []
     computing_with("fp32", pipeline.device)
     for start in tqdm(range(0, len(dataset), batch_size), desc="predicting", unit="batch"):
         stop = min(start + batch_size, len(dataset))
         images = torch.stack([dataset[index]["image"] for index in range(start, stop)])
-        chunks.append(pipeline.predict(PreparedDataset.to_float(images))[:, 0].cpu().numpy())
-    return np.concatenate(chunks)
+        chunks.append(pipeline.predict(PreparedDataset.to_float(images)).cpu().numpy())
+    soft_masks = np.concatenate(chunks)
+    return soft_masks if pipeline.classes else soft_masks[:, 0]
 
 
 def score_mask(
@@ -51,15 +61,40 @@ def score_split(
     """Metrics of every image of a split, given its soft masks, (N, H, W) in [0, 1].
 
     One row an image: id, label, what `score_mask` gives, and data_hash, of the prepared folder. A
-    pixel belongs to the mask from the threshold on. Pixels to be ignored count nowhere.
+    pixel belongs to the mask from the threshold on. Pixels to be ignored count nowhere. Of several
+    classes see `score_classes`.
     """
     rows = []
     for index, soft_mask in enumerate(probabilities):
         mask = dataset[index]["mask"][0].numpy()
         about = {"id": dataset.ids[index], "label": dataset.labels[index]}
-        scored = score_mask(soft_mask >= threshold, mask == FOREGROUND, mask != IGNORED)
+        if dataset.classes:
+            scored = score_classes(label_map(soft_mask, threshold), mask, dataset.classes)
+        else:
+            scored = score_mask(soft_mask >= threshold, mask == FOREGROUND, mask != IGNORED)
         rows.append(about | scored)
     return pd.DataFrame(rows).assign(data_hash=dataset.data_hash)
+
+
+def score_classes(
+    prediction: np.ndarray, truth: np.ndarray, classes: Sequence[str]
+) -> dict[str, float | bool]:
+    """As `score_mask`, of label maps (H, W): the means over the classes, and each class's own.
+
+    Those of a class are named as `dsc:name`. Where it is in neither map there is nothing to score,
+    and they are missing; if all are, the image is scored as one whose two masks are empty. The
+    areas and `empty_prediction` are of all classes together.
+    """
+    counted = truth <= len(classes)
+    scored = score_mask(prediction > 0, (truth > 0) & counted, counted)
+    found = class_metrics(prediction * counted, truth * counted, len(classes))
+    for metric in ("dsc", "iou", "hd95", "hd95_zero_if_empty"):
+        values = {number: getattr(one, metric) for number, one in found.items()}
+        if found:
+            scored[metric] = float(np.mean(list(values.values())))
+        own = enumerate(classes, 1)
+        scored |= {f"{metric}:{name}": values.get(number, np.nan) for number, name in own}
+    return scored
 
 
 def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ()) -> dict[str, str]:

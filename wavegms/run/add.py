@@ -23,6 +23,7 @@ from wavegms.data.cases import (
     place,
 )
 from wavegms.data.catalog import CATALOG, find_cases
+from wavegms.data.classes import with_classes
 from wavegms.data.pairs import (
     Reading,
     Seen,
@@ -34,7 +35,7 @@ from wavegms.data.pairs import (
 from wavegms.data.reading import find_reading
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, write_text
-from wavegms.images import FOREGROUND
+from wavegms.images import of_class
 from wavegms.run.check import check_dataset
 
 _RAW = Path("data/raw")
@@ -131,10 +132,11 @@ def add_dataset(
     else:
         cases, rest = match_folders(Path(images), Path(masks))
 
+    reading = with_classes(name, folder, reading)
     found, notes, how = _examine(name, cases, reading, params.image_size)
     found = [*pairing_rule(cases), *found]
     if images is not None:
-        place(cases, rest, folder)
+        place(cases, rest, folder, how.by_folder)
     preview = _write_preview(name, find_cases(name, folder), how)
     if name not in params.external:
         tests = check_dataset(name, folder, params)
@@ -205,7 +207,7 @@ def _examine(
         f"in the middle; {_count(one.mask_modes[0] for one in seen)}",
         *reading.evidence,
     ]
-    return found, remarks(cases, seen), reading
+    return found, remarks(cases, seen, reading.classes), reading
 
 
 def _examine_case(case: Case, reading: Reading, image_size: int) -> Seen:
@@ -223,7 +225,10 @@ def _write_preview(name: str, cases: Sequence[Case], reading: Reading) -> Path:
     chosen = np.linspace(0, len(cases) - 1, min(_SHOWN, len(cases))).round().astype(int)
     pairs = [(textwrap.fill(cases[i].id, 30), read_pair(cases[i], reading)) for i in chosen]
     figure = show_pairs(
-        [(title, np.asarray(pair.image), pair.mask == FOREGROUND) for title, pair in pairs]
+        [
+            (title, np.asarray(pair.image), of_class(pair.mask, pair.classes))
+            for title, pair in pairs
+        ]
     )
     path = _PREVIEWS / f"{name}.png"
     with replace_file(path) as fresh:

@@ -107,7 +107,7 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """The forward half of a training step: `loss`, which goes backward, and the terms of its sum.
 
-    Images are (B, 3, H, W) in [0, 1], masks (B, 1, H, W) 0 or 1; `generators` are the random state
+    Images are (B, 3, H, W) in [0, 1], masks (B, 1, H, W) 0 to K; `generators` are the random state
     of what the network draws, or one for each image. A mask decoder, if given, decodes.
     """
     images = channels_last(images)
@@ -174,7 +174,8 @@ def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> Train
     optimizer, schedule = _optimizer(run, model, plan, graphed)
     if run.training.compile:
         model.compile()
-    wrapped, loss = accelerator.prepare(model), WaveGMSLoss(**run.loss.model_dump())
+    wrapped = accelerator.prepare(model)
+    loss = WaveGMSLoss(**run.loss.model_dump(), palette=pipeline.palette)
     frozen, mask_decoder = (
         frozen_for_steps(part, precision, device) for part in (run.vae, pipeline.mask_decoder)
     )
@@ -236,13 +237,14 @@ def _build(run: Run, device: torch.device) -> tuple[Network, WaveGMSPipeline]:
         image_size=run.train_set.image_size,
         sample_at_inference=run.model.sample_at_inference,
         vae=run.vae,
+        classes=len(run.train_set.classes) or 1,
     )
     if run.start is not None:
         model.load_state_dict(run.start.state_dict())
     if not variant_spec(run.variant).trained:
         model.mapping = load_gms_mapping(run.model.gms_checkpoint_for(run.dataset))
     vae = None if run.vae is None else run.vae.to(device)
-    seen = run.train_set.image_size, run.train_set.scale
+    seen = run.train_set.image_size, run.train_set.scale, run.train_set.classes
     pipeline = as_pipeline(model.to(device), vae, *seen)
     pipeline.choose_decoder(run.training.decoder)
     return model, pipeline

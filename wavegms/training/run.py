@@ -64,11 +64,12 @@ class Run:
         vae, card = frozen_autoencoder(
             variant, project / "models/autoencoder" / dataset, autoencoder
         )
+        train_set = PreparedDataset(prepared, training.train_splits)
         return cls(
             dataset=dataset,
             variant=variant,
             seed=seed,
-            train_set=PreparedDataset(prepared, training.train_splits),
+            train_set=train_set,
             selection_set=PreparedDataset(prepared, training.selection_split),
             vae=vae,
             autoencoder=card,
@@ -78,7 +79,8 @@ class Run:
             checkpoints=project / "checkpoints" / part / place,
             live=project / "reports" / (part or "training") / place,
             published=project / "models" / part / place,
-            start=training.start_from and start_network(training.start_from, variant, vae),
+            start=training.start_from
+            and start_network(training.start_from, variant, vae, train_set.classes),
         )
 
     @property

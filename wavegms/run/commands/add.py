@@ -18,6 +18,14 @@ def configure(parser: ArgumentParser) -> None:
         **values,
         help="values of the masks, such as 1 or 128-255; found if left out",
     )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names of several classes, of the values 1, 2 and so on or of their folders; or "
+        "NAME=VALUE, where a value is another",
+    )
     parser.add_argument("--ignore", **values, help="values of pixels that were not annotated")
     parser.add_argument(
         "--drawn-on",
@@ -40,7 +48,15 @@ def execute(options: Namespace) -> None:
             "foreground": [int(one) if one.isdecimal() else one for one in options.foreground],
             "ignore": [int(one) if one.isdecimal() else one for one in options.ignore],
             "drawn_on": options.drawn_on,
+            "classes": _named(options.classes),
         }
     )
     enter_project()
     print(say(add_dataset(options.name, images, masks, reading)), end="")
+
+
+def _named(classes: list[str]) -> dict[str, int | str] | list[str]:
+    pairs = [one.partition("=") for one in classes]
+    if not any(equals for _, equals, _ in pairs):
+        return classes
+    return {name: int(value) if value.isdecimal() else value for name, _, value in pairs}

@@ -1,0 +1,36 @@
+"""Classes 1 to K of pixels: how many there may be, their colours, and which a pixel belongs to.
+
+A mask of one class is black and white. One of several has a colour for each, on black.
+"""
+
+from typing import TypeVar
+
+from wavegms.errors import InputError
+
+# The corners of the colour cube but black.
+MOST_CLASSES = 7
+
+# In the order in which classes take them, so that one class is black and white. docs/classes.md has
+# what was measured: which sets of corners TAESD paints so that each class comes back.
+COLOURS = ("#ffffff", "#ff0000", "#0000ff", "#ffff00", "#00ff00", "#00ffff", "#ff00ff")
+
+_Array = TypeVar("_Array")  # of numpy or torch
+
+
+def colours_of(count: int) -> tuple[str, ...]:
+    """The colours of so many classes, as #rrggbb."""
+    if not 1 <= count <= MOST_CLASSES:
+        raise InputError(
+            f"there are colours for 1 to {MOST_CLASSES} classes, not for {count}: join some of them"
+        )
+    return COLOURS[:count]
+
+
+def label_map(probabilities: _Array, threshold: float = 0.5) -> _Array:
+    """(..., K, H, W) in [0, 1] -> the class of each pixel, 1 to K, or 0: (..., H, W).
+
+    A pixel is of a class where the probabilities of all together reach the threshold, and then of
+    the likeliest.
+    """
+    some = probabilities.sum(axis=-3) >= threshold
+    return some * (probabilities.argmax(axis=-3) + 1)
