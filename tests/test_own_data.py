@@ -231,7 +231,7 @@ def test_what_masks_do_not_tell_is_asked_and_noted(project, tmp_path, capsys, be
     assert params.read_text() == text and not (project / "data").exists()
     assert main([*command, "--foreground", "1", "--ignore", "255"]) == 0
     assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
-    wanted = {"foreground": [1], "ignore": [255], "drawn_on": "auto"}
+    wanted = {"foreground": [1], "ignore": [255], "drawn_on": "auto", "classes": {}}
     assert load_params(params).reading["skin"].model_dump() == wanted
     assert composed(project, tmp_path, "skin")["reading"] == {
         "skin": {"foreground": [1], "ignore": [255]}
@@ -240,6 +240,30 @@ def test_what_masks_do_not_tell_is_asked_and_noted(project, tmp_path, capsys, be
     assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
     assert main(["add", "skin", "--foreground", "1", "255"]) == 0  # thought better of it
     assert load_params(params).reading["skin"].foreground == [1, 255]
+
+
+def test_classes_are_named_as_folders_or_values(project, tmp_path, capsys):
+    for name in ("mass", "cyst"):
+        write_scans(tmp_path / name, void(0), count=20)
+        (tmp_path / name / "masks").rename(tmp_path / f"masks_{name}")
+    (tmp_path / "outlines").mkdir()
+    for name in ("mass", "cyst"):
+        (tmp_path / f"masks_{name}").rename(tmp_path / "outlines" / name)
+    (project / "notebooks").mkdir()
+    command = ["add", "organs", "--images", str(tmp_path / "mass/images"),
+               "--masks", str(tmp_path / "outlines")]  # fmt: skip
+    assert main([*command, "--classes", "mass", "cyst", "nerve"]) == 0
+    said = capsys.readouterr().out
+    assert "No mask has a pixel of the class nerve" in said and "reading: " in said
+    classes = {"mass": 1, "cyst": 2, "nerve": 3}
+    assert load_params(project / "params.yaml").reading["organs"].classes == classes
+    assert composed(project, tmp_path, "organs")["reading"] == {"organs": {"classes": classes}}
+    folders = {path.name for path in (project / "data/raw/organs/masks").iterdir()}
+    assert folders == {"mass", "cyst"}
+    assert main(["add", "organs", "--classes", "mass=1", "cyst=5-9"]) == 0  # thought better of it
+    assert load_params(project / "params.yaml").reading["organs"].classes["cyst"] == "5-9"
+    assert main(["add", "organs", "--classes", "mass", "node"]) == 1
+    assert "is no folder of a class of organs (mass, node)" in capsys.readouterr().err
 
 
 def test_params_that_cannot_be_edited_are_left_alone(project, tmp_path):

@@ -3,7 +3,7 @@
 A mask of one class is black and white. One of several has a colour for each, on black.
 """
 
-from typing import TypeVar
+import numpy as np
 
 from wavegms.errors import InputError
 
@@ -13,8 +13,6 @@ MOST_CLASSES = 7
 # In the order in which classes take them, so that one class is black and white. docs/classes.md has
 # what was measured: which sets of corners TAESD paints so that each class comes back.
 COLOURS = ("#ffffff", "#ff0000", "#0000ff", "#ffff00", "#00ff00", "#00ffff", "#ff00ff")
-
-_Array = TypeVar("_Array")  # of numpy or torch
 
 
 def colours_of(count: int) -> tuple[str, ...]:
@@ -26,11 +24,14 @@ def colours_of(count: int) -> tuple[str, ...]:
     return COLOURS[:count]
 
 
-def label_map(probabilities: _Array, threshold: float = 0.5) -> _Array:
-    """(..., K, H, W) in [0, 1] -> the class of each pixel, 1 to K, or 0: (..., H, W).
+def label_map(probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """(..., K, H, W) in [0, 1] -> the class of each pixel, 1 to K, or 0: uint8 (..., H, W).
 
-    A pixel is of a class where the probabilities of all together reach the threshold, and then of
-    the likeliest.
+    A pixel is of its likeliest class if that reaches the threshold against the background alone: at
+    0.5, if the background is not likelier.
     """
-    some = probabilities.sum(axis=-3) >= threshold
-    return some * (probabilities.argmax(axis=-3) + 1)
+    best, background = probabilities.max(axis=-3), 1 - probabilities.sum(axis=-3)
+    if probabilities.shape[-3] == 1:
+        return (best >= threshold).astype(np.uint8)
+    found = best >= threshold * (best + background)
+    return (found * (probabilities.argmax(axis=-3) + 1)).astype(np.uint8)

@@ -185,7 +185,7 @@ def read_plain(root: Path) -> list[Case]:
     whose images then stay in one split; and perhaps label, the class.
     """
     images, masks = root / "images", root / "masks"
-    by_class = class_folders(root)
+    by_class = class_folders(masks)
     if image_files(images) and not by_class and not (masks.is_dir() and image_files(masks)):
         raise InputError(
             f"{images} has images but {masks} has no masks: training and evaluation need both, "
@@ -193,13 +193,15 @@ def read_plain(root: Path) -> list[Case]:
             "predicted by `python -m wavegms predict`."
         )
     try:
-        cases = _read_classes(images, by_class) if by_class else read_two_folders(images, masks)
+        cases = read_classes(images, by_class) if by_class else read_two_folders(images, masks)
     except InputError:
+        if by_class:
+            raise
         try:
             cases, rest = match_files(image_files(images), image_files(masks), images, masks, False)
         except InputError:
             rest = [root]
-        if rest or by_class:  # what was found first is nearer to what was meant
+        if rest:  # what was found first is nearer to what was meant
             raise
     if not (root / GROUPS).exists():
         return cases
@@ -214,15 +216,15 @@ def read_plain(root: Path) -> list[Case]:
     return grouped
 
 
-def class_folders(root: Path) -> list[Path]:
-    """The folders of `masks/` that hold images, where it directly holds none."""
-    masks = root / "masks"
+def class_folders(masks: Path) -> list[Path]:
+    """The folders in a folder of masks that hold images, where it directly holds none."""
     if not masks.is_dir() or image_files(masks):
         return []
     return [path for path in sorted(masks.iterdir()) if path.is_dir() and image_files(path)]
 
 
-def _read_classes(images: Path, folders: Sequence[Path]) -> list[Case]:
+def read_classes(images: Path, folders: Sequence[Path]) -> list[Case]:
+    """Pair images with masks of the same stem, at most one in each folder of a class."""
     masks = [path for folder in folders for path in image_files(folder)]
     pairs = pair_files(
         [(path.stem, path) for path in image_files(images)], [(path.stem, path) for path in masks]

@@ -19,6 +19,7 @@ from wavegms.data.cases import (
     read_two_folders,
 )
 from wavegms.errors import InputError
+from wavegms.phantom.settings import CLASSES
 
 
 @dataclass(frozen=True)
@@ -375,6 +376,16 @@ CATALOG: dict[str, DatasetSpec] = {
             layout=_BUSI_LAYOUT,
             unpacked_as="Dataset_BUSI_with_GT",
             read=_read_busi,
+        ),
+        DatasetSpec(
+            name="phantom_c",
+            title="Phantom C",
+            modality="simulated ultrasound",
+            licence="made by this package",
+            source="wavegms.phantom.scanner.write_phantoms, which draws it",
+            layout="images/000001.png with label maps masks/000001.png, and so on",
+            read=read_plain,
+            classes=CLASSES,
         ),
     )
 }

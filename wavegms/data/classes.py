@@ -27,7 +27,7 @@ def with_classes(
     wanted = wanted or ReadingParams()
     if wanted.classes or wanted.foreground:
         return wanted
-    if not known and (folders := [path.name for path in class_folders(root)]):
+    if not known and (folders := [path.name for path in class_folders(Path(root) / "masks")]):
         raise InputError(
             f"{root}/masks has a folder for each of {', '.join(folders)}: name them as "
             f"reading.{name}.classes in params.yaml (or --classes to `add`), those that lie on top "

@@ -165,8 +165,8 @@ def _meaning(classes: Sequence[str]) -> str:
             "does from 0.5"
         )
     return (
-        f"probabilities in [0, 1] of the classes {', '.join(classes)}: a pixel is of the likeliest "
-        "where their sum is 0.5 or more"
+        f"probabilities in [0, 1] of the classes {', '.join(classes)}, what is left to 1 is the "
+        "background's: a pixel is of the likeliest"
     )
 
 

@@ -4,10 +4,8 @@ The frozen autoencoder paints pictures, so a network that gives it the latents o
 knows several classes without one parameter more.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Self
 
 import torch
@@ -25,9 +23,8 @@ from wavegms.models.autoencoder import (
     encode_masks,
 )
 
-# How sure a pixel is of the colour that it has: half way between the two nearest colours they are
-# equally likely, and on one of them the other has exp(-5), 0.7 %.
-_SHARPNESS = 5.0
+# Keeps the inverse of a squared distance finite; a colour's own pixel is 0.9997 sure of it.
+_NEAR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -63,19 +60,22 @@ class Palette:
     def shares(self, pixels: Tensor) -> Tensor:
         """The probability of each class: (B, 3, H, W), about [0, 1] -> (B, K, H, W) in [0, 1].
 
-        Of one class it is the mean of the three channels. Of several, and the background, each has
-        a share that falls off with the squared distance to its colour.
+        Of one class it is the mean of the three channels. Of several, and the background, it is in
+        inverse proportion to the squared distance to its colour. A softmax of distances is the more
+        usual, and learns nothing from pixels that are nearly another colour: after five epochs of
+        the profile `classes` one class had a DSC of 0.2 %, with this one 23 %.
         """
         pixels = at_least_float32(pixels)
         if self.classes == 1:
             return pixels.mean(dim=1, keepdim=True).clamp(0, 1)
-        nearest = min(math.dist(*pair) for pair in combinations(self._rgb, 2))
+        pixels = pixels.clamp(0, 1)
         # number by number: a graph of CUDA takes no tensor from the processor
         distances = [
             sum((pixels[:, channel] - colour[channel]).square() for channel in range(3))
             for colour in self._rgb
         ]
-        return (-_SHARPNESS / nearest**2 * torch.stack(distances, 1)).softmax(dim=1)[:, 1:]
+        near = 1 / (torch.stack(distances, 1) + _NEAR)
+        return (near / near.sum(dim=1, keepdim=True))[:, 1:]
 
     def mix(self, shares: Tensor) -> Tensor:
         """Soft masks as a picture to look at: (B, K, H, W) in [0, 1] -> (B, 3, H, W) in [0, 1]."""

@@ -274,7 +274,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         dimension in front; an array (3, H, W) or (4, H, W) is refused, as it may also be an image
         with its channels in front. Values are taken on the scale of the training images, unless
         they are `scaled` already. A pixel belongs to the mask from a probability of `threshold`,
-        above 0 and at most 1; of several classes that is of all together, and it is the likeliest.
+        above 0 and at most 1; of several classes see `wavegms.classes.label_map`.
 
         Raises:
             InputError: an argument has no such form, or values of an image lie outside [0, 1].
@@ -300,7 +300,7 @@ class WaveGMSPipeline(DiffusionPipeline):
                     resized = _resize(soft, original_size).clamp(0, 1).numpy()
                     if self.classes:
                         probabilities.append(resized)
-                        masks.append(label_map(resized, threshold).astype(np.uint8))
+                        masks.append(label_map(resized, threshold))
                     else:
                         probabilities.append(resized[0])
                         masks.append(resized[0] >= threshold)

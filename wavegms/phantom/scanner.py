@@ -1,4 +1,4 @@
-"""Simulated breast ultrasound: two small datasets from two scanners that do not exist.
+"""Simulated breast ultrasound: small datasets from scanners that do not exist.
 
 A tissue map (echogenicity, attenuation, specular reflectors) is drawn along the beams of a linear
 probe and turned into a B-mode image: a random complex field of sub-resolution scatterers, weighted
@@ -30,8 +30,15 @@ from tqdm import tqdm
 from wavegms.errors import InputError
 from wavegms.files import replace_folder
 from wavegms.phantom.marks import draw_marks
-from wavegms.phantom.settings import SCANNERS, Scanner
-from wavegms.phantom.tissue import Beams, Tissue, add_lesions, draw_lesions, draw_tissue
+from wavegms.phantom.settings import CLASSES, SCANNERS, Scanner
+from wavegms.phantom.tissue import (
+    Beams,
+    Tissue,
+    add_lesions,
+    draw_lesions,
+    draw_mass_and_cyst,
+    draw_tissue,
+)
 
 FWHM_PER_SIGMA = 2.355
 
@@ -45,6 +52,7 @@ class Phantom:
     image: np.ndarray  # B-mode, uint8 (H, W)
     masks: tuple[np.ndarray, ...]  # boolean (H, W), one a lesion; disjoint; none for a normal case
     label: str  # "benign", "malignant" or "normal"
+    kinds: tuple[str, ...] = ()  # of the lesions, as in `Lesion`
 
 
 def point_spread(scatterers: np.ndarray, scanner: Scanner, beams: Beams) -> np.ndarray:
@@ -145,7 +153,8 @@ def simulate(scanner: Scanner, seed: int, index: int) -> Phantom:
     label = "malignant" if rng.random() < scanner.malignant_fraction else "benign"
     if scanner.normal_every and index % scanner.normal_every == scanner.normal_every - 1:
         label = "normal"
-    lesions = draw_lesions(rng, beams, field, label)
+    draw = draw_mass_and_cyst if scanner.name == "phantom_c" else draw_lesions
+    lesions = draw(rng, beams, field, label)
     tissue = add_lesions(rng, draw_tissue(rng, beams), lesions, beams)
     amplitude = envelope(rng, tissue, scanner, beams)
     grey = log_compress(amplitude, scanner, gain_db=rng.uniform(-4, 4))
@@ -157,14 +166,17 @@ def simulate(scanner: Scanner, seed: int, index: int) -> Phantom:
         for lesion in lesions
     )
     image = draw_marks(rng, image, masks, beams.step_mm, scanner.frequency_mhz)
-    return Phantom(image=image, masks=masks, label=label)
+    kinds = tuple(lesion.kind for lesion in lesions)
+    return Phantom(image=image, masks=masks, label=label, kinds=kinds)
 
 
 def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
     """Write a simulated dataset as raw files in the layout of a published one.
 
     "phantom_a" is laid out like BUS (`original/000001.png`, `GT/000001.png`), "phantom_b" like
-    BUSI (`benign/benign (1).png`, `benign (1)_mask.png`, `benign (1)_mask_1.png` and so on). The
+    BUSI (`benign/benign (1).png`, `benign (1)_mask.png`, `benign (1)_mask_1.png` and so on),
+    "phantom_c" as images of one's own with label maps (`images/000001.png`, `masks/000001.png`).
+    The
     files are written to a temporary folder beside `folder`, which is put in place when complete.
     """
     if name not in SCANNERS:
@@ -178,7 +190,8 @@ def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
     if folder.exists() and not empty and not (folder / MARKER).is_file():
         raise InputError(f"folder {folder} holds other data; choose a folder that does not exist.")
     with replace_folder(folder) as root:
-        write = {"phantom_a": _write_bus, "phantom_b": _write_busi}[name]
+        layouts = {"phantom_a": _write_bus, "phantom_b": _write_busi, "phantom_c": _write_classes}
+        write = layouts[name]
         # an image depends on its own index and nothing else; most of the work is scipy's filters,
         # which run side by side
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -195,6 +208,17 @@ def _write_bus(root: Path, cases: Iterable[Phantom]) -> None:
         Image.fromarray(case.image).save(root / "original" / file)
         union = np.any(case.masks, axis=0)
         Image.fromarray(np.uint8(255) * union).save(root / "GT" / file)
+
+
+def _write_classes(root: Path, cases: Iterable[Phantom]) -> None:
+    for part in ("images", "masks"):
+        (root / part).mkdir()
+    for number, case in enumerate(cases, start=1):
+        labels = np.zeros(case.image.shape, np.uint8)
+        for mask, kind in zip(case.masks, case.kinds, strict=True):
+            labels[mask] = 1 + CLASSES.index("cyst" if kind == "cyst" else "mass")
+        Image.fromarray(case.image).save(root / f"images/{number:06d}.png")
+        Image.fromarray(labels).save(root / f"masks/{number:06d}.png")
 
 
 def _write_busi(root: Path, cases: Iterable[Phantom]) -> None:

@@ -1,6 +1,6 @@
 """Settings of the simulated scanners, as data: nothing heavy is imported to look at them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +40,9 @@ class Scanner:
         defocus = (depth_mm - self.focus_mm) / self.focal_zone_mm
         return self.f_number * SOUND_SPEED / self.frequency_mhz * np.sqrt(1 + defocus**2)
 
+
+# What phantom_c tells apart: the classes of its label maps 1 and 2.
+CLASSES = ("mass", "cyst")
 
 SCANNERS: dict[str, Scanner] = {
     "phantom_a": Scanner(
@@ -85,3 +88,5 @@ SCANNERS: dict[str, Scanner] = {
         normal_every=12,
     ),
 }
+
+SCANNERS["phantom_c"] = replace(SCANNERS["phantom_a"], name="phantom_c")

@@ -83,6 +83,7 @@ def render_model_card(
         modality=_modality(data),
         simulated=data.modality.startswith("simulated"),
         shared=shared,
+        classes=", ".join(card.parameters.get("classes", [])),
         scores=[
             {"name": spec_of(name).title, "empty": model.scores[name]["empty_prediction"].sum()}
             | shown_scores(part["all"])
@@ -165,6 +166,8 @@ def _modality(data: DatasetSpec) -> str:
 def _training(card: ModelCard) -> Iterator[tuple[str, Any]]:
     yield "images", f"{card.train_images} to train, {card.selection_images} to choose the epoch"
     yield "epoch", f"{card.best_epoch} of {card.epochs}, {card.selection}"
+    if classes := card.parameters.get("classes"):
+        yield "classes", f"{', '.join(classes)}; scores are means over them"
     yield "seed", card.seed
     training = card.parameters.get("training", {})
     batch_size = variant_spec(card.variant).batch_size_or(training.get("batch_size"))

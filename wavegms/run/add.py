@@ -17,10 +17,13 @@ from wavegms.config import ReadingParams, check_params, load_params, require_nam
 from wavegms.data.cases import (
     UNLABELLED,
     Case,
+    checked_cases,
+    class_folders,
     image_files,
     match_folders,
     pairing_rule,
     place,
+    read_classes,
 )
 from wavegms.data.catalog import CATALOG, find_cases
 from wavegms.data.classes import with_classes
@@ -130,7 +133,11 @@ def add_dataset(
             "--images and --masks to take what is there."
         )
     else:
-        cases, rest = match_folders(Path(images), Path(masks))
+        by_class = class_folders(Path(masks)) if reading and reading.classes else []
+        if by_class:
+            cases, rest = checked_cases(read_classes(Path(images), by_class)), []
+        else:
+            cases, rest = match_folders(Path(images), Path(masks))
 
     reading = with_classes(name, folder, reading)
     found, notes, how = _examine(name, cases, reading, params.image_size)

@@ -201,9 +201,9 @@ def repaint_split(
         masks = PreparedDataset.foreground_to_float(batch["mask"], palette.classes)
         masks = masks.to(vae.device)
         error = (repaint_images(vae, images) - images).square().flatten(1).mean(1)
-        found = label_map(palette.decode(vae, palette.encode(vae, masks)))[:, None]
-        found = (found == numbers.to(vae.device)).float()
-        yield Repainted(masks, found, -10 * torch.log10(error))
+        soft_masks = palette.decode(vae, palette.encode(vae, masks))
+        found = torch.from_numpy(label_map(soft_masks.cpu().numpy()))[:, None] == numbers
+        yield Repainted(masks, found.float().to(vae.device), -10 * torch.log10(error))
 
 
 def evenly_spaced(dataset: PreparedDataset, most: int) -> range:

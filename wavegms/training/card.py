@@ -27,7 +27,7 @@ class ModelCard:
     their mean soft Dice in [0, 1] on the selecting images. `precision` is what training computed
     with, None if nothing was trained. `autoencoder` says where the frozen one came from, and how
     well it reconstructs; None where the network has none. `parameters` are the sections of
-    params.yaml that training used.
+    params.yaml that training used, and the names of `classes` where there are several.
     """
 
     variant: str

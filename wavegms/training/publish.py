@@ -22,6 +22,7 @@ def publish_model(run: Run, result: TrainingResult) -> ModelCard:
     then.
     """
     sections = {"training": run.training, "loss": run.loss, "model": run.model}
+    classes = {"classes": list(run.train_set.classes)} if run.train_set.classes else {}
     card = ModelCard(
         variant=run.variant,
         dataset=run.dataset,
@@ -38,7 +39,7 @@ def publish_model(run: Run, result: TrainingResult) -> ModelCard:
         precision=result.precision,
         weights=weights_hash(result.folder / "best"),
         autoencoder=asdict(run.autoencoder) if run.autoencoder else None,
-        parameters={name: section.model_dump() for name, section in sections.items()},
+        parameters={name: one.model_dump() for name, one in sections.items()} | classes,
         versions=library_versions(),
     )
     if not is_first_process():
