@@ -201,6 +201,14 @@ def test_a_unet_of_several_classes_gives_shares(tmp_path):
         as_pipeline(build_variant("unet", classes=3), None, 32, classes=NAMES[:2])
 
 
+@pytest.mark.parametrize("name", ["multiresunet_small", "acc_unet_small", "nnunet_small"])
+def test_rivals_of_several_classes_give_shares(name):
+    pipeline = as_pipeline(build_variant(name, classes=2), None, 32, classes=NAMES[:2])
+    shares = pipeline.predict(torch.rand(2, 3, 32, 32))
+    assert shares.shape == (2, 2, 32, 32)
+    assert shares.min() > 0 and shares.sum(1).max() < 1 and shares.std() > 0
+
+
 @pytest.mark.parametrize(
     "name", [name for name, spec in VARIANTS.items() if not spec.several_classes]
 )

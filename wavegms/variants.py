@@ -53,10 +53,14 @@ class VariantSpec:
 
 _WAVE_GMS = VariantSpec("Wave-GMS", "wavelet", "tiny", aligned=True, several_classes=True)
 _TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny", several_classes=True)
-_MULTI_RES = VariantSpec("MultiResUNet", "multiresunet", None, side_divisor=16)
-_ACC = VariantSpec("ACC-UNet", "acc_unet", None, side_divisor=16)
+_MULTI_RES = VariantSpec(
+    "MultiResUNet", "multiresunet", None, side_divisor=16, several_classes=True
+)
+_ACC = VariantSpec("ACC-UNet", "acc_unet", None, side_divisor=16, several_classes=True)
 # at 32 pixels its lowest map is a single one, which has no spread to normalise by
-_NNUNET = VariantSpec("nnUNet", "nnunet", None, side_divisor=32, smallest_side=64)
+_NNUNET = VariantSpec(
+    "nnUNet", "nnunet", None, side_divisor=32, smallest_side=64, several_classes=True
+)
 _EGE = VariantSpec("EGE-UNet", "egeunet", None, side_divisor=32)
 _SWIN = VariantSpec("SwinUNet", "swin_unet", None, side_divisor=32)
 _SME = VariantSpec(

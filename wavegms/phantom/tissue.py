@@ -106,7 +106,7 @@ def draw_mass_and_cyst(
     kinds = ["malignant" if label == "malignant" else "solid", "cyst"]
     lesions: list[Lesion] = []
     for kind in kinds if rng.random() > 1 / 6 else [str(rng.choice(kinds))]:
-        _add_contour(rng, beams, field, kind, (0.06, 0.12), 0.25, lesions)
+        _add_contour(rng, beams, field, kind, (0.05, 0.10), 0.20, lesions)
     return tuple(lesions)
 
 

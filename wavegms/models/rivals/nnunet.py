@@ -6,9 +6,9 @@ from wavegms.models.mask_network import mask_network
 
 
 class ZScored(nn.Module):
-    """A network of two classes, background first, that sees each channel at mean 0 and spread 1.
+    """A network of classes, background first, that sees each channel at mean 0 and spread 1.
 
-    Its logit is the difference of the two, whose sigmoid is the softmax's share of the foreground.
+    Of two its logit is their difference, whose sigmoid is the softmax's share of the foreground.
     """
 
     def __init__(self, network: nn.Module):
@@ -18,14 +18,14 @@ class ZScored(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, 1, H, W)."""
+        """(B, 3, H, W) -> logits (B, 1, H, W); of more than two classes all, (B, K + 1, H, W)."""
         mean = images.mean((2, 3), keepdim=True)
         spread = images.std((2, 3), keepdim=True, correction=0).clamp_min(1e-8)
-        background, foreground = self.logits((images - mean) / spread).split(1, dim=1)
-        return foreground - background
+        logits = self.logits((images - mean) / spread)
+        return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
 
     def logits(self, x: Tensor) -> Tensor:
-        """Values as they are (B, 3, H, W) -> logits (B, 2, H, W): nnU-Net's own network."""
+        """Values as they are (B, 3, H, W) -> logits (B, K + 1, H, W): nnU-Net's own network."""
         skips = []
         for block in (self.network.input_block, *self.network.downsamples):
             x = block(x)
@@ -36,7 +36,7 @@ class ZScored(nn.Module):
         return self.network.output_block(x)
 
 
-def _build(*widths: int) -> nn.Module:
+def _build(classes: int, *widths: int) -> nn.Module:
     # here, because MONAI takes seconds to import
     from monai.networks.nets import DynUNet
 
@@ -53,7 +53,7 @@ def _build(*widths: int) -> nn.Module:
     network = Planned(
         spatial_dims=2,
         in_channels=3,
-        out_channels=2,
+        out_channels=classes + 1,
         kernel_size=[3] * len(widths),
         strides=[1] + [2] * halvings,
         upsample_kernel_size=[2] * halvings,
@@ -65,15 +65,15 @@ def _build(*widths: int) -> nn.Module:
 
 
 @mask_network
-def nnunet() -> nn.Module:
+def nnunet(classes: int = 1) -> nn.Module:
     """20,612,738 parameters; the paper's has 20.6 M.
 
     nnU-Net's own class has 20,619,658: biases, which its norms cancel, and heads that only train.
     """
-    return _build(32, 64, 128, 256, 512, 512)
+    return _build(classes, 32, 64, 128, 256, 512, 512)
 
 
 @mask_network
-def nnunet_small() -> nn.Module:
+def nnunet_small(classes: int = 1) -> nn.Module:
     """Three stages instead of six."""
-    return _build(8, 16, 32)
+    return _build(classes, 8, 16, 32)
