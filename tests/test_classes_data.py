@@ -93,7 +93,7 @@ def test_label_maps_are_prepared_with_names_and_colours(folder):
     with Image.open(folder / "masks/0.png") as mask:
         assert mask.mode == "P"
         colours = set(map(tuple, np.array(mask.convert("RGB")).reshape(-1, 3).tolist()))
-    assert colours == {(0, 0, 0), (255, 255, 255), (255, 0, 0)}
+    assert colours == {(0, 0, 0), (255, 255, 0), (0, 255, 255)}
     assert set(load_manifest(folder)["classes"]) == {"mass cyst"}
 
 

@@ -10,18 +10,19 @@ from wavegms.errors import InputError
 # The corners of the colour cube but black.
 MOST_CLASSES = 7
 
-# In the order in which classes take them, so that one class is black and white. docs/classes.md has
-# what was measured: which sets of corners TAESD paints so that each class comes back.
-COLOURS = ("#ffffff", "#ff0000", "#0000ff", "#ffff00", "#00ff00", "#00ffff", "#ff00ff")
+# In the order in which several classes take them. With black, the first three lie as far from each
+# other as four colours can, and none between two others, as which their soft border would be read;
+# docs/classes.md has what was measured of these and of others.
+COLOURS = ("#ffff00", "#00ffff", "#ff00ff", "#ffffff", "#0000ff", "#ff0000", "#00ff00")
 
 
 def colours_of(count: int) -> tuple[str, ...]:
-    """The colours of so many classes, as #rrggbb."""
+    """The colours of so many classes, as #rrggbb; of one class white."""
     if not 1 <= count <= MOST_CLASSES:
         raise InputError(
             f"there are colours for 1 to {MOST_CLASSES} classes, not for {count}: join some of them"
         )
-    return COLOURS[:count]
+    return ("#ffffff",) if count == 1 else COLOURS[:count]
 
 
 def label_map(probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:
