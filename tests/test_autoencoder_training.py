@@ -1,16 +1,25 @@
 """The small autoencoder of the embedded default: it learns, repeats itself and is judged."""
 
+import json
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from wavegms import InputError
+from wavegms.__main__ import main
 from wavegms.config import AutoencoderParams, AutoencoderTraining
 from wavegms.data.manifest import load_manifest
+from wavegms.files import sha256_of
 from wavegms.models.autoencoder import freeze
+from wavegms.project import PRETRAINED
 from wavegms.training import autoencoder as training
+from wavegms.training import pretrain as pretraining
 from wavegms.training.autoencoder import (
     ReconstructionQuality,
     build_autoencoder,
@@ -20,10 +29,14 @@ from wavegms.training.autoencoder import (
     read_quality,
     reconstruction_quality,
     require_mask_quality,
+    start_autoencoder,
     train_autoencoder,
     write_quality,
 )
+from wavegms.training.drawn import draw_mask, draw_picture
+from wavegms.training.kept import keep_half
 from wavegms.training.loss import soft_dice
+from wavegms.training.pretrain import judge
 
 
 def tiny(**changes):
@@ -116,6 +129,96 @@ def test_it_ends_once_masks_are_good_and_images_hardly_gain(
     settings = tiny(steps=70, batch_size=1, channels=8, target_dice=0.96)
     train_autoencoder(train_set, settings, seed=0)
     assert len(seen) == steps
+
+
+def test_the_start_that_is_shipped_needs_no_step_for_masks_and_images_it_never_saw(
+    train_set, validation_set
+):
+    settings = tiny(channels=12, steps=20, target_dice=0.95, start_from="drawn_12")
+    vae = train_autoencoder(train_set, settings, seed=0)
+    assert torch.equal(weights(vae), weights(start_autoencoder(settings)))
+    assert not vae.training and not any(p.requires_grad for p in vae.parameters())
+    assert reconstruction_quality(vae, validation_set).mask_dice > 0.95
+    from_nothing = settings.model_copy(update={"start_from": None})
+    for dataset in (train_set, validation_set):
+        ours, theirs = (
+            reconstruction_quality(train_autoencoder(train_set, chosen, seed=0), dataset)
+            for chosen in (settings, from_nothing)
+        )
+        assert ours.mask_dice > theirs.mask_dice and ours.image_psnr > theirs.image_psnr
+
+
+def test_a_start_that_is_not_good_enough_is_trained_further(train_set, tmp_path):
+    torch.manual_seed(7)
+    about = {"channels": 8, "blocks": 1}
+    keep_half(tmp_path / "poor.safetensors", build_autoencoder(**about), about)
+    settings = tiny(channels=8, steps=3, target_dice=0.95, start_from="poor")
+    start = start_autoencoder(settings, tmp_path)
+    expected = build_autoencoder(**about)
+    expected.load_state_dict(load_file(tmp_path / "poor.safetensors"))
+    assert torch.equal(weights(start), weights(expected))
+    vae = train_autoencoder(train_set, settings, seed=0, folder=tmp_path)
+    assert not torch.equal(weights(vae), weights(start))
+    assert not any(p.requires_grad for p in vae.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"start_from": "nowhere"}, "nowhere is no name in weights/autoencoders"),
+        ({"channels": 16}, "drawn_12 has channels 12 and blocks 1, but .* says 16 and 1"),
+        ({"blocks": 2}, "but .* says 12 and 2"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(change, said):
+    settings = tiny(channels=12, start_from="drawn_12").model_copy(update=change)
+    with pytest.raises(InputError, match=said):
+        start_autoencoder(settings)
+
+
+def test_weights_that_are_not_what_their_card_says_are_refused(tmp_path):
+    keep_half(tmp_path / "x.safetensors", build_autoencoder(8, 1), {"channels": 12, "blocks": 1})
+    settings = tiny(channels=12, start_from="x")
+    with pytest.raises(InputError, match="is not what its card says"):
+        start_autoencoder(settings, tmp_path)
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(InputError, match="not the card of an autoencoder"):
+        start_autoencoder(settings, tmp_path)
+
+
+def test_the_shipped_start_is_the_file_of_its_card():
+    card = json.loads((PRETRAINED / "drawn_12.json").read_text())
+    assert card["sha256"] == sha256_of(PRETRAINED / "drawn_12.safetensors")
+    vae = freeze(start_autoencoder(tiny(channels=12, start_from="drawn_12")))
+    assert judge(vae, card["seed"]) == pytest.approx(card["on pictures it had not"], abs=0.02)
+
+
+def test_pretraining_repeats_itself_and_says_how_it_was_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pretraining, "_TESTS", range(2))
+    out = tmp_path / "new/small.safetensors"
+    given = ["--channels", "6", "--steps", "3", "--seed", "5", "--out", str(out)]
+    assert main(["pretrain", *given]) == 0
+    first = load_file(out)
+    card = json.loads(out.with_suffix(".json").read_text())
+    assert main(card["made by"].removeprefix("python -m wavegms ").split() + given[-2:]) == 0
+    again = load_file(out)
+    assert list(again) == list(first) and all(torch.equal(again[k], first[k]) for k in first)
+    vae = build_autoencoder(card["channels"], card["blocks"])
+    vae.load_state_dict(first)
+    assert card["on pictures it had not"] == pytest.approx(judge(freeze(vae), 5), abs=0.02)
+    assert main(["pretrain", "--steps", "0"]) == 1
+    assert "--steps must be at least 1" in capsys.readouterr().err
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([16, 40]))
+@hypothesis_settings(max_examples=20)
+def test_pictures_that_are_drawn_are_pictures(seed, side):
+    one, other = (
+        draw_picture(rng, side, draw_mask(rng, side))
+        for rng in (np.random.default_rng(seed), np.random.default_rng(seed))
+    )
+    assert one.shape == (3, side, side) and one.dtype == np.float32
+    assert 0 <= one.min() <= one.max() <= 1 and np.array_equal(one, other)
 
 
 def test_more_steps_leave_a_smaller_error(train_set):

@@ -43,6 +43,7 @@ VALUES = {
             "batch_size": 8,
             "learning_rate": 0.005,
             "target_dice": 0.97,
+            "start_from": None,
         },
     },
     "model": {"sample_at_inference": False, "gms_checkpoint": "models/gms/{dataset}.pth"},
@@ -158,6 +159,7 @@ def test_an_unknown_key_is_refused_by_name(section):
 # Younger than files that are in use, and what is meant without them: what was before.
 OPTIONAL = {
     "autoencoder.train.target_dice": 1,
+    "autoencoder.train.start_from": None,
     "training.minutes": None,
     "training.start_from": None,
     "training.cuda_graph": True,
@@ -195,9 +197,13 @@ def test_a_wrong_type_is_refused_by_name(key, value):
 
 
 # Of epochs and minutes, one: see test_minutes.py.
-MAY_BE_NONE = ("training.epochs", "training.minutes", "training.start_from")
+MAY_BE_NONE = (
+    *("training.epochs", "training.minutes"),
+    *("training.start_from", "autoencoder.train.start_from"),
+)
 
 TEXT = {
+    "autoencoder.train.start_from",
     "training.start_from",
     "split.folder",
     "autoencoder.hub",

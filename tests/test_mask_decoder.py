@@ -33,8 +33,9 @@ from wavegms.results.scores import write_scores
 from wavegms.training import distil as training_distil
 from wavegms.training import state as training_state
 from wavegms.training.card import ModelCard
-from wavegms.training.distil import compare, distil, draw_lesson, keep_decoder
+from wavegms.training.distil import compare, distil, draw_lesson
 from wavegms.training.drawn import draw_mask
+from wavegms.training.kept import keep_half
 from wavegms.training.loss import WaveGMSLoss, soft_dice
 from wavegms.training.publish import publish_model
 from wavegms.training.recipe import train
@@ -54,7 +55,7 @@ def decoder(vae):
 @pytest.fixture
 def kept(decoder, tmp_path, monkeypatch):
     """A folder of kept mask decoders with that one, in place of the project's."""
-    keep_decoder(tmp_path / "decoders/mine.safetensors", decoder, {})
+    keep_half(tmp_path / "decoders/mine.safetensors", decoder, {})
     for module in (models_pipeline, training_state):
         find = partial(kept_mask_decoder, folder=tmp_path / "decoders")
         monkeypatch.setattr(module, "kept_mask_decoder", find)
@@ -160,7 +161,7 @@ def test_a_damaged_or_foreign_file_gets_a_sentence(pipe, kept, survived):
             pipe.choose_decoder("fast")
     decoder = MaskDecoder.untrained(pipe.vae)
     del decoder.layers[-2]  # of another build, whole and with its card
-    keep_decoder(file, decoder, {})
+    keep_half(file, decoder, {})
     with pytest.raises(InputError, match="does not fit this version"):
         pipe.choose_decoder("fast")
     survived("inputs", 10)

@@ -237,6 +237,7 @@ class AutoencoderTraining(Section):
     batch_size: PositiveInt
     learning_rate: Annotated[Number, Field(gt=0, allow_inf_nan=False)]
     target_dice: Probability = 1.0
+    start_from: Name | None = None
 
 
 class AutoencoderParams(Section):

@@ -33,6 +33,9 @@ KEPT = Path(__file__).parents[1] / "weights"
 # Mask decoders, see `wavegms.models.mask_decoder`: NAME.safetensors with a card NAME.json.
 DECODERS = KEPT / "decoders"
 
+# Autoencoders that others are trained from, see `wavegms.training.pretrain`, likewise.
+PRETRAINED = KEPT / "autoencoders"
+
 
 def is_kept(where: str | Path, folder: Path = KEPT) -> bool:
     """Whether this is the name of such a model."""
@@ -46,6 +49,28 @@ def require_start(where: str) -> None:
         raise InputError(
             f"training.start_from {where} is no folder, and no name in weights/: correct it, or "
             "set it to null"
+        )
+
+
+def require_pretrained(name: str, channels: int, blocks: int, folder: Path = PRETRAINED) -> None:
+    """Checks that `autoencoder.train.start_from` names an autoencoder of that size."""
+    key = "autoencoder.train.start_from"
+    if not is_kept(name, folder):
+        raise InputError(
+            f"{key} {name} is no name in weights/autoencoders: correct it, or set it to null"
+        )
+    try:
+        card = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        found = (card["channels"], card["blocks"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / name}.json is not the card of an autoencoder: bring it back by git, or set "
+            f"{key} to null"
+        ) from error
+    if found != (channels, blocks):
+        raise InputError(
+            f"{key} {name} has channels {found[0]} and blocks {found[1]}, but autoencoder.train "
+            f"says {channels} and {blocks}: take its numbers, or set {key} to null"
         )
 
 

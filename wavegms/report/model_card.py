@@ -205,6 +205,12 @@ def _autoencoder(card: ModelCard) -> str:
         return ""
     source, origin = card.autoencoder["source"], card.autoencoder["origin"]
     if source == "train":
+        if start := origin.get("start_from"):
+            return (
+                "The frozen autoencoder, whose weights are part of this model, began from "
+                f"`{start}`, which was trained on drawn pictures alone; where masks did not yet "
+                "come back well enough, it was trained further on the same training images."
+            )
         return (
             "The frozen autoencoder, whose weights are part of this model, was trained on the same "
             "training images."

@@ -164,7 +164,9 @@ def _settings(params: Params) -> list[tuple[str, str]]:
     epochs = {name: training.epochs_for(name) or fitting for name in params.datasets}
     many = len(set(epochs.values())) > 1
     epochs = [f"{spec_of(n).title} {e}" for n, e in epochs.items()] if many else epochs.values()
-    sources = {"train": "trained on the spot", "hub": autoencoder.hub}
+    start = autoencoder.train.start_from
+    made = f"from {start}, which drawn pictures made" if start else "trained on the spot"
+    sources = {"train": made, "hub": autoencoder.hub}
     return [
         ("Networks", ", ".join(map(title_of, params.variants))),
         ("Images", f"{params.image_size}×{params.image_size} pixels"),

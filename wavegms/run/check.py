@@ -9,7 +9,7 @@ from wavegms.data.splits import assign_splits, lists_of
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import SCANNERS
-from wavegms.project import DECODERS, KEPT, is_kept, require_start
+from wavegms.project import DECODERS, KEPT, PRETRAINED, is_kept, require_pretrained, require_start
 from wavegms.variants import VARIANTS, require_classes, require_side
 
 
@@ -47,6 +47,9 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             f"autoencoder.path {params.autoencoder.path} is not a folder: put the weights there "
             "(see data/README.md), or set autoencoder.source to hub or train"
         )
+    small = params.autoencoder.train
+    if params.autoencoder.source == "train" and small.start_from:
+        require_pretrained(small.start_from, small.channels, small.blocks)
     for place in params.foundations.others if params.foundations.datasets else []:
         if not (Path(place).is_dir() or is_hub_id(place)):
             raise InputError(
@@ -113,8 +116,11 @@ def _check_epochs(dataset: str, what: str, epochs: int | None, params: Params) -
 
 
 def _note_imports(folder: Path, params: Params) -> None:
-    source, path = params.autoencoder.source, params.autoencoder.path
-    _note(folder / "autoencoder.txt", [Path(path)] if source == "path" else [])
+    source, start = params.autoencoder.source, params.autoencoder.train.start_from
+    weights = {"path": Path(params.autoencoder.path)}
+    if start:
+        weights["train"] = PRETRAINED / f"{start}.safetensors"
+    _note(folder / "autoencoder.txt", [weights[source]] if source in weights else [])
     others = [Path(one) for one in params.foundations.others if params.foundations.datasets]
     _note(folder / "foundations.txt", [one for one in others if one.is_dir()])
     for dataset in (*params.datasets, *params.external):

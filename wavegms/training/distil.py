@@ -5,8 +5,7 @@ them: noisy, mixed, washed out. For each the teacher gives the soft mask and the
 the latents would have to go for a better Dice.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -17,20 +16,18 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from numpy.random import Generator
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from wavegms.errors import InputError, first_line
-from wavegms.files import replace_file, sha256_of, write_text
+from wavegms.files import replace_file
 from wavegms.models.autoencoder import channels_last, decode_masks, encode_masks
 from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.models.weights import load_autoencoder
-from wavegms.project import library_versions
 from wavegms.training.drawn import draw_mask
-from wavegms.training.kept import NOTICE
+from wavegms.training.kept import keep_half
 from wavegms.training.loss import soft_dice
 from wavegms.training.recipe import learning_rate_factor
 
@@ -70,23 +67,7 @@ def distil_to(out: Path, where: str, steps: int, seed: int) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     pupil = distil(vae, steps, seed, out.with_suffix(".state"))
     about = {"autoencoder": Path(where).name, "steps": steps, "seed": seed}
-    return keep_decoder(out, pupil, about | {"on lessons it had not": judge(pupil, vae, seed)})
-
-
-def keep_decoder(out: Path, decoder: MaskDecoder, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes a mask decoder in half precision, and beside it its card, a JSON file."""
-    with replace_file(out) as fresh:
-        state = {key: value.half().contiguous() for key, value in decoder.state_dict().items()}
-        fresh.write_bytes(save(state, metadata={"format": "pt", "notice": NOTICE}))
-    card = {
-        "notice": NOTICE,
-        "taught with": "masks drawn by wavegms.training.drawn; no image of anybody",
-        **about,
-        "sha256": sha256_of(out),
-        "versions": library_versions(),
-    }
-    write_text(out.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
-    return card
+    return keep_half(out, pupil, about | {"on lessons it had not": judge(pupil, vae, seed)})
 
 
 @contextmanager

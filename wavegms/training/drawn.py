@@ -1,4 +1,9 @@
-"""Masks that are drawn, of every size, number and smoothness: what a mask decoder learns from."""
+"""Masks and pictures that are drawn: what a mask decoder and a first autoencoder learn from.
+
+Masks are of every size, number and smoothness. Pictures are textures of random spectra on such
+shapes, as those that networks have learned to see from (Baradad et al., "Learning to see by looking
+at noise", NeurIPS 2021); none imitates a scanner, so that each stays unseen.
+"""
 
 import numpy as np
 from numpy.random import Generator
@@ -17,6 +22,41 @@ def draw_mask(rng: Generator, side: int) -> np.ndarray:
         mask = mask ^ kinds[rng.integers(3)](rng, side)
     mask = np.rot90(mask, rng.integers(4))
     return mask[:, ::-1] if rng.random() < 0.5 else mask
+
+
+def draw_picture(rng: Generator, side: int, mask: np.ndarray) -> np.ndarray:
+    """A picture around a mask, float32 (3, side, side) in [0, 1]: textures, hardly two alike."""
+    grey = rng.random() < 0.5
+    picture = _texture(rng, side, grey)
+    shapes = [draw_mask(rng, side) for _ in range(rng.integers(4))]
+    for shape in (*shapes, mask):
+        soft = gaussian_filter(shape.astype(np.float32), rng.uniform(0, 2))
+        picture += soft * rng.uniform(0.2, 1) * (_texture(rng, side, grey) - picture)
+    if rng.random() < 0.4:  # speckle
+        parts = rng.standard_normal((2, side, side))
+        parts = gaussian_filter(parts, (0, *rng.uniform(0.3, 1.5, 2)))
+        parts = np.hypot(*parts / parts.std())
+        picture *= 1 + rng.uniform(0.2, 1) * (parts / parts.mean() - 1)
+    if rng.random() < 0.2:  # the picture ends before its frame does
+        field = np.zeros((side, side))
+        top, left = rng.integers(side // 4, size=2)
+        bottom, right = side - rng.integers(side // 4, size=2)
+        field[top:bottom, left:right] = 1
+        picture *= field
+    return picture.clip(0, 1).astype(np.float32)
+
+
+def _texture(rng: Generator, side: int, grey: bool) -> np.ndarray:
+    """Noise (3, side, side) about a colour; its power falls with some power of the frequency."""
+    channels = 1 if grey else 3
+    frequencies = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)) + 1 / side
+    spectrum = np.fft.rfft2(rng.standard_normal((channels, side, side)))
+    noise = np.fft.irfft2(spectrum * frequencies ** -rng.uniform(0.3, 2), s=(side, side))
+    noise /= noise.std() + 1e-9
+    if not grey:  # mostly of one hue
+        noise = noise[:1] + rng.uniform(0, 0.5) * noise
+    colour = rng.random() + rng.normal(0, 0.15, (channels, 1, 1))
+    return np.broadcast_to(colour + rng.uniform(0.01, 0.2) * noise, (3, side, side)).copy()
 
 
 def _lesions(rng: Generator, side: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, replace_folder, sha256_of, write_text
@@ -23,7 +23,7 @@ from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.mask_decoder import same_autoencoder, signature
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.weights import load_autoencoder, read_tensors
-from wavegms.project import KEPT, is_kept, require_start
+from wavegms.project import KEPT, is_kept, library_versions, require_start
 from wavegms.training.card import ModelCard, read_card, weights_hash, write_card
 
 _TRAINED = ("encoder", "mapping", "network")
@@ -32,6 +32,22 @@ _TRAINED = ("encoder", "mapping", "network")
 _TAESD = (Path("models/taesd"), "madebyollin/taesd")
 
 NOTICE = "Research software, not for clinical use."
+
+
+def keep_half(out: Path, network: nn.Module, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes what learnt from drawn masks alone in half precision, and beside it its card."""
+    with replace_file(out) as fresh:
+        state = {key: value.half().contiguous() for key, value in network.state_dict().items()}
+        fresh.write_bytes(save(state, metadata={"format": "pt", "notice": NOTICE}))
+    card = {
+        "notice": NOTICE,
+        "taught with": "what wavegms.training.drawn draws; no image of anybody",
+        **about,
+        "sha256": sha256_of(out),
+        "versions": library_versions(),
+    }
+    write_text(out.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
+    return card
 
 
 def keep_weights(

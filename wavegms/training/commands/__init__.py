@@ -1,0 +1,1 @@
+"""What this room brings to the command line, a module each."""
