@@ -1,11 +1,15 @@
 """Several classes from raw files to a prepared folder, a trained model, scores and predictions."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from copies import ROOT
+from dvc.utils.hydra import compose_and_dump
 from layouts import BOX, SIZE, picture, save
 from PIL import Image
 from runs import grey_vae, make_run
@@ -25,6 +29,7 @@ from wavegms.results.readable import readable_classes
 from wavegms.results.scores import predict_split, score_split, write_scores
 from wavegms.results.statistics import summarize, summarize_classes
 from wavegms.results.tables import class_table
+from wavegms.run.check import check_inputs
 from wavegms.training.publish import publish_model
 from wavegms.training.recipe import train
 
@@ -275,3 +280,27 @@ def test_training_goes_on_from_a_model_of_the_same_classes_only(trained, prepare
     start_network(str(run.published), run.variant, run.vae, NAMES)
     with pytest.raises(InputError, match="knows mass, cyst, and the data have one class"):
         start_network(str(run.published), run.variant, run.vae)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"variants": ["wave_gms", "swin_unet"]}, "phantom_c: variant swin_unet knows one class"),
+        ({"foundations": {"datasets": ["phantom_c"]}}, "foundations.datasets names phantom_c"),
+        ({"evaluation": {"decoder": "fast"}}, "evaluation.decoder is fast, which knows black and"),
+    ],
+)
+def test_what_cannot_be_run_on_classes_is_said_before_anything_is(tmp_path, changes, said):
+    target = tmp_path / "params.yaml"
+    compose_and_dump(target, str(ROOT / "conf"), None, "config", None, ["profile=classes"])
+    values = yaml.safe_load(target.read_text())
+    for key, value in changes.items():
+        values[key] = values[key] | value if isinstance(value, dict) else value
+    values["autoencoder"] |= {"source": "hub"}
+    target.write_text(yaml.safe_dump(values))
+    ask = partial(check_inputs, target, tmp_path, tmp_path / "out/check.txt")
+    if said is None:
+        return ask()
+    with pytest.raises(InputError, match=said):
+        ask()
