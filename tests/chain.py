@@ -9,6 +9,7 @@ import pandas as pd
 from wavegms.results.tables import (
     ablation_table,
     generalization_table,
+    original_table,
     read_published,
     read_scores,
     segmentation_table,
@@ -18,10 +19,19 @@ from wavegms.results.trace import Cell, trace_cell
 from wavegms.training.card import weights_hash
 
 KEY = ["train_set", "test_set", "variant", "metric"]
+
+
+def _of_systems(make):
+    return lambda scores, published, *resampling: make(
+        summarize_systems(scores, *resampling), published
+    )
+
+
 TABLES = {
-    "segmentation": segmentation_table,
-    "generalization": generalization_table,
-    "ablation": ablation_table,
+    "segmentation": _of_systems(segmentation_table),
+    "generalization": _of_systems(generalization_table),
+    "ablation": _of_systems(ablation_table),
+    "original": lambda scores, published, *resampling: original_table(scores, *resampling),
 }
 
 
@@ -38,7 +48,7 @@ def metadata(notebook):
 
 
 def check_chain(project):
-    """Follows every measured row of the three tables, by plain means, and gives their number."""
+    """Follows every measured row of the four tables, by plain means, and gives their number."""
     made_with = metadata(project / "reports/08_results.ipynb")["papermill"]["parameters"]
     resampling = made_with["evaluation"]["bootstrap_resamples"], made_with["seed"]
     published = read_published(project / "results/published")
@@ -46,7 +56,7 @@ def check_chain(project):
     for name, make in TABLES.items():
         apart = name == "ablation" and any((project / "results/ablation").rglob("*.csv"))
         scores = project / "results" / ("ablation" if apart else "scores")
-        table = make(summarize_systems(read_scores(scores), *resampling), published)
+        table = make(read_scores(scores), published, *resampling)
         again = as_text(StringIO(table.to_csv(index=False, float_format="%.6g")))
         path = project / f"results/tables/{name}.csv"
         rows = as_text(path)

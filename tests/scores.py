@@ -19,12 +19,17 @@ def invent_scores(
     selection="best_on_validation",
     data_hash="0",
 ) -> pd.DataFrame:
-    """One run's table; the first image's prediction is empty, the others scatter about `dsc`."""
+    """One run's table; the first image's prediction is empty, the others scatter about `dsc`.
+
+    The original images are twice as large, and the second has no spacing.
+    """
     noise = np.random.default_rng([seed, sum(map(ord, f"{train_set}{test_set}{variant}"))])
     overlap = np.clip(dsc + noise.normal(0, 0.05, images), 0.05, 1).round(6)
     distance = noise.gamma(3, 4, images).round(6)
     empty = np.arange(images) == 0
     overlap[empty] = 0
+    hd95 = np.where(empty, image_size * 2**0.5, distance)
+    millimetres = np.where(np.arange(images) == 1, np.nan, 0.2 * hd95)
     return pd.DataFrame(
         {
             "train_set": train_set,
@@ -40,12 +45,16 @@ def invent_scores(
             "label": "",
             "dsc": overlap,
             "iou": overlap / (2 - overlap),
-            "hd95": np.where(empty, image_size * 2**0.5, distance),
+            "hd95": hd95,
             "hd95_zero_if_empty": np.where(empty, 0, distance),
             "empty_prediction": empty,
             "true_area": 0.1,
             "predicted_area": np.where(empty, 0, 0.1),
             "data_hash": data_hash,
+            "dsc_original": 0.99 * overlap,
+            "iou_original": 0.99 * overlap / (2 - 0.99 * overlap),
+            "hd95_original": 2 * hd95,
+            "hd95_mm": millimetres,
         }
     )
 

@@ -131,13 +131,19 @@ def test_a_complete_file_is_accepted_as_it_stands():
 @pytest.mark.parametrize(
     ("reading", "said"),
     [
-        ({"foreground": [1, "128-255"], "ignore": [255], "drawn_on": "stored"}, ""),
+        (
+            {"foreground": [1, "128-255"], "ignore": [255], "drawn_on": "stored", "spacing": [0.1]},
+            "",
+        ),
         ({"foreground": ["a"]}, "'a' is no grey value"),
         ({"foreground": ["9-3"]}, "'9-3' is no grey value"),
         ({"ignore": [-1]}, "-1 is no grey value"),
         ({"ignore": [70000]}, "70000 is no grey value"),
         ({"ignore": [True]}, "a number belongs here, not true"),
         ({"drawn_on": "both"}, "should be 'auto', 'shown' or 'stored'"),
+        ({"spacing": [0]}, "should be greater than 0"),
+        ({"spacing": [float("inf")]}, "should be a finite number"),
+        ({"spacing": [0.1, 0.1, 0.5]}, "should have at most 2 items"),
         ({"scale": 3}, "reading.mine.scale is not a known parameter"),
     ],
 )

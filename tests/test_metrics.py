@@ -48,6 +48,22 @@ def test_hd95_is_medpys_and_the_definition(pair):
     assert result.hd95 <= np.hypot(*a.shape)
 
 
+@given(pairs(), st.tuples(*(2 * [st.floats(0.01, 10)])), st.floats(0.1, 10))
+def test_distances_follow_the_spacing(pair, spacing, factor):
+    a, b = pair
+    assume(a.any() and b.any())
+    between = cdist(border(a) * spacing, border(b) * spacing)
+    expected = np.percentile(np.concatenate([between.min(0), between.min(1)]), 95)
+    result = mask_metrics(a, b, spacing=spacing)
+    assert result.hd95 == pytest.approx(binary.hd95(a, b, voxelspacing=spacing))
+    assert result.hd95 == pytest.approx(expected)
+    assert result.dsc == mask_metrics(a, b).dsc
+    scaled = mask_metrics(a, b, spacing=(factor * spacing[0], factor * spacing[1]))
+    assert scaled.hd95 == pytest.approx(factor * result.hd95)
+    nothing = mask_metrics(np.zeros_like(b), b, spacing=spacing)
+    assert nothing.hd95 == pytest.approx(np.hypot(*np.multiply(b.shape, spacing)))
+
+
 @given(pairs())
 def test_metrics_are_symmetric(pair):
     a, b = pair

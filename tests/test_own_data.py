@@ -229,13 +229,15 @@ def test_what_masks_do_not_tell_is_asked_and_noted(project, tmp_path, capsys, be
     assert main(command) == 1
     assert "--foreground 1 --ignore 255" in capsys.readouterr().err
     assert params.read_text() == text and not (project / "data").exists()
-    assert main([*command, "--foreground", "1", "--ignore", "255"]) == 0
-    assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
-    wanted = {"foreground": [1], "ignore": [255], "drawn_on": "auto", "classes": {}}
-    assert load_params(params).reading["skin"].model_dump() == wanted
-    assert composed(project, tmp_path, "skin")["reading"] == {
-        "skin": {"foreground": [1], "ignore": [255]}
-    }
+    said = ["--foreground", "1", "--ignore", "255", "--spacing", "0.12", "0.1"]
+    assert main([*command, *said]) == 0
+    found = capsys.readouterr().out
+    assert "foreground is 1, and 255 is ignored" in found
+    assert "spacing: 0.12 (rows) and 0.1 (columns) mm, as reading.skin says" in found
+    rest = {"drawn_on": "auto", "classes": {}}
+    wanted = {"foreground": [1], "ignore": [255], "spacing": [0.12, 0.1]}
+    assert load_params(params).reading["skin"].model_dump() == wanted | rest
+    assert composed(project, tmp_path, "skin")["reading"] == {"skin": wanted}
     assert main(["add", "skin"]) == 0  # read as params.yaml says
     assert "foreground is 1, and 255 is ignored" in capsys.readouterr().out
     assert main(["add", "skin", "--foreground", "1", "255"]) == 0  # thought better of it

@@ -100,7 +100,7 @@ def test_every_layout_fulfils_the_contract(name, raw, tmp_path):
     assert manifest["id"].tolist() == [case.id for case in cases]
     assert sorted(tree(tmp_path / "out")) == sorted(
         ["manifest.csv"]
-        + [f"{part}/{id}.png" for part in ("images", "masks") for id in manifest.id]
+        + [f"{part}/{id}.png" for part in ("images", "masks", "originals") for id in manifest.id]
     )
     for row, case in zip(manifest.itertuples(), cases, strict=True):
         assert raw / row.source == case.image

@@ -215,6 +215,10 @@ class ReadingParams(Section):
     foreground: Greys = []
     ignore: Greys = []
     drawn_on: Literal["auto", "shown", "stored"] = "auto"
+    # mm from pixel to pixel of all images, or of rows and of columns; [] where it is not known
+    spacing: Annotated[
+        list[Annotated[Number, Field(gt=0, allow_inf_nan=False)]], Field(max_length=2)
+    ] = []
     classes: Classes = {}
 
     @model_validator(mode="after")

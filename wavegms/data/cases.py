@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import math
 import os
 import re
 import shutil
@@ -11,11 +12,14 @@ from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from wavegms.errors import InputError
 from wavegms.files import matching, replace_folder, walk
+
+_Said = TypeVar("_Said")
 
 # Room for the endings of what is written under an image's name, where a name may have 255 bytes.
 MAX_ID_BYTES = 200
@@ -36,6 +40,7 @@ class Case:
     masks: tuple[Path, ...]  # one or more; the lesion is their union
     label: str  # the class, such as "benign"; empty where the dataset has none
     group: str  # what must stay in one split (a lesion photographed twice); the id where unknown
+    spacing: tuple[float, float] | None = None  # of rows and of columns, mm, where it is known
 
     @classmethod
     def of(
@@ -172,7 +177,10 @@ def read_two_folders(images: Path, masks: Path) -> list[Case]:
 # Beside images/ and masks/ of one's own: which images show the same patient.
 GROUPS = "groups.csv"
 
-# Beside them: images without a mask, which are not trained or tested on.
+# Beside the files of any dataset: millimetres from pixel to pixel.
+SPACING = "spacing.csv"
+
+# Beside images/ and masks/: images without a mask, which are not trained or tested on.
 UNLABELLED = "unlabelled"
 
 
@@ -598,25 +606,64 @@ def _name(path: Path) -> str:
 
 def _read_groups(path: Path) -> dict[str, tuple[str, str]]:
     """Read (group, label) of each image of a folder of one's own, by the stem of its name."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [
-                (row["image"].strip(), row["group"].strip(), (row.get("label") or "").strip())
-                for row in csv.DictReader(file)
-            ]
-    except (AttributeError, KeyError, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{path} is not a comma-separated table in UTF-8 with the columns image and group, and "
-            "perhaps label: correct it or remove it."
-        ) from error
-    groups = {}
-    for image, group, label in rows:
-        written = Path(image)
-        stem = written.stem if written.suffix.lower() in IMAGE_SUFFIXES else image
+    groups: dict[str, tuple[str, str]] = {}
+    for image, group, label in _read_rows(path, "group", "label"):
         if not group:
             raise InputError(
                 f"{path} has no group for {image}: give it one of its own, such as its name."
             )
-        if groups.setdefault(_composed(stem), (group, label)) != (group, label):
-            raise InputError(f"{path} has two rows for {image} that differ: remove one of them.")
+        _enter(groups, path, image, (group, label))
     return groups
+
+
+def with_spacing(cases: Sequence[Case], root: Path) -> list[Case]:
+    r"""The cases with what `spacing.csv` in a dataset's folder says, if there is one.
+
+    Its columns are image (a file's name, with or without its ending) and spacing: millimetres from
+    pixel to pixel, or those of rows and of columns as DICOM writes them, `0.12\0.1`. It may leave
+    images out.
+    """
+    path = root / SPACING
+    if not path.exists():
+        return list(cases)
+    found: dict[str, tuple[float, float]] = {}
+    for image, text, _ in _read_rows(path, "spacing"):
+        try:
+            numbers = [float(number) for number in text.split("\\")]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (1, 2) or not all(0 < one < math.inf for one in numbers):
+            raise InputError(
+                f"{path} has the spacing {text!r} for {image}: write millimetres from pixel to "
+                "pixel, such as 0.12, or those of rows and of columns, 0.12\\0.1."
+            )
+        _enter(found, path, image, (numbers[0], numbers[-1]))
+    if not any(_name(case.image) in found for case in cases):
+        raise InputError(
+            f"{path} names no image of {root}: write the names of its files, or remove the table."
+        )
+    return [replace(case, spacing=found.get(_name(case.image))) for case in cases]
+
+
+def _read_rows(path: Path, needed: str, optional: str = "") -> list[tuple[str, str, str]]:
+    """Rows of a table about images: the image, and two columns of which the second may lack."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return [
+                (row["image"].strip(), row[needed].strip(), (row.get(optional) or "").strip())
+                for row in csv.DictReader(file)
+            ]
+    except (AttributeError, KeyError, OSError, UnicodeDecodeError, csv.Error) as error:
+        more = f", and perhaps {optional}" if optional else ""
+        raise InputError(
+            f"{path} is not a comma-separated table in UTF-8 with the columns image and "
+            f"{needed}{more}: correct it or remove it."
+        ) from error
+
+
+def _enter(table: dict[str, _Said], path: Path, image: str, said: _Said) -> None:
+    """Note what a table says of an image, by the stem of its name: once, or the same again."""
+    written = Path(image)
+    stem = written.stem if written.suffix.lower() in IMAGE_SUFFIXES else image
+    if table.setdefault(_composed(stem), said) != said:
+        raise InputError(f"{path} has two rows for {image} that differ: remove one of them.")

@@ -17,6 +17,7 @@ from wavegms.data.cases import (
     pair_files,
     read_plain,
     read_two_folders,
+    with_spacing,
 )
 from wavegms.errors import InputError
 from wavegms.phantom.settings import CLASSES
@@ -129,7 +130,7 @@ def find_cases(name: str, folder: Path) -> list[Case]:
     cases = spec.read(root)
     if not cases:
         raise InputError(f"{root} holds no images: expected {spec.layout}.")
-    return checked_cases(cases)
+    return with_spacing(checked_cases(cases), Path(folder))
 
 
 def spec_of(name: str) -> DatasetSpec:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wavegms.data.manifest import SPLITS, data_hash, load_manifest, mask_kinds, pixels_hash
+from wavegms.data.manifest import (
+    SPLITS,
+    data_hash,
+    load_manifest,
+    mask_hash,
+    mask_kinds,
+    pixels_hash,
+)
 from wavegms.errors import InputError
 from wavegms.images import Scale, of_class, open_image
 
@@ -78,6 +85,24 @@ class PreparedDataset(Dataset):
             image, mask = self.images[index], self.masks[index]
         return {"image": image, "mask": mask, "index": index}
 
+    @property
+    def has_originals(self) -> bool:
+        """Whether masks were kept as they were before they were resized: not by all versions."""
+        return bool((self.manifest["original_pixels"] != "").all())
+
+    def original_mask(self, index: int) -> np.ndarray:
+        """A mask at the size of its source image, (H, W), as in `masks`; see `has_originals`."""
+        row = self.manifest.loc[index]
+        shape = row["original_height"], row["original_width"]
+        own = shape == (self.image_size, self.image_size)
+        path = self._folder / ("masks" if own else "originals") / f"{row['id']}.png"
+        mask = self._read_mask(path)
+        if mask.shape != shape or mask_hash(mask) != row["original_pixels"]:
+            raise InputError(
+                f"{path} was changed since it was prepared: run the prepare stage again."
+            )
+        return mask
+
     @staticmethod
     def to_float(images: Tensor) -> Tensor:
         """Images as a network takes them: 0..255 -> float32 in [0, 1]."""
@@ -102,8 +127,7 @@ class PreparedDataset(Dataset):
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         id = self.ids[index]
         image = np.array(open_image(self._image_path(id)))
-        grey = open_image(self._folder / "masks" / f"{id}.png")
-        mask = mask_kinds(grey, len(self.classes) or 1)
+        mask = self._read_mask(self._folder / "masks" / f"{id}.png")
         side = self.image_size
         # The hash is of bytes alone, which another shape may have too.
         as_prepared = image.shape == (side, side, 3) and mask.shape == (side, side)
@@ -113,3 +137,6 @@ class PreparedDataset(Dataset):
                 "run the prepare stage again."
             )
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask[None])
+
+    def _read_mask(self, path: Path) -> np.ndarray:
+        return mask_kinds(open_image(path), len(self.classes) or 1)

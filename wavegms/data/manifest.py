@@ -1,18 +1,20 @@
 """The contract of a prepared folder: its manifest, its hash, and the audit beside it.
 
-`images/<id>.png` (RGB), `masks/<id>.png` (as `write_mask` has it) and `manifest.csv`, one
+`images/<id>.png` (RGB), `masks/<id>.png` (as `write_mask` has it), where the mask had another size
+`originals/<id>.png` (likewise, at the size of the source image), and `manifest.csv`, one
 `ManifestRow` an image.
 """
 
 from __future__ import annotations
 
 import hashlib
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageColor
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, WrapValidator
 
 from wavegms.classes import colours_of
 from wavegms.data.cases import is_id
@@ -67,6 +69,12 @@ def _check_scale(text: str) -> str:
 _Pixels = Annotated[int, Field(ge=1, lt=2**63)]
 
 
+# Behind the type of a column of numbers, of which some may be missing: an empty cell is NaN.
+Missing = WrapValidator(lambda cell, check: nan if cell == "" else check(cell))
+
+_Spacing = Annotated[float, Field(gt=0, allow_inf_nan=False), Missing]
+
+
 class ManifestRow(BaseModel):
     """One image of a prepared folder."""
 
@@ -88,6 +96,9 @@ class ManifestRow(BaseModel):
     scale: Annotated[str, AfterValidator(_check_scale)] = ""  # see `Scale`
     drawn_on: str = ""  # shown or stored, where EXIF turned this image and mask differently
     evidence: str = ""  # what says so
+    original_pixels: str = ""  # of the mask before it was resized, see `mask_hash`
+    row_spacing: _Spacing = nan  # mm from row to row of the source image, NaN where not known
+    column_spacing: _Spacing = nan  # mm from column to column
     # Names of several classes, apart by blanks; there is no such column where there is one.
     classes: str = ""
 
@@ -158,6 +169,11 @@ def pixels_hash(image: np.ndarray, mask: np.ndarray) -> str:
     byte a pixel, what it is as in `wavegms.images`.
     """
     return hashlib.sha256(image.tobytes() + mask.astype(np.uint8).tobytes()).hexdigest()
+
+
+def mask_hash(mask: np.ndarray) -> str:
+    """Hash a mask alone by its pixels, (H, W) as for `pixels_hash`."""
+    return hashlib.sha256(mask.astype(np.uint8).tobytes()).hexdigest()
 
 
 def _manifest_in(folder: Path) -> Path:

@@ -47,6 +47,7 @@ class Reading:
     stored: bool = False
     stored_alike: bool = True
     evidence: tuple[str, ...] = ()  # a sentence each
+    spacing: tuple[float, float] | None = None  # of images whose own is not known, as in `Case`
     # Names of several classes; where `by_folder`, a mask is of the class of the folder it lies in.
     classes: tuple[str, ...] = ()
     by_folder: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from wavegms.data.manifest import (
     MANIFEST_COLUMNS,
     SPLITS,
     data_hash,
+    mask_hash,
     pixels_hash,
     write_mask,
 )
@@ -209,6 +211,10 @@ def _prepare_case(
     image, mask = resize_pair(case, pair, image_size)
     image.save(folder / "images" / f"{case.id}.png")
     write_mask(folder / "masks" / f"{case.id}.png", mask, pair.classes)
+    if pair.mask.shape != mask.shape:
+        (folder / "originals").mkdir(exist_ok=True)
+        write_mask(folder / "originals" / f"{case.id}.png", pair.mask, pair.classes)
+    row_spacing, column_spacing = case.spacing or reading.spacing or (nan, nan)
     row = {
         "id": case.id,
         "split": split_of[case.id],
@@ -225,6 +231,9 @@ def _prepare_case(
         "scale": str(reading.scale),
         "drawn_on": pair.drawn_on,
         "evidence": "; ".join(reading.evidence),
+        "original_pixels": mask_hash(pair.mask),
+        "row_spacing": row_spacing,
+        "column_spacing": column_spacing,
         "classes": " ".join(reading.classes),
     }
     return row, Seen.of(pair, mask)

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from wavegms.config import ReadingParams
-from wavegms.data.cases import Case
+from wavegms.data.cases import SPACING, Case
 from wavegms.data.classes import in_folders, values_of
 from wavegms.data.foreground import Doubt, Values, decide
 from wavegms.data.pairs import Reading, fits_size, for_each_case, mask_ways
@@ -89,8 +89,23 @@ def find_reading(
     masks, evidence = (_label_rule if labelled else _mask_rule)(name, cases, survey, wanted)
     scale, said = _scale_of(survey)
     stored, alike, turns = _drawn_on(name, survey, masks, wanted, masks_at_another_size)
-    told = (*evidence, *said, *turns)
-    return Reading(masks, scale, stored, alike, told, tuple(wanted.classes), by_folder)
+    spacing, spaced = _spacing_of(name, cases, wanted)
+    told = (*evidence, *said, *turns, *spaced)
+    return Reading(masks, scale, stored, alike, told, spacing, tuple(wanted.classes), by_folder)
+
+
+def _spacing_of(
+    name: str, cases: Sequence[Case], wanted: ReadingParams
+) -> tuple[tuple[float, float] | None, list[str]]:
+    """The spacing of images that have none of their own, and what is known of all."""
+    own = sum(case.spacing is not None for case in cases)
+    said = [f"spacing: of {own} of {len(cases)} images by {SPACING}"] if own else []
+    if not wanted.spacing or own == len(cases):
+        return None, said
+    rows, columns = wanted.spacing[0], wanted.spacing[-1]
+    both = f"{rows:g}" if rows == columns else f"{rows:g} (rows) and {columns:g} (columns)"
+    rest = " of the others" if own else ""
+    return (rows, columns), [*said, f"spacing{rest}: {both} mm, as reading.{name} says"]
 
 
 class _Survey:

@@ -25,7 +25,7 @@ from wavegms.figures.style import (
 )
 from wavegms.images import FOREGROUND, of_class, open_image
 from wavegms.phantom.scanner import Phantom
-from wavegms.results.metrics import class_metrics, mask_metrics
+from wavegms.results.metrics import mask_metrics, mean_of_classes
 
 if TYPE_CHECKING:  # pictures of what is simulated need no torch
     from torch import Tensor
@@ -205,5 +205,4 @@ def _in_colours(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 def _dice(prediction: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> float:
     if not classes:
         return mask_metrics(prediction, truth).dsc
-    found = class_metrics(prediction, truth, len(classes)).values()
-    return float(np.mean([one.dsc for one in found])) if found else 1.0
+    return mean_of_classes(prediction, truth, len(classes)).dsc

@@ -297,13 +297,10 @@ class WaveGMSPipeline(DiffusionPipeline):
                 prepared, sizes = zip(*(_prepare(item, size, scale) for item in chunk), strict=True)
                 soft_masks = self.predict(torch.stack(prepared), generator=generator).cpu()
                 for soft, original_size in zip(soft_masks, sizes, strict=True):
-                    resized = _resize(soft, original_size).clamp(0, 1).numpy()
-                    if self.classes:
-                        probabilities.append(resized)
-                        masks.append(label_map(resized, threshold))
-                    else:
-                        probabilities.append(resized[0])
-                        masks.append(resized[0] >= threshold)
+                    resized = resize_probabilities(soft, original_size)
+                    probabilities.append(resized)
+                    several = self.classes
+                    masks.append(label_map(resized, threshold) if several else resized >= threshold)
                 if bar is not None:
                     bar.update(len(chunk))
         return WaveGMSOutput(masks=masks, probabilities=probabilities)
@@ -410,6 +407,15 @@ def _prepare_float(image: np.ndarray, size: int) -> tuple[Tensor, tuple[int, int
         image = np.repeat(image[..., None], 3, axis=-1)
     pixels = torch.from_numpy(image[..., :3].astype(np.float32)).movedim(-1, 0)
     return _resize(pixels, (size, size)).clamp(0, 1), image.shape[:2]
+
+
+def resize_probabilities(soft: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A soft mask (1, H, W) at the (height, width) of its image, float32 (height, width) in [0, 1].
+
+    Those of several classes, (K, H, W), stay so many.
+    """
+    resized = _resize(soft, size).clamp(0, 1).numpy()
+    return resized[0] if len(resized) == 1 else resized
 
 
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -52,7 +52,8 @@ class Phantom:
     image: np.ndarray  # B-mode, uint8 (H, W)
     masks: tuple[np.ndarray, ...]  # boolean (H, W), one a lesion; disjoint; none for a normal case
     label: str  # "benign", "malignant" or "normal"
-    kinds: tuple[str, ...] = ()  # of the lesions, as in `Lesion`
+    spacing_mm: float  # from pixel to pixel
+    kinds: tuple[str, ...]  # of the lesions, as in `Lesion`
 
 
 def point_spread(scatterers: np.ndarray, scanner: Scanner, beams: Beams) -> np.ndarray:
@@ -167,17 +168,17 @@ def simulate(scanner: Scanner, seed: int, index: int) -> Phantom:
     )
     image = draw_marks(rng, image, masks, beams.step_mm, scanner.frequency_mhz)
     kinds = tuple(lesion.kind for lesion in lesions)
-    return Phantom(image=image, masks=masks, label=label, kinds=kinds)
+    return Phantom(image, masks, label, spacing_mm=beams.step_mm, kinds=kinds)
 
 
 def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
     """Write a simulated dataset as raw files in the layout of a published one.
 
     "phantom_a" is laid out like BUS (`original/000001.png`, `GT/000001.png`), "phantom_b" like
-    BUSI (`benign/benign (1).png`, `benign (1)_mask.png`, `benign (1)_mask_1.png` and so on),
+    BUSI (`benign/benign (1).png`, `benign (1)_mask.png`, `benign (1)_mask_1.png` and so on), and
     "phantom_c" as images of one's own with label maps (`images/000001.png`, `masks/000001.png`).
-    The
-    files are written to a temporary folder beside `folder`, which is put in place when complete.
+    Beside them, `spacing.csv` has the millimetres from pixel to pixel of each image. The files are
+    written to a temporary folder beside `folder`, which is put in place when complete.
     """
     if name not in SCANNERS:
         raise InputError(f"name is {name!r}; choose one of {', '.join(SCANNERS)}.")
@@ -196,11 +197,16 @@ def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
         # which run side by side
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             cases = pool.map(partial(simulate, SCANNERS[name], seed), range(count))
-            write(root, tqdm(cases, total=count, desc=f"simulating {name}", unit="image"))
+            bar = tqdm(cases, total=count, desc=f"simulating {name}", unit="image")
+            spacings = write(root, bar)
+        rows = [f"{file},{spacing:.6g}\n" for file, spacing in sorted(spacings.items())]
+        (root / "spacing.csv").write_text("".join(["image,spacing\n", *rows]))
         (root / MARKER).write_text(json.dumps({"name": name, "count": count, "seed": seed}) + "\n")
 
 
-def _write_bus(root: Path, cases: Iterable[Phantom]) -> None:
+def _write_bus(root: Path, cases: Iterable[Phantom]) -> dict[str, float]:
+    """Writes images and masks; the spacing of each image by the name of its file."""
+    spacings = {}
     for part in ("original", "GT"):
         (root / part).mkdir()
     for number, case in enumerate(cases, start=1):
@@ -208,20 +214,29 @@ def _write_bus(root: Path, cases: Iterable[Phantom]) -> None:
         Image.fromarray(case.image).save(root / "original" / file)
         union = np.any(case.masks, axis=0)
         Image.fromarray(np.uint8(255) * union).save(root / "GT" / file)
+        spacings[file] = case.spacing_mm
+    return spacings
 
 
-def _write_classes(root: Path, cases: Iterable[Phantom]) -> None:
+def _write_classes(root: Path, cases: Iterable[Phantom]) -> dict[str, float]:
+    """As `_write_bus`."""
+    spacings = {}
     for part in ("images", "masks"):
         (root / part).mkdir()
     for number, case in enumerate(cases, start=1):
         labels = np.zeros(case.image.shape, np.uint8)
         for mask, kind in zip(case.masks, case.kinds, strict=True):
             labels[mask] = 1 + CLASSES.index("cyst" if kind == "cyst" else "mass")
-        Image.fromarray(case.image).save(root / f"images/{number:06d}.png")
-        Image.fromarray(labels).save(root / f"masks/{number:06d}.png")
+        file = f"{number:06d}.png"
+        Image.fromarray(case.image).save(root / "images" / file)
+        Image.fromarray(labels).save(root / "masks" / file)
+        spacings[file] = case.spacing_mm
+    return spacings
 
 
-def _write_busi(root: Path, cases: Iterable[Phantom]) -> None:
+def _write_busi(root: Path, cases: Iterable[Phantom]) -> dict[str, float]:
+    """As `_write_bus`."""
+    spacings = {}
     written = dict.fromkeys(("benign", "malignant", "normal"), 0)
     for label in written:
         (root / label).mkdir()
@@ -238,3 +253,5 @@ def _write_busi(root: Path, cases: Iterable[Phantom]) -> None:
             suffix = "_mask" if k == 0 else f"_mask_{k}"
             picture = Image.fromarray(np.uint8(255) * mask).convert(mode)
             picture.save(root / case.label / f"{stem}{suffix}.png")
+        spacings[f"{stem}.png"] = case.spacing_mm
+    return spacings

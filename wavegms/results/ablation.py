@@ -19,7 +19,7 @@ from wavegms.files import replace_folder, write_text
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.project import is_first_process
 from wavegms.results.scores import predict_split, score_split, write_scores
-from wavegms.results.statistics import summarize
+from wavegms.results.statistics import known_metrics, summarize
 from wavegms.results.tables import NOT_RUN
 from wavegms.training.card import ModelCard, card_hash, read_card, write_card
 from wavegms.training.device import precision_of
@@ -93,8 +93,9 @@ def run_row(
         PartialState().wait_for_everyone()
     pipeline = WaveGMSPipeline.from_pretrained(run.published, decoder=evaluation.decoder)
     probabilities = predict_split(pipeline, test_set)
-    per_image = score_split(probabilities, test_set, evaluation.threshold)
-    summary = summarize(per_image, evaluation.bootstrap_resamples, run.seed)
+    per_image = score_split(probabilities, test_set, evaluation.threshold, originals=True)
+    metrics = known_metrics(per_image)
+    summary = summarize(per_image, evaluation.bootstrap_resamples, run.seed, metrics)
     with replace_folder(scores) as target:
         table = target / f"{run.dataset}.csv"
         write_scores(

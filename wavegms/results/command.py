@@ -11,7 +11,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("train_set", help="the dataset that the network was trained on")
     parser.add_argument("variant", help="name of the network")
     parser.add_argument("--test-set", help="another dataset that it was tested on")
-    parser.add_argument("--metric", default="dsc", help="dsc, iou, hd95 or hd95_zero_if_empty")
+    parser.add_argument("--metric", default="dsc", help="a column of the scores, such as dsc")
     parser.add_argument("--ablation", action="store_true", help="in the table of the ablation")
 
 

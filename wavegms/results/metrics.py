@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from medpy.metric import binary
+from scipy import ndimage
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,15 @@ class MaskMetrics:
 
 
 def mask_metrics(
-    prediction: np.ndarray, truth: np.ndarray, counted: np.ndarray | None = None
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    counted: np.ndarray | None = None,
+    spacing: tuple[float, float] = (1.0, 1.0),
 ) -> MaskMetrics:
-    """Compares two masks of one shape, bool (H, W), by MedPy; uncounted pixels are of neither."""
+    """Compares two masks of one shape, bool (H, W), by MedPy; uncounted pixels are of neither.
+
+    Distances are in the unit of `spacing`, which is that from row to row and from column to column.
+    """
     if prediction.shape != truth.shape or prediction.ndim != 2:
         raise ValueError(f"masks of shapes {prediction.shape} and {truth.shape} cannot be compared")
     prediction, truth = prediction.astype(bool), truth.astype(bool)
@@ -37,9 +44,12 @@ def mask_metrics(
         # MedPy's Dice would divide 0 by 0
         return MaskMetrics(1.0, 1.0, 0.0, 0.0, empty_prediction=True)
     if prediction.any() and truth.any():
-        hd95 = hd95_zero_if_empty = float(binary.hd95(prediction, truth))
+        # Every surface lies in the box around both: of 2000×2000 pixels, MedPy takes 0.2 s for a
+        # lesion of 800 pixels in its box, and 0.9 s for the whole image.
+        (box,) = ndimage.find_objects((prediction | truth).astype(np.uint8))
+        hd95 = hd95_zero_if_empty = float(binary.hd95(prediction[box], truth[box], spacing))
     else:
-        hd95, hd95_zero_if_empty = float(np.hypot(*truth.shape)), 0.0
+        hd95, hd95_zero_if_empty = float(np.hypot(*np.multiply(truth.shape, spacing))), 0.0
     return MaskMetrics(
         dsc=float(binary.dc(prediction, truth)),
         iou=float(binary.jc(prediction, truth)),
@@ -50,12 +60,30 @@ def mask_metrics(
 
 
 def class_metrics(
-    prediction: np.ndarray, truth: np.ndarray, classes: int
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    classes: int,
+    spacing: tuple[float, float] = (1.0, 1.0),
 ) -> dict[int, MaskMetrics]:
     """Compares two label maps (H, W) class by class, by number; without those that neither has."""
     parts = {number: (prediction == number, truth == number) for number in range(1, classes + 1)}
     return {
-        number: mask_metrics(*pair)
+        number: mask_metrics(*pair, spacing=spacing)
         for number, pair in parts.items()
         if pair[0].any() or pair[1].any()
     }
+
+
+def mean_of_classes(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    classes: int,
+    spacing: tuple[float, float] = (1.0, 1.0),
+) -> MaskMetrics:
+    """The means over `class_metrics`; of none, those of two empty masks."""
+    found = list(class_metrics(prediction, truth, classes, spacing).values())
+    if not found:
+        return mask_metrics(prediction > 0, truth > 0)
+    names = ("dsc", "iou", "hd95", "hd95_zero_if_empty")
+    means = {name: float(np.mean([getattr(one, name) for one in found])) for name in names}
+    return MaskMetrics(**means, empty_prediction=not (prediction > 0).any())

@@ -20,6 +20,13 @@ _SHOWN = (
 
 _HONEST = "HD95 (diagonal if empty)"
 
+_ORIGINAL = {
+    "dsc_original": "DSC",
+    "iou_original": "IoU",
+    "hd95_original": "HD95 (original pixels)",
+    "hd95_mm": "HD95 (mm)",
+}
+
 _OF_PAPER = "The paper's numbers, for all of its rows, whether run here or not."
 
 # By mark of `Origin`: how it is shown, and what it says of DSC and IoU.
@@ -74,6 +81,31 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     texts = pd.DataFrame(rows, columns=None if rows else places)
     beside = [name for name in texts if name.endswith(("paper", "difference"))]
     return texts.drop(columns=[name for name in beside if texts[name].eq("–").all()])
+
+
+def readable_originals(table: pd.DataFrame) -> pd.DataFrame:
+    """What `original_table` gives as short texts, a row for each system and pair of datasets.
+
+    Behind millimetres stands of how many images they are, where not of all.
+    """
+    rows = []
+    for (train_set, test_set, system), group in table.groupby(
+        ["train_set", "test_set", "system"], sort=False
+    ):
+        cells = {cell["metric"]: cell for cell in group.to_dict("records")}
+        whole = cells["dsc_original"]
+        row = {
+            "Trained on": spec_of(train_set).title,
+            "Tested on": spec_of(test_set).title,
+            "System": system,
+        }
+        for metric, heading in _ORIGINAL.items():
+            cell = cells.get(metric)
+            row[heading] = _measured(cell) if cell else "–"
+            if cell and cell["images"] < whole["images"]:
+                row[heading] += f" ({cell['images']} of {whole['images']} images)"
+        rows.append(row | {"Setting": _setting(whole)})
+    return pd.DataFrame(rows, columns=None if rows else ["Trained on", "Tested on", "System"])
 
 
 def readable_published(published: pd.DataFrame, number: int) -> pd.DataFrame:

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from math import isnan, nan
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,11 @@ from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import write_text
 from wavegms.images import FOREGROUND, IGNORED
-from wavegms.models.pipeline import WaveGMSPipeline
-from wavegms.results.metrics import class_metrics, mask_metrics
+from wavegms.models.pipeline import WaveGMSPipeline, resize_probabilities
+from wavegms.results.metrics import class_metrics, mask_metrics, mean_of_classes
+from wavegms.results.statistics import METRICS, ORIGINAL_METRICS
 from wavegms.training.card import ModelCard, card_hash
-from wavegms.training.safeguards import computing_with
+from wavegms.training.safeguards import computing_with, say
 from wavegms.variants import Decoder
 
 
@@ -56,13 +59,16 @@ def score_mask(
 
 
 def score_split(
-    probabilities: np.ndarray, dataset: PreparedDataset, threshold: float = 0.5
+    probabilities: np.ndarray,
+    dataset: PreparedDataset,
+    threshold: float = 0.5,
+    originals: bool = False,
 ) -> pd.DataFrame:
     """Metrics of every image of a split, given its soft masks, (N, H, W) in [0, 1].
 
-    One row an image: id, label, what `score_mask` gives, and data_hash, of the prepared folder. A
-    pixel belongs to the mask from the threshold on. Pixels to be ignored count nowhere. Of several
-    classes see `score_classes`.
+    One row an image: id, label, what `score_mask` gives, with `originals` also what
+    `score_originals` does, and data_hash, of the prepared folder. A pixel belongs to the mask from
+    the threshold on. Pixels to be ignored count nowhere. Of several classes see `score_classes`.
     """
     rows = []
     for index, soft_mask in enumerate(probabilities):
@@ -73,7 +79,47 @@ def score_split(
         else:
             scored = score_mask(soft_mask >= threshold, mask == FOREGROUND, mask != IGNORED)
         rows.append(about | scored)
-    return pd.DataFrame(rows).assign(data_hash=dataset.data_hash)
+    table = pd.DataFrame(rows)
+    if originals:
+        table = pd.concat([table, score_originals(probabilities, dataset, threshold)], axis=1)
+    return table.assign(data_hash=dataset.data_hash)
+
+
+def score_originals(
+    probabilities: np.ndarray, dataset: PreparedDataset, threshold: float = 0.5
+) -> pd.DataFrame:
+    """The same at the original size of each image: `ORIGINAL_METRICS`, one row an image.
+
+    As a pipeline does for its users, soft masks are resized and then cut at the threshold; the
+    truth is the mask before preparation resized it. HD95 is in pixels of the original, and in mm
+    where the image has a spacing, else NaN. All is NaN, and said, where a version before prepared
+    the data. Of several classes they are the means over them, as in `score_classes`.
+    """
+    rows = []
+    if not dataset.has_originals:
+        say(
+            "masks at their original size were not kept when these images were prepared: the "
+            "columns *_original and hd95_mm stay empty, run the prepare stage again to fill them"
+        )
+        return pd.DataFrame(nan, range(len(dataset)), list(ORIGINAL_METRICS))
+    spacings = dataset.manifest[["row_spacing", "column_spacing"]].itertuples(index=False)
+    resizing = tqdm(zip(probabilities, spacings, strict=True), "scoring originals", len(dataset))
+    for index, (soft_mask, (row, column)) in enumerate(resizing):
+        mask = dataset.original_mask(index)
+        soft = resize_probabilities(torch.from_numpy(soft_mask)[None], mask.shape)
+        if dataset.classes:
+            counted = mask <= len(dataset.classes)
+            maps = label_map(soft, threshold) * counted, mask * counted, len(dataset.classes)
+            compare = partial(mean_of_classes, *maps)
+        else:
+            compare = partial(mask_metrics, soft >= threshold, mask == FOREGROUND, mask != IGNORED)
+        found = compare()
+        if row == column or isnan(row + column):  # NaN differs from itself
+            millimetres = found.hd95 * (row if row == column else nan)
+        else:
+            millimetres = compare(spacing=(row, column)).hd95
+        rows.append((found.dsc, found.iou, found.hd95, millimetres))
+    return pd.DataFrame(rows, columns=list(ORIGINAL_METRICS))
 
 
 def score_classes(
@@ -87,11 +133,11 @@ def score_classes(
     """
     counted = truth <= len(classes)
     scored = score_mask(prediction > 0, (truth > 0) & counted, counted)
-    found = class_metrics(prediction * counted, truth * counted, len(classes))
-    for metric in ("dsc", "iou", "hd95", "hd95_zero_if_empty"):
+    maps = prediction * counted, truth * counted, len(classes)
+    found, mean = class_metrics(*maps), mean_of_classes(*maps)
+    for metric in METRICS:
         values = {number: getattr(one, metric) for number, one in found.items()}
-        if found:
-            scored[metric] = float(np.mean(list(values.values())))
+        scored[metric] = getattr(mean, metric)
         own = enumerate(classes, 1)
         scored |= {f"{metric}:{name}": values.get(number, np.nan) for number, name in own}
     return scored

@@ -11,6 +11,9 @@ from wavegms.errors import InputError
 
 METRICS = ("dsc", "iou", "hd95", "hd95_zero_if_empty")
 
+# Those at the original size of each image, which may be missing; HD95 also in millimetres.
+ORIGINAL_METRICS = ("dsc_original", "iou_original", "hd95_original", "hd95_mm")
+
 # What a mean over seeds belongs to. The last three are the setting.
 SYSTEM = ["train_set", "test_set", "variant", "image_size", "epochs", "selection"]
 
@@ -24,11 +27,11 @@ def summarize(
     """Mean, spread and 95 % bootstrap interval of the mean, over images, one row a metric.
 
     sd is the sample standard deviation, NaN for one image. The interval is the percentile one,
-    which keeps inside the metric's range.
+    which keeps inside the metric's range. Images that lack a metric do not count in it.
     """
     rows = []
     for metric in metrics:
-        values = scores[metric].to_numpy(dtype=float)
+        values = scores[metric].dropna().to_numpy(dtype=float)
         if len(values) > 1:
             rng = np.random.default_rng(seed)
             settings = {"n_resamples": resamples, "method": "percentile", "rng": rng}
@@ -83,10 +86,16 @@ def summarize_classes(scores: pd.DataFrame, resamples: int, seed: int) -> pd.Dat
     return pd.concat(tables, names=["class"]).reset_index("class").reset_index(drop=True)
 
 
-def mean_over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
+def known_metrics(scores: pd.DataFrame) -> list[str]:
+    """`METRICS`, and of `ORIGINAL_METRICS` those that some image has."""
+    known = scores.reindex(columns=list(ORIGINAL_METRICS)).notna().any()
+    return [*METRICS, *known.index[known]]
+
+
+def mean_over_seeds(scores: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
     """The metrics of each image of each system (`SYSTEM`), averaged over the seeds."""
     groups = scores.groupby([*SYSTEM, "id"], sort=False)
-    return groups[list(METRICS)].mean().reset_index()
+    return groups[list(metrics)].mean().reset_index()
 
 
 def paired_differences(

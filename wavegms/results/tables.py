@@ -5,6 +5,7 @@ table is made from these files and from the paper's tables as data, and from not
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from math import nan
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,12 +13,15 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field
 
+from wavegms.data.manifest import Missing
 from wavegms.errors import InputError
 from wavegms.files import read_table
 from wavegms.results.statistics import (
     METRICS,
+    ORIGINAL_METRICS,
     SYSTEM,
     classes_in,
+    known_metrics,
     mean_over_seeds,
     summarize,
     summarize_classes,
@@ -51,6 +55,12 @@ class ImageScore(BaseModel):
     true_area: _Share  # of the image that is foreground
     predicted_area: _Share
     data_hash: str  # SHA-256 of manifest.csv of the prepared test_set
+    # The same at the image's original size; missing in files of before, millimetres also where
+    # none are known.
+    dsc_original: Annotated[_Share, Missing] = nan
+    iou_original: Annotated[_Share, Missing] = nan
+    hd95_original: Annotated[_Distance, Missing] = nan
+    hd95_mm: Annotated[_Distance, Missing] = nan
 
 
 class PublishedNumber(BaseModel):
@@ -95,7 +105,7 @@ _SETTING = ["seeds", "images", "empty_predictions", "image_size", "epochs", "sel
 
 _RESTORE = "restore it with git"
 
-_DISTANCES = ["hd95", "hd95_zero_if_empty"]
+_DISTANCES = ["hd95", "hd95_zero_if_empty", "hd95_original", "hd95_mm"]
 
 
 def title_of(variant: str) -> str:
@@ -193,18 +203,23 @@ def summarize_runs(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFr
     return _each(scores, [*SYSTEM, "seed"], lambda run: summarize(run, resamples, seed))
 
 
-def summarize_systems(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+def summarize_systems(
+    scores: pd.DataFrame, resamples: int, seed: int, metrics: Iterable[str] = METRICS
+) -> pd.DataFrame:
     """Each system over its seeds, a row a metric.
 
     Two kinds of uncertainty stand side by side. `sd_seeds` is how far trainings differ from each
     other (sample standard deviation, NaN for one seed); `ci_low` and `ci_high` are how far the mean
     could move with other test images. `empty_predictions` counts images over all seeds.
+    A metric that no image of a system has is left out.
     """
 
     def over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
-        means = runs.groupby("seed")[list(METRICS)].mean()
+        known = [metric for metric in known_metrics(runs) if metric in metrics]
+        means = runs.groupby("seed")[known].mean()
         # Seeds share their images, so this mean is that over the seeds' means.
-        table = summarize(mean_over_seeds(runs), resamples, seed).drop(columns="sd")
+        over_images = mean_over_seeds(runs, known)
+        table = summarize(over_images, resamples, seed, known).drop(columns="sd")
         table.insert(2, "sd_seeds", table["metric"].map(means.std(ddof=1)))
         return table.assign(seeds=len(means))
 
@@ -291,6 +306,30 @@ def generalization_table(systems: pd.DataFrame, published: pd.DataFrame) -> pd.D
     table["published_drop"] = sign * (table["published_in_domain"] - table["published"])
     first = ["system", *_CELL, *_VALUES, "home", "in_domain", "published_in_domain"]
     return table[[*first, "drop", "published_drop", "difference", *_SETTING]]
+
+
+def original_table(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """What was measured at the original size of each image, wherever trained and tested.
+
+    A row is a system and one of `ORIGINAL_METRICS`, as in `segmentation_table`, without the paper,
+    which has no such numbers; images are those that have the metric. Test sets are left out whose
+    images had the run's size all along: all but millimetres stands in the other tables.
+    """
+
+    def tells_more(tested: pd.DataFrame) -> bool:
+        pairs = (("dsc", "dsc_original"), ("hd95", "hd95_original"))
+        differ = (tested[one].sub(tested[other]).abs().gt(0).any() for one, other in pairs)
+        return bool(tested["hd95_mm"].notna().any() or any(differ))
+
+    told = scores.groupby("test_set", sort=False).filter(tells_more)
+    told = told[told["dsc_original"].notna()]  # some may have been scored by a version before
+    columns = ["system", *_CELL, "measured", "sd_seeds", "ci_low", "ci_high", *_SETTING]
+    columns.remove("empty_predictions")  # at the run's size
+    if told.empty:
+        return pd.DataFrame(columns=columns)
+    systems = summarize_systems(told, resamples, seed, ORIGINAL_METRICS)
+    table = _in_reported_units(systems).rename(columns={"mean": "measured"})
+    return table.assign(system=table["variant"].map(title_of))[columns]
 
 
 def of_this_run(table: pd.DataFrame) -> pd.Series:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from wavegms.errors import InputError
-from wavegms.results.statistics import METRICS
+from wavegms.results.statistics import METRICS, ORIGINAL_METRICS
 from wavegms.results.tables import read_scores
 from wavegms.training.card import CARD_NAME, ModelCard, card_hash, read_card
 
@@ -70,12 +70,16 @@ class Trace:
 
 def trace_cell(cell: Cell, project: Path = Path(".")) -> Trace:
     """Follows a measured number back to what made it; a link that is missing is named."""
-    if cell.metric not in METRICS:
-        raise InputError(f"--metric is {cell.metric}: choose one of {', '.join(METRICS)}")
+    if cell.metric not in (metrics := (*METRICS, *ORIGINAL_METRICS)):
+        raise InputError(f"--metric is {cell.metric}: choose one of {', '.join(metrics)}")
     at_home = cell.train_set == cell.test_set
     if cell.ablation and not at_home:
         raise InputError("the ablation is tested where it was trained: leave out --test-set")
     name = "ablation" if cell.ablation else "segmentation" if at_home else "generalization"
+    if cell.metric in ORIGINAL_METRICS:
+        if cell.ablation:
+            raise InputError(f"the ablation's table has no {cell.metric}: leave out --ablation")
+        name = "original"
     table = project / f"results/tables/{name}.csv"
     line, row = _find_row(table, cell)
     # without runs of its own, the ablation is made of the others

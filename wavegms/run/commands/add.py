@@ -33,6 +33,14 @@ def configure(parser: ArgumentParser) -> None:
         default="auto",
         help="whether masks were drawn on the image as shown, or stored before EXIF turned it",
     )
+    parser.add_argument(
+        "--spacing",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="MM",
+        help="from pixel to pixel, or of rows and of columns, for distances in millimetres",
+    )
 
 
 def execute(options: Namespace) -> None:
@@ -49,6 +57,7 @@ def execute(options: Namespace) -> None:
             "ignore": [int(one) if one.isdecimal() else one for one in options.ignore],
             "drawn_on": options.drawn_on,
             "classes": _named(options.classes),
+            "spacing": options.spacing,
         }
     )
     enter_project()
