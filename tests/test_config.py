@@ -27,6 +27,7 @@ VALUES = {
     "split": {
         "method": "random",
         "folder": "data/splits",
+        "folds": None,
         "test_fraction": 0.2,
         "validation_fraction": 0.1,
     },

@@ -156,13 +156,29 @@ class PhantomParams(Section):
     seed: Seed
 
 
+def _check_folds(folds: int) -> int:
+    if folds < 2:
+        raise ValueError(f"{folds} leaves nothing to train on: choose 2 or more, or null")
+    return folds
+
+
 class SplitParams(Section):
     """How a dataset is divided into train, val and test."""
 
     method: Literal["published", "official", "lists", "random", "grouped"]
     folder: Place
+    folds: Annotated[Integer, Field(le=1000), AfterValidator(_check_folds)] | None = None
     test_fraction: Fraction
     validation_fraction: Fraction
+
+    @model_validator(mode="after")
+    def _folds_are_drawn(self) -> Self:
+        if self.folds and self.method not in ("random", "grouped"):
+            raise ValueError(
+                f"folds is {self.folds}, but method {self.method} fixes its own test images: set "
+                "folds to null, or method to random or grouped"
+            )
+        return self
 
 
 def _check_greys(values: list[int | str]) -> list[int | str]:
@@ -415,6 +431,11 @@ class Params(Section):
             raise ValueError(
                 "training.minutes gives each of several seeds another number of epochs, over which "
                 "no mean is taken: give training.epochs instead, or one seed"
+            )
+        if self.training.minutes and self.split.folds:
+            raise ValueError(
+                "training.minutes gives each of split.folds another number of epochs, and their "
+                "scores stand in one row: give training.epochs instead, or set split.folds to null"
             )
         for section in ("training", "evaluation"):
             if getattr(self, section).decoder == "fast" and self.autoencoder.source == "train":

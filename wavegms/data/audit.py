@@ -18,7 +18,13 @@ from wavegms.data.duplicates import (
     pairs_within,
     read_thumbnails,
 )
-from wavegms.data.manifest import PAIR_COLUMNS, leaking_in, load_manifest
+from wavegms.data.manifest import (
+    PAIR_COLUMNS,
+    fold_of,
+    leaking_in,
+    load_manifest,
+    number_of_folds,
+)
 from wavegms.files import write_text
 from wavegms.images import as_rgb, read_image
 
@@ -58,6 +64,8 @@ class AuditSummary:
 def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
     """Find duplicates and related images in a prepared folder, one `PairRow` each, and count them.
 
+    With folds, every image is a test image, and one that is alike in another fold leaks.
+
     Exact ones come first, and then by falling similarity. The images should have 64 pixels a side
     or more: of 79,800 pairs of different phantoms, none is taken for a twin at 128 and 224, one at
     64, ten at 32.
@@ -66,6 +74,9 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
 
     folder = Path(folder)
     manifest = load_manifest(folder)
+    manifest["side"] = manifest["split"] == "test"
+    if number_of_folds(manifest):
+        manifest = manifest.assign(split="test", side=fold_of(manifest))
     paths = [folder / "images" / f"{id}.png" for id in manifest["id"]]
     thumbnails, digests = read_thumbnails(paths, lambda path: read_image(path, as_rgb)[0])
     found = {
@@ -92,7 +103,7 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
                 "label_b": b["label"],
                 "kind": kind,
                 "similarity": similarity,
-                "crosses_split": (a["split"] == "test") != (b["split"] == "test"),
+                "crosses_split": bool(a["side"] != b["side"]),
                 "labels_differ": a["label"] != b["label"],
             }
         )
@@ -116,11 +127,8 @@ def _components(manifest: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """For each set of connected images: its size, number of classes, and splits on both sides."""
     place = {id: index for index, id in enumerate(manifest["id"])}
     edges = [(place[a], place[b]) for a, b in zip(pairs["id_a"], pairs["id_b"], strict=True)]
-    table = manifest.assign(in_test=manifest["split"] == "test")
-    grouped = table.groupby(component_of(len(manifest), edges))
-    return grouped.agg(
-        size=("id", "size"), labels=("label", "nunique"), sides=("in_test", "nunique")
-    )
+    grouped = manifest.groupby(component_of(len(manifest), edges))
+    return grouped.agg(size=("id", "size"), labels=("label", "nunique"), sides=("side", "nunique"))
 
 
 def _summarise(manifest: pd.DataFrame, pairs: pd.DataFrame) -> AuditSummary:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import psutil
@@ -12,9 +13,11 @@ from torch.utils.data import Dataset
 from wavegms.data.manifest import (
     SPLITS,
     data_hash,
+    fold_of,
     load_manifest,
     mask_hash,
     mask_kinds,
+    number_of_folds,
     pixels_hash,
 )
 from wavegms.errors import InputError
@@ -28,11 +31,19 @@ class PreparedDataset(Dataset):
     whole folder, does identify what a model has seen. `manifest` has the rows of these splits;
     `images` (N, 3, H, W), 0..255, and `masks` (N, 1, H, W), 0, 1 or 2 where a pixel is to be
     ignored, are uint8, or None where they are not held in memory. `scale` is how grey values of the
-    raw images were taken, for a model to see others alike. `classes` are the names of several, K,
-    and empty where there is one: masks are 0 to K, or K + 1 where a pixel is to be ignored.
+    raw images were taken, for a model to see others alike. `folds` is how many the data have, 0
+    without, and `tested_in` (N,) the fold in which each image is for testing, from 1, or 0.
+    `classes` are the names of several, K, and empty where there is one: masks are 0 to K, or K + 1
+    where a pixel is to be ignored.
     """
 
-    def __init__(self, folder: Path, split: str | Sequence[str], in_memory: bool | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        split: str | Sequence[str],
+        in_memory: bool | None = None,
+        fold: int = 1,
+    ):
         """Opens the splits; of several, some may be empty, as val is where nothing was set aside.
 
         By default pixels are held in memory where they take less than a quarter of what is free.
@@ -46,6 +57,11 @@ class PreparedDataset(Dataset):
         if not wanted or not set(wanted) <= set(SPLITS):
             raise InputError(f"split is {split!r}: choose one or more of {', '.join(SPLITS)}.")
         manifest = load_manifest(self._folder)
+        self.fold, self.folds = fold, number_of_folds(manifest)
+        if fold > 1:
+            if fold > self.folds:
+                raise InputError(f"{self._folder} has {self.folds} folds, and no fold {fold}.")
+            manifest["split"] = manifest["folds"].str.split().str[fold - 1]
         if not manifest["split"].isin(wanted).any():
             remedy = "set validation_fraction above 0" if wanted == ["val"] else "choose another"
             raise InputError(
@@ -55,6 +71,7 @@ class PreparedDataset(Dataset):
         self.manifest = manifest[manifest["split"].isin(wanted)].reset_index(drop=True)
         self.ids: list[str] = self.manifest["id"].tolist()
         self.labels: list[str] = self.manifest["label"].tolist()
+        self.tested_in: list[int] = fold_of(self.manifest).tolist()
         # of a manifest of before, none is known
         self.scale: Scale | None = None
         if self.manifest["foreground"][0]:
@@ -73,6 +90,11 @@ class PreparedDataset(Dataset):
             for index in range(len(self)):
                 images[index], masks[index] = self._decode(index)
             self.images, self.masks = images, masks
+
+    @classmethod
+    def to_test(cls, folder: Path) -> Self:
+        """All images that are scored: those of the test split, or with folds all there are."""
+        return cls(folder, SPLITS if number_of_folds(load_manifest(folder)) else "test")
 
     def __len__(self) -> int:
         return len(self.ids)

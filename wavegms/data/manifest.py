@@ -65,6 +65,13 @@ def _check_scale(text: str) -> str:
     return text
 
 
+def _check_folds(text: str) -> str:
+    parts = text.split(" ") if text else []
+    if parts and (len(parts) < 2 or parts.count("test") != 1 or not set(parts) <= set(SPLITS)):
+        raise ValueError("that does not say train, val or test of each fold, test of one")
+    return text
+
+
 # Of an array's index; Python's own numbers have no end.
 _Pixels = Annotated[int, Field(ge=1, lt=2**63)]
 
@@ -99,6 +106,8 @@ class ManifestRow(BaseModel):
     original_pixels: str = ""  # of the mask before it was resized, see `mask_hash`
     row_spacing: _Spacing = nan  # mm from row to row of the source image, NaN where not known
     column_spacing: _Spacing = nan  # mm from column to column
+    # The split in each fold, such as "test train val"; `split` is the first. No column without.
+    folds: Annotated[str, AfterValidator(_check_folds)] = ""
     # Names of several classes, apart by blanks; there is no such column where there is one.
     classes: str = ""
 
@@ -115,7 +124,9 @@ class PairRow(BaseModel):
     # Same file or pixels; same picture; left for right; in the manifest only.
     kind: Literal["exact", "near", "mirrored", "same group"]
     similarity: Annotated[float, Field(ge=-1, le=1)]  # correlation of the detail, 1 for exact
-    crosses_split: bool  # one is for testing and the other for training or validation
+    # One is for testing and the other for training or validation. With folds, where every image is
+    # for testing once, they are in different folds.
+    crosses_split: bool
     labels_differ: bool
 
 
@@ -134,10 +145,10 @@ def leaking_ids(scores: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
 
 
 def leaking_in(pairs: pd.DataFrame) -> set[str]:
-    """The test images of all pairs that cross the split."""
+    """The test images of all pairs that cross the split; with folds, both of a pair are."""
     crossing = pairs[pairs["crosses_split"]]
-    in_test = crossing["split_a"] == "test"
-    return set(crossing["id_a"].where(in_test, crossing["id_b"]))
+    sides = (crossing[f"id_{side}"][crossing[f"split_{side}"] == "test"] for side in "ab")
+    return set().union(*sides)
 
 
 def read_audit(path: Path) -> pd.DataFrame:
@@ -150,7 +161,27 @@ def read_audit(path: Path) -> pd.DataFrame:
 
 def load_manifest(folder: Path) -> pd.DataFrame:
     """Load and check the manifest of a prepared folder, one `ManifestRow` an image."""
-    return read_table(_manifest_in(folder), ManifestRow, "run the prepare stage again")
+    path, remedy = _manifest_in(folder), "run the prepare stage again"
+    manifest = read_table(path, ManifestRow, remedy)
+    folds = manifest["folds"]
+    if folds.str.count(" ").nunique() > 1 or folds.eq("").nunique() > 1:
+        raise InputError(f"{path} has images of different numbers of folds: {remedy}.")
+    return manifest
+
+
+def number_of_folds(manifest: pd.DataFrame) -> int:
+    """How many folds a manifest has, 0 if it has none."""
+    return len(manifest["folds"][0].split())
+
+
+def fold_of(manifest: pd.DataFrame) -> pd.Series:
+    """The fold in which each image is for testing, from 1; 0 without folds."""
+    return manifest["folds"].map(lambda text: ["", *text.split()].index("test") if text else 0)
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """Where what belongs to a fold lies: the first in the folder itself, others in it."""
+    return folder if fold == 1 else folder / f"fold_{fold}"
 
 
 def data_hash(folder: Path) -> str:

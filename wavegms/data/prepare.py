@@ -40,7 +40,7 @@ from wavegms.data.pairs import (
     resize_pair,
 )
 from wavegms.data.reading import find_reading
-from wavegms.data.splits import assign_splits
+from wavegms.data.splits import assign_folds, assign_splits
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of
 from wavegms.images import Scale, as_rgb, of_class, read_image, written_ranges
@@ -54,7 +54,7 @@ class PreparationReport:
     """What a preparation found and wrote."""
 
     name: str
-    counts: dict[str, int]  # images of each of "train", "val" and "test"
+    counts: dict[str, int]  # images of each of "train", "val" and "test", of the first fold
     # The paper's "pairs", "train" (validation included) and "test" images, None where it does not
     # use the dataset.
     published: dict[str, int] | None
@@ -68,9 +68,13 @@ class PreparationReport:
     smallest: tuple[int, int]  # (width, height) of the source image with the fewest pixels
     largest: tuple[int, int]
     data_hash: str
+    tested: tuple[int, ...] = ()  # test images of each fold
 
     def table(self) -> pd.DataFrame:
-        """Images of each part (train, val, train + val, test, all) beside the paper's number."""
+        """Images of each part (train, val, train + val, test, all) beside the paper's number.
+
+        Further rows have the test images of each fold.
+        """
         import pandas as pd
 
         counts, published = self.counts, self.published or {}
@@ -82,6 +86,7 @@ class PreparationReport:
             ("test", counts["test"], published.get("test")),
             ("all", both + counts["test"], published.get("pairs")),
         ]
+        rows += [(f"test, fold {n}", count, None) for n, count in enumerate(self.tested, start=1)]
         table = pd.DataFrame(rows, columns=["part", "images", "published"])
         table.insert(0, "dataset", self.name)
         return table.astype({"published": "Int64"})
@@ -99,13 +104,15 @@ def prepare_dataset(
     validation_fraction: float,
     seed: int,
     reading: ReadingParams | None = None,
+    folds: int | None = None,
 ) -> PreparationReport:
     """Read a dataset in its published layout and write the prepared folder.
 
     How files are read is decided once from all of them, as far as `reading` does not say it.
     Several masks of one image are joined by OR before resizing. All images are read and checked
     before an earlier prepared folder is replaced. For the split "grouped", all images are read once
-    before, and duplicates become one group; see `assign_splits` for the others.
+    before, and duplicates become one group; see `assign_splits` for the others. With folds, the
+    split is that of the first of `assign_folds`.
     """
     import pandas as pd
 
@@ -122,15 +129,22 @@ def prepare_dataset(
     how = find_reading(name, cases, reading, spec.masks_at_another_size)
     if split == "grouped":
         cases = _group_duplicates(cases, how.scale)
-    split_of = assign_splits(
-        cases,
-        split,
-        folder=root_of(name, raw),
-        split_file=Path(split_folder) / spec.split_file if spec.split_file else None,
-        lists=split_folder,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
-        seed=seed,
+    drawn = {"validation_fraction": validation_fraction, "seed": seed}
+    of_folds = []
+    if folds and split != "external":
+        of_folds = assign_folds(cases, folds, **drawn)
+    split_of = (
+        of_folds[0]
+        if of_folds
+        else assign_splits(
+            cases,
+            split,
+            folder=root_of(name, raw),
+            split_file=Path(split_folder) / spec.split_file if spec.split_file else None,
+            lists=split_folder,
+            test_fraction=test_fraction,
+            **drawn,
+        )
     )
     chosen = [case for case in cases if case.id in split_of]
     with replace_folder(out) as folder:
@@ -146,8 +160,11 @@ def prepare_dataset(
         if problems:
             raise InputError(problems[0])
         # In the contract's order; pandas writes numbers so that they are read the same.
-        columns = [name for name in MANIFEST_COLUMNS if how.classes or name != "classes"]
-        manifest = pd.DataFrame([row for row, _ in results], columns=columns)
+        manifest = pd.DataFrame([row for row, _ in results], columns=list(MANIFEST_COLUMNS))
+        manifest["folds"] = [" ".join(one[id] for one in of_folds) for id in manifest["id"]]
+        # columns that most data do not have
+        had = {"folds": of_folds, "classes": how.classes}
+        manifest = manifest.drop(columns=[name for name, there in had.items() if not there])
         manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
     counts = Counter(split_of.values())
     seen = [one for _, one in results]
@@ -172,6 +189,7 @@ def prepare_dataset(
         smallest=sizes[0],
         largest=sizes[-1],
         data_hash=data_hash(out),
+        tested=tuple(list(one.values()).count("test") for one in of_folds),
     )
 
 

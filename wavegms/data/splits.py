@@ -171,6 +171,34 @@ def assign_splits(
     return {id: "val" if id in validation else split for id, split in splits.items()}
 
 
+def assign_folds(
+    cases: Sequence[Case], folds: int, *, validation_fraction: float, seed: int
+) -> list[dict[str, str]]:
+    """Say as `assign_splits`, for each fold; each case is for testing in exactly one.
+
+    Whole groups are dealt out, label by label and larger ones first, to the fold with the fewest
+    images: folds differ by at most the largest group. Validation is carved out as ever.
+    """
+    dealt: list[set[str]] = [set() for _ in range(folds)]
+    strata = _strata(cases, seed).values()
+    groups = [group for members in strata for group in sorted(members, key=len, reverse=True)]
+    if len(groups) < folds:
+        way_out = f"at most {len(groups)}, or to null" if len(groups) > 1 else "null"
+        raise InputError(
+            f"split.folds is {folds}, but {len(cases)} images in {len(groups)} group(s) that stay "
+            f"whole cannot be divided so: add data, or set it to {way_out}."
+        )
+    for group in groups:
+        min(dealt, key=len).update(case.id for case in group)
+    splits = []
+    for test in dealt:
+        learnt = [case for case in cases if case.id not in test]
+        validation = carve_validation(learnt, validation_fraction, seed)
+        part = dict.fromkeys(test, "test") | dict.fromkeys(validation, "val")
+        splits.append({case.id: part.get(case.id, "train") for case in cases})
+    return splits
+
+
 def _check_lists(lists: dict[str, list[str]], where: Path | str) -> None:
     seen: dict[str, str] = {}
     for part, names in lists.items():
@@ -210,20 +238,29 @@ def _apply_lists(cases: Iterable[Case], lists: dict[str, list[str]], where: str)
     return splits
 
 
-def _draw_groups(cases: Sequence[Case], fraction: float, seed: int, parameter: str) -> set[str]:
-    """Draw about `fraction` of the cases, by whole groups, stratified by label."""
+def _strata(cases: Sequence[Case], seed: int) -> dict[str, list[list[Case]]]:
+    """The groups of each label, in a random order that depends on ids and seed alone."""
     groups: dict[str, list[Case]] = {}
     for case in sorted(cases, key=lambda case: case.id):
         groups.setdefault(case.group, []).append(case)
-    if len(groups) < 2:
-        raise InputError(
-            f"{parameter} is {fraction}, but {len(cases)} images in {len(groups)} group(s) cannot "
-            "be divided: add data, or set the fraction to 0 where that is allowed."
-        )
     strata: dict[str, list[list[Case]]] = {}
     for members in groups.values():
         # A group whose images differ in label counts for that of its first image.
         strata.setdefault(members[0].label, []).append(members)
+    for label, members in strata.items():
+        random.Random(f"{seed} {label}").shuffle(members)
+    return dict(sorted(strata.items()))
+
+
+def _draw_groups(cases: Sequence[Case], fraction: float, seed: int, parameter: str) -> set[str]:
+    """Draw about `fraction` of the cases, by whole groups, stratified by label."""
+    strata = _strata(cases, seed)
+    groups = sum(map(len, strata.values()))
+    if groups < 2:
+        raise InputError(
+            f"{parameter} is {fraction}, but {len(cases)} images in {groups} group(s) cannot "
+            "be divided: add data, or set the fraction to 0 where that is allowed."
+        )
 
     # Largest remainders, so that the shares of the labels add up to the share of the whole.
     total = max(1, int(fraction * len(cases) + 0.5))
@@ -236,8 +273,7 @@ def _draw_groups(cases: Sequence[Case], fraction: float, seed: int, parameter: s
         quota[label] += 1
 
     drawn: set[str] = set()
-    for label, members in sorted(strata.items()):
-        random.Random(f"{seed} {label}").shuffle(members)
+    for label, members in strata.items():
         count = 0
         for group in members:
             if count >= quota[label]:

@@ -40,6 +40,7 @@ from wavegms.predict.inputs import Request, Source, is_dicom, is_nifti
 from wavegms.predict.overlays import draw_classes, draw_contour, draw_slices
 from wavegms.predict.tta import AugmentedPipeline, add_views
 from wavegms.predict.volumes import Volume, read_picture, read_volume, write_volume
+from wavegms.results.folds import FoldedPipeline, open_mean
 from wavegms.training.card import weights_hash
 
 COLUMNS = {
@@ -114,6 +115,15 @@ def predict(request: Request) -> pd.DataFrame:
         "wavegms": __version__,
         "notice": "research software, not for clinical use",
     }
+    folds = 1 + len(model.others) if isinstance(model, FoldedPipeline) else 1
+    if folds > 1:
+        print(f"the mean of the models of {folds} folds")
+        settings["folds"] = folds
+    if request.tta and folds > 1:
+        raise InputError(
+            f"--tta cannot tell whether it helps the models of {folds} folds, as what validates "
+            f"one taught the others: leave it out, or give one of them, such as {where}/fold_2"
+        )
     if request.tta:
         prepared = Path(request.prepared)
         model, gain, said = add_views(model, prepared, request.threshold, request.batch_size)
@@ -151,7 +161,7 @@ def _load(model: str | Path, device: str) -> WaveGMSPipeline:
         torch.empty(1, device=torch.device(device))
     except Exception as error:  # an assertion, a missing kernel or an unknown name
         raise InputError(f"device is {device}, which is not here: choose auto or cpu") from error
-    return WaveGMSPipeline.from_pretrained(model).to(device)
+    return open_mean(model, device=device)
 
 
 class _Run:

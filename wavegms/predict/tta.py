@@ -141,7 +141,7 @@ def open_validation(card: ModelCard, prepared: Path) -> PreparedDataset:
     folder = Path(prepared) / card.dataset
     if not folder.is_dir():
         raise InputError(f"the validation images are not here ({folder} does not exist)")
-    dataset = PreparedDataset(folder, "val")
+    dataset = PreparedDataset(folder, "val", fold=card.folds.get("fold", 1))
     if dataset.data_hash != card.data_hash:
         raise InputError(f"{folder} was prepared otherwise than what the model was trained on")
     return dataset

@@ -165,6 +165,11 @@ def _modality(data: DatasetSpec) -> str:
 
 def _training(card: ModelCard) -> Iterator[tuple[str, Any]]:
     yield "images", f"{card.train_images} to train, {card.selection_images} to choose the epoch"
+    if card.folds:
+        yield (
+            "folds",
+            f"{card.folds['number']}, of which this model is of number {card.folds['fold']}",
+        )
     yield "epoch", f"{card.best_epoch} of {card.epochs}, {card.selection}"
     if classes := card.parameters.get("classes"):
         yield "classes", f"{', '.join(classes)}; scores are means over them"

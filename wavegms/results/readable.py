@@ -53,7 +53,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     correction, where the table was marked. What was to run and did not reads "not run", with the
     reason in the setting. Beside it stand the paper's number and the difference, where the paper
     has any. Domain generalization has, like the paper, no IoU, but what the same model scores at
-    home, and the in-domain values with the drop from them.
+    home, and the in-domain values with the drop from them. Where folds were scored, their spread
+    stands beside the cell.
     """
     rows = []
     across = "drop" in table
@@ -67,6 +68,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         for metric, title, heading in shown:
             cell = cells[metric]
             row[heading] = _measured(cell)
+            if "sd_folds" in cell:
+                row[f"{title} SD over folds"] = _number(cell["sd_folds"])
             row[f"{title} paper"] = _number(cell["published"]) + _signs([cell.get("origin", "")])
             row[f"{title} difference"] = _number(cell["difference"], signed=True)
             if across:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from wavegms.classes import label_map
@@ -19,24 +20,23 @@ from wavegms.files import write_text
 from wavegms.images import FOREGROUND, IGNORED
 from wavegms.models.pipeline import WaveGMSPipeline, resize_probabilities
 from wavegms.results.metrics import class_metrics, mask_metrics, mean_of_classes
-from wavegms.results.statistics import METRICS, ORIGINAL_METRICS
+from wavegms.results.statistics import METRICS, ORIGINAL_METRICS, summarize_folds
 from wavegms.training.card import ModelCard, card_hash
 from wavegms.training.safeguards import computing_with, say
 from wavegms.variants import Decoder
 
 
 def predict_split(
-    pipeline: WaveGMSPipeline, dataset: PreparedDataset, batch_size: int = 12
+    pipeline: WaveGMSPipeline, dataset: PreparedDataset | Subset, batch_size: int = 12
 ) -> np.ndarray:
     """Soft masks of a prepared split at the run's size: float32 (N, H, W) in [0, 1].
 
     Of several classes they are (N, K, H, W), see `WaveGMSPipeline.predict`. Computed in float32
     whatever was trained with: tf32, torch's own default on a card, is none.
     """
-    if pipeline.classes != dataset.classes:
-        known, there = (
-            ", ".join(names) or "one class" for names in (pipeline.classes, dataset.classes)
-        )
+    classes = (dataset.dataset if isinstance(dataset, Subset) else dataset).classes
+    if pipeline.classes != classes:
+        known, there = (", ".join(names) or "one class" for names in (pipeline.classes, classes))
         raise InputError(
             f"the model knows {known} and the images have {there}: test it on a dataset of the same"
         )
@@ -66,14 +66,17 @@ def score_split(
 ) -> pd.DataFrame:
     """Metrics of every image of a split, given its soft masks, (N, H, W) in [0, 1].
 
-    One row an image: id, label, what `score_mask` gives, with `originals` also what
-    `score_originals` does, and data_hash, of the prepared folder. A pixel belongs to the mask from
-    the threshold on. Pixels to be ignored count nowhere. Of several classes see `score_classes`.
+    One row an image: id, label, with folds the one in which it is for testing, what `score_mask`
+    gives, with `originals` also what `score_originals` does, and data_hash, of the prepared folder.
+    A pixel belongs to the mask from the threshold on. Pixels to be ignored count nowhere. Of
+    several classes see `score_classes`.
     """
     rows = []
     for index, soft_mask in enumerate(probabilities):
         mask = dataset[index]["mask"][0].numpy()
         about = {"id": dataset.ids[index], "label": dataset.labels[index]}
+        if dataset.folds:
+            about["fold"] = dataset.tested_in[index]
         if dataset.classes:
             scored = score_classes(label_map(soft_mask, threshold), mask, dataset.classes)
         else:
@@ -106,7 +109,8 @@ def score_originals(
     resizing = tqdm(zip(probabilities, spacings, strict=True), "scoring originals", len(dataset))
     for index, (soft_mask, (row, column)) in enumerate(resizing):
         mask = dataset.original_mask(index)
-        soft = resize_probabilities(torch.from_numpy(soft_mask)[None], mask.shape)
+        several = soft_mask if dataset.classes else soft_mask[None]
+        soft = resize_probabilities(torch.from_numpy(several), mask.shape)
         if dataset.classes:
             counted = mask <= len(dataset.classes)
             maps = label_map(soft, threshold) * counted, mask * counted, len(dataset.classes)
@@ -178,7 +182,7 @@ def write_scores(
 
     Every row says what it was trained on and tested on, so files can be stacked, and which model
     it is of, by the hash of its card. Where the model was trained or scored with the fast decoder,
-    the column `selection` says so as well, which all tables show.
+    the column `selection` says so as well, which all tables show, and how folds were used.
     """
     origin = {"train_set": card.dataset, "test_set": test_set}
     shared = ("variant", "seed", "image_size", "epochs", "selection")
@@ -186,10 +190,21 @@ def write_scores(
     trained = card.parameters.get("training", {}).get("decoder", "exact")
     if (trained, decoder) != ("exact", "exact"):
         origin["selection"] += f", trained with the {trained} and scored with the {decoder} decoder"
+    if card.folds:
+        number, fold = card.folds["number"], card.folds["fold"]
+        at_home = "each image scored by the model that did not see it"
+        each = at_home if test_set == card.dataset else "the mean of their models"
+        whole = f"{number} folds, {each}"
+        # the ablation and what else trains on one split takes the first
+        part = f"fold {fold} of {number} alone"
+        origin["selection"] += f", {whole if 'others' in card.folds else part}"
     table = scores.assign(**origin)[[*origin, *scores.columns]]
     write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     # pandas writes the missing standard deviation of a single image as null, json as NaN
     metrics = json.loads(summary.set_index("metric").drop(columns="images").to_json(orient="index"))
     metrics["images"] = len(scores)
     metrics["empty_predictions"] = int(scores["empty_prediction"].sum())
+    by_fold = summarize_folds(scores)
+    if by_fold is not None:
+        metrics["folds"] = json.loads(by_fold.to_json(orient="index"))
     write_text(path.with_suffix(".json"), json.dumps(metrics, indent=2) + "\n")

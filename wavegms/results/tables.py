@@ -25,6 +25,7 @@ from wavegms.results.statistics import (
     mean_over_seeds,
     summarize,
     summarize_classes,
+    summarize_folds,
 )
 from wavegms.training.card import ModelCard
 from wavegms.variants import VARIANTS
@@ -47,6 +48,7 @@ class ImageScore(BaseModel):
     card: str  # SHA-256 of the model's card.json
     id: str
     label: str  # class, empty where the dataset has none
+    fold: _Count = 0  # of the test set, in which the image is for testing; 0 without folds
     dsc: _Share
     iou: _Share
     hd95: _Distance  # the image diagonal where one mask is empty
@@ -100,6 +102,9 @@ NOT_RUN = "not_run.txt"
 _CELL = ["train_set", "test_set", "variant", "metric"]
 
 _VALUES = ["measured", "sd_seeds", "ci_low", "ci_high", "published"]
+
+# How far the means of folds differ from each other; a column only where there are any.
+_FOLDS = "sd_folds"
 
 _SETTING = ["seeds", "images", "empty_predictions", "image_size", "epochs", "selection"]
 
@@ -210,8 +215,9 @@ def summarize_systems(
 
     Two kinds of uncertainty stand side by side. `sd_seeds` is how far trainings differ from each
     other (sample standard deviation, NaN for one seed); `ci_low` and `ci_high` are how far the mean
-    could move with other test images. `empty_predictions` counts images over all seeds.
-    A metric that no image of a system has is left out.
+    could move with other test images. With folds, `sd_folds` is how far the means of folds differ,
+    which is of both. `empty_predictions` counts images over all seeds. A metric that no image of a
+    system has is left out.
     """
 
     def over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
@@ -221,6 +227,9 @@ def summarize_systems(
         over_images = mean_over_seeds(runs, known)
         table = summarize(over_images, resamples, seed, known).drop(columns="sd")
         table.insert(2, "sd_seeds", table["metric"].map(means.std(ddof=1)))
+        by_fold = summarize_folds(runs)
+        if by_fold is not None:
+            table[_FOLDS] = table["metric"].map(by_fold.loc["sd"])
         return table.assign(seeds=len(means))
 
     return _each(scores, SYSTEM, over_seeds)
@@ -390,7 +399,9 @@ def _read_run(path: Path, folder: Path) -> pd.DataFrame:
 
 def _in_reported_units(systems: pd.DataFrame) -> pd.DataFrame:
     scale = np.where(systems["metric"].isin(_DISTANCES), 1.0, 100.0)
-    values = systems[["mean", "sd_seeds", "ci_low", "ci_high"]]
+    values = systems[
+        ["mean", "sd_seeds", "ci_low", "ci_high", *systems.columns.intersection([_FOLDS])]
+    ]
     return systems.assign(**values.mul(scale, axis=0))
 
 
@@ -419,6 +430,8 @@ def _beside_published(
     *counts, _ = _SETTING
     table[counts] = table[counts].astype("Int64")  # whole numbers that may be missing
     columns = ["system", *_CELL, *_VALUES, "difference", *_SETTING, "origin"]
+    if _FOLDS in table:
+        columns.insert(columns.index("sd_seeds") + 1, _FOLDS)
     if reasons is not None:
         rows = zip(table["train_set"], table["variant"], table["measured"].isna(), strict=True)
         table["reason"] = [reasons.get(row[:2], "") if row[2] else "" for row in rows]

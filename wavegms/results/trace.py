@@ -15,7 +15,7 @@ import pandas as pd
 from wavegms.errors import InputError
 from wavegms.results.statistics import METRICS, ORIGINAL_METRICS
 from wavegms.results.tables import read_scores
-from wavegms.training.card import CARD_NAME, ModelCard, card_hash, read_card
+from wavegms.training.card import CARD_NAME, ModelCard, card_hash, fold_models, read_card
 
 _SYSTEM = ["train_set", "test_set", "variant"]
 
@@ -54,6 +54,7 @@ class Run:
     card: ModelCard
     data: Mapping[str, str]
     reports: tuple[Path, ...]
+    others: tuple[tuple[Path, str], ...] = ()  # models of the other folds, and their cards' hashes
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,10 @@ def report_trace(trace: Trace) -> str:
             f"  scores    {run.scores.as_posix()}: mean {run.mean:.6f}",
             f"  card      {(run.model / CARD_NAME).as_posix()}, sha256 {card_hash(card)}",
             f"  weights   {run.model.as_posix()}/*/*.safetensors, sha256 {card.weights}",
+            *(
+                f"  fold {fold}    {place.as_posix()}/{CARD_NAME}, sha256 {digest}"
+                for fold, (place, digest) in enumerate(run.others, start=2)
+            ),
             f"  training  epoch {card.best_epoch} of {card.epochs}, {card.selection}, "
             f"{card.image_size} px, {card.precision}",
             *(f"  data      {name}, sha256 {digest}" for name, digest in run.data.items()),
@@ -159,6 +164,7 @@ def _follow_run(cell: Cell, apart: bool, rows: pd.DataFrame, project: Path) -> R
         card=card,
         data={train_set: card.data_hash, test_set: first["data_hash"]},
         reports=tuple(project / "reports" / f"{name}.ipynb" for name in names),
+        others=tuple(zip(fold_models(model)[1:], card.folds.get("others", []), strict=True)),
     )
 
 

@@ -148,7 +148,11 @@ def add_dataset(
     if name not in params.external:
         tests = check_dataset(name, folder, params)
         if tests < _FEW_TESTS:
-            notes.append(f"a score is the mean over {tests} test images: mind its interval")
+            more = f", or set split.folds to 5 in {_PARAMS}, which scores every image"
+            notes.append(
+                f"a score is the mean over {tests} test images: mind its interval"
+                + ("" if params.split.folds else more)
+            )
     changed = {}
     if asked and written:
         notes.append(

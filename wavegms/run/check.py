@@ -5,7 +5,7 @@ from pathlib import Path
 from wavegms.config import Params, ReadingParams, load_params
 from wavegms.data.catalog import find_cases, root_of, spec_of
 from wavegms.data.classes import with_classes
-from wavegms.data.splits import assign_splits, lists_of
+from wavegms.data.splits import assign_folds, assign_splits, lists_of
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import SCANNERS
@@ -190,26 +190,31 @@ def _check_imported_weights(name: str, params: Params) -> None:
 def check_dataset(name: str, folder: Path, params: Params) -> int:
     """Checks that a dataset can be paired, split and trained on, by the names of its files.
 
-    Returns the number of its test images.
+    Returns the number of its test images, over all folds.
     """
     cases = find_cases(name, folder)
     split_file = spec_of(name).split_file
-    parts = assign_splits(
-        cases,
-        params.split.method,
-        folder=root_of(name, folder),
-        split_file=Path(params.split.folder) / split_file if split_file else None,
-        lists=Path(params.split.folder),
-        test_fraction=params.split.test_fraction,
-        validation_fraction=params.split.validation_fraction,
-        seed=params.seed,
-    )
-    if "test" not in parts.values():
+    drawn = {"validation_fraction": params.split.validation_fraction, "seed": params.seed}
+    if params.split.folds:
+        splits = assign_folds(cases, params.split.folds, **drawn)
+    else:
+        one = assign_splits(
+            cases,
+            params.split.method,
+            folder=root_of(name, folder),
+            split_file=Path(params.split.folder) / split_file if split_file else None,
+            lists=Path(params.split.folder),
+            test_fraction=params.split.test_fraction,
+            **drawn,
+        )
+        splits = [one]
+    parts = [list(split.values()) for split in splits]
+    if "test" not in parts[0]:
         raise InputError(
             f"{name} has no test images by split.method {params.split.method}: raise "
             "split.test_fraction, or list some in test.txt"
         )
-    count = sum(part in params.training.train_splits for part in parts.values())
+    count = min(sum(map(fold.count, params.training.train_splits)) for fold in parts)
     also = params.ablation.variants if name in params.ablation.datasets else []
     for variant in dict.fromkeys([*params.variants, *also]):
         batch_size = VARIANTS[variant].batch_size_or(params.training.batch_size)
@@ -218,4 +223,4 @@ def check_dataset(name: str, folder: Path, params: Params) -> int:
                 f"training.batch_size is {batch_size} for {variant}, but {name} has only {count} "
                 f"images to train on: choose at most {count}, or leave the variant out"
             )
-    return sum(part == "test" for part in parts.values())
+    return sum(fold.count("test") for fold in parts)

@@ -25,6 +25,7 @@ from wavegms.classes import label_map
 from wavegms.config import AutoencoderParams, AutoencoderTraining
 from wavegms.data.batches import Augmentation
 from wavegms.data.dataset import PreparedDataset
+from wavegms.data.manifest import fold_folder, load_manifest, number_of_folds
 from wavegms.errors import InputError
 from wavegms.files import write_text
 from wavegms.models.autoencoder import (
@@ -260,6 +261,19 @@ def describe_autoencoder(
 def write_quality(folder: Path, card: AutoencoderCard) -> None:
     """Writes `quality.json` into an autoencoder's folder."""
     write_text(Path(folder) / QUALITY_NAME, json.dumps(asdict(card), indent=2) + "\n")
+
+
+def train_other_folds(
+    folder: Path, prepared: Path, settings: AutoencoderParams, *, seed: int
+) -> None:
+    """Writes an autoencoder for each fold from the second on: none has seen its test images."""
+    for fold in range(2, number_of_folds(load_manifest(prepared)) + 1):
+        train, test = (PreparedDataset(prepared, split, fold=fold) for split in ("train", "test"))
+        vae = obtain_autoencoder(settings, train, seed=seed)
+        quality = (reconstruction_quality(vae, part) for part in (train, test))
+        place = fold_folder(folder, fold)
+        vae.save_pretrained(place)
+        write_quality(place, describe_autoencoder(settings, *quality))
 
 
 def read_quality(folder: Path) -> AutoencoderCard:

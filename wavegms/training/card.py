@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from wavegms.data.manifest import fold_folder
 from wavegms.errors import InputError, first_line
 from wavegms.files import sha256_of, write_text
 
@@ -27,7 +28,9 @@ class ModelCard:
     their mean soft Dice in [0, 1] on the selecting images. `precision` is what training computed
     with, None if nothing was trained. `autoencoder` says where the frozen one came from, and how
     well it reconstructs; None where the network has none. `parameters` are the sections of
-    params.yaml that training used, and the names of `classes` where there are several.
+    params.yaml that training used, the names of `classes` where there are several, and with folds
+    their number, which of them this model is of, and in that of the first the hashes of the others'
+    cards.
     """
 
     variant: str
@@ -47,6 +50,11 @@ class ModelCard:
     autoencoder: Mapping[str, Any] | None
     parameters: Mapping[str, Any]
     versions: Mapping[str, str]
+
+    @property
+    def folds(self) -> Mapping[str, Any]:
+        """`number`, `fold` (from 1) and, of the first, `others`; empty without folds."""
+        return self.parameters.get("folds", {})
 
     def summary(self) -> dict[str, Any]:
         """What fits one line each: everything but the nested parameters."""
@@ -103,3 +111,20 @@ def read_card(folder: Path) -> ModelCard:
             "stage again"
         )
     return card
+
+
+def fold_models(folder: Path) -> list[Path]:
+    """The folders of the models of all folds, the first of which is `folder`; alone without folds.
+
+    Raises:
+        InputError: one is missing, or not the one that the first one's card names.
+    """
+    others = read_card(folder).folds.get("others", [])
+    places = [fold_folder(Path(folder), fold) for fold in range(2, len(others) + 2)]
+    for place, digest in zip(places, others, strict=True):
+        if card_hash(read_card(place)) != digest:
+            raise InputError(
+                f"{place} is not the model that the card in {folder} names: run the train stage "
+                "again"
+            )
+    return [Path(folder), *places]

@@ -1,13 +1,21 @@
 """From checkpoints to the folder that others open, and the list of those that are there."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from wavegms.files import replace_folder
 from wavegms.project import is_first_process, library_versions
-from wavegms.training.card import CARD_NAME, ModelCard, read_card, weights_hash, write_card
+from wavegms.training.card import (
+    CARD_NAME,
+    ModelCard,
+    card_hash,
+    read_card,
+    weights_hash,
+    write_card,
+)
 from wavegms.training.recipe import TrainingResult
 from wavegms.training.run import Run
 from wavegms.training.state import discard_state
@@ -21,9 +29,42 @@ def publish_model(run: Run, result: TrainingResult) -> ModelCard:
     training, the first does it. The state that an interrupted training goes on from is forgotten
     then.
     """
+    return publish_folds([run], [result])
+
+
+def publish_folds(runs: Sequence[Run], results: Sequence[TrainingResult]) -> ModelCard:
+    """Publishes the models of all folds at once, those after the first within the first's folder.
+
+    The card of the first, which is given back, names the others' by their hashes.
+    """
+    trained = list(zip(runs, results, strict=True))
+    others = [_card_of(run, result) for run, result in trained[1:]]
+    cards = [_card_of(*trained[0], {"others": list(map(card_hash, others))} if others else {})]
+    cards += others
+    if not is_first_process():
+        return cards[0]
+    first = runs[0].published
+    with replace_folder(first) as target:
+        for (run, result), card in zip(trained, cards, strict=True):
+            place = target / run.published.relative_to(first)
+            shutil.copytree(result.folder / "best", place, dirs_exist_ok=True)
+            shutil.copytree(result.folder / "last", place / "last")
+            write_card(place, card)
+    for result in results:
+        discard_state(result.folder)
+    return cards[0]
+
+
+def _card_of(
+    run: Run, result: TrainingResult, others: Mapping[str, Any] | None = None
+) -> ModelCard:
     sections = {"training": run.training, "loss": run.loss, "model": run.model}
-    classes = {"classes": list(run.train_set.classes)} if run.train_set.classes else {}
-    card = ModelCard(
+    parameters = {name: section.model_dump() for name, section in sections.items()}
+    if folds := run.train_set.folds:
+        parameters["folds"] = {"number": folds, "fold": run.train_set.fold, **(others or {})}
+    if classes := run.train_set.classes:
+        parameters["classes"] = list(classes)
+    return ModelCard(
         variant=run.variant,
         dataset=run.dataset,
         train_images=len(run.train_set),
@@ -39,17 +80,9 @@ def publish_model(run: Run, result: TrainingResult) -> ModelCard:
         precision=result.precision,
         weights=weights_hash(result.folder / "best"),
         autoencoder=asdict(run.autoencoder) if run.autoencoder else None,
-        parameters={name: one.model_dump() for name, one in sections.items()} | classes,
+        parameters=parameters,
         versions=library_versions(),
     )
-    if not is_first_process():
-        return card
-    with replace_folder(run.published) as target:
-        shutil.copytree(result.folder / "best", target, dirs_exist_ok=True)
-        shutil.copytree(result.folder / "last", target / "last")
-        write_card(target, card)
-    discard_state(result.folder)
-    return card
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from wavegms.config import AutoencoderParams, LossParams, ModelParams, TrainingParams
 from wavegms.data.dataset import PreparedDataset
+from wavegms.data.manifest import fold_folder, load_manifest, number_of_folds
 from wavegms.models.autoencoder import Autoencoder
 from wavegms.models.build import Network
 from wavegms.training.autoencoder import AutoencoderCard, frozen_autoencoder
@@ -51,8 +52,11 @@ class Run:
         model: ModelParams,
         part: str = "",
         project: Path = Path(),
+        fold: int = 1,
     ) -> Self:
         """The training of these parameters in the project's folders, those of a `part` apart.
+
+        With folds, that of one of them, on an autoencoder that has not seen its test images.
 
         Raises:
             InputError: the data are not prepared, or the autoencoder is missing, broken, or gives
@@ -61,27 +65,34 @@ class Run:
         prepared = project / "data/prepared" / dataset
         place = Path(dataset, variant, f"seed_{seed}")
         # first: an autoencoder that loses the masks would waste the hours that follow
-        vae, card = frozen_autoencoder(
-            variant, project / "models/autoencoder" / dataset, autoencoder
-        )
-        train_set = PreparedDataset(prepared, training.train_splits)
+        trained_here = fold if autoencoder.source == "train" else 1
+        folder = fold_folder(project / "models/autoencoder" / dataset, trained_here)
+        vae, card = frozen_autoencoder(variant, folder, autoencoder)
+        train_set = PreparedDataset(prepared, training.train_splits, fold=fold)
         return cls(
             dataset=dataset,
             variant=variant,
             seed=seed,
             train_set=train_set,
-            selection_set=PreparedDataset(prepared, training.selection_split),
+            selection_set=PreparedDataset(prepared, training.selection_split, fold=fold),
             vae=vae,
             autoencoder=card,
             training=training,
             loss=loss,
             model=model,
-            checkpoints=project / "checkpoints" / part / place,
-            live=project / "reports" / (part or "training") / place,
-            published=project / "models" / part / place,
+            checkpoints=fold_folder(project / "checkpoints" / part / place, fold),
+            live=fold_folder(project / "reports" / (part or "training") / place, fold),
+            published=fold_folder(project / "models" / part / place, fold),
             start=training.start_from
             and start_network(training.start_from, variant, vae, train_set.classes),
         )
+
+    @classmethod
+    def each_fold(cls, dataset: str, *which: Any, project: Path = Path(), **how: Any) -> list[Self]:
+        """The trainings of all folds, as `of` makes them; one where the data have no folds."""
+        folds = number_of_folds(load_manifest(project / "data/prepared" / dataset))
+        numbers = range(1, max(folds, 1) + 1)
+        return [cls.of(dataset, *which, project=project, fold=fold, **how) for fold in numbers]
 
     @property
     def epochs(self) -> int | None:
