@@ -53,6 +53,8 @@ VALUES = {
         "epochs": 1000,
         "minutes": None,
         "start_from": None,
+        "recipe": "common",
+        "pretrained": None,
         "epochs_by_dataset": {"ham10000": 300},
         "batch_size": 12,
         "learning_rate": 0.002,
@@ -165,10 +167,13 @@ def test_an_unknown_key_is_refused_by_name(section):
 
 # Younger than files that are in use, and what is meant without them: what was before.
 OPTIONAL = {
+    "split.folds": None,
     "autoencoder.train.target_dice": 1,
     "autoencoder.train.start_from": None,
     "training.minutes": None,
     "training.start_from": None,
+    "training.recipe": "common",
+    "training.pretrained": None,
     "training.cuda_graph": True,
     "training.decoder": "exact",
     "evaluation.decoder": "exact",
@@ -206,12 +211,14 @@ def test_a_wrong_type_is_refused_by_name(key, value):
 # Of epochs and minutes, one: see test_minutes.py.
 MAY_BE_NONE = (
     *("training.epochs", "training.minutes"),
-    *("training.start_from", "autoencoder.train.start_from"),
+    *("training.start_from", "training.pretrained", "autoencoder.train.start_from"),
+    "split.folds",
 )
 
 TEXT = {
     "autoencoder.train.start_from",
     "training.start_from",
+    "training.pretrained",
     "split.folder",
     "autoencoder.hub",
     "autoencoder.path",

@@ -48,7 +48,9 @@ def sound(params, _path) -> None:
     for path, value in given_back.items():
         default = LEAVES[path]
         kinds = {type(value), type(default)}
-        either = path[-1] in ("epochs", "minutes", "start_from") and type(None) in kinds
+        either = (
+            path[-1] in ("epochs", "minutes", "start_from", "pretrained") and type(None) in kinds
+        )
         assert len(kinds) == 1 or kinds == {int, float} or either, path
         entries = value if isinstance(value, list) else [value]
         for entry in entries:

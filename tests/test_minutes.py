@@ -194,7 +194,7 @@ def test_one_budget_and_no_other(training_params, budget, said):
 
 def test_parameters_without_minutes_stay_valid(training_params):
     values = training_params(epochs=3).model_dump()
-    for name in ("minutes", "start_from", "cuda_graph"):
+    for name in ("minutes", "start_from", "recipe", "pretrained", "cuda_graph"):
         del values[name]
     params = TrainingParams.check(values)
     assert params.epochs_for("x") == 3 and params.minutes is None

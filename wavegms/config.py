@@ -23,7 +23,7 @@ from pydantic import (
 from wavegms.classes import MOST_CLASSES
 from wavegms.errors import InputError, first_line
 from wavegms.images import parse_ranges
-from wavegms.variants import Decoder
+from wavegms.variants import Decoder, RecipeName
 
 # Ten times what params.yaml has, aliases written out.
 MAX_BYTES = 100_000
@@ -305,6 +305,8 @@ class TrainingParams(Section):
     epochs: PositiveInt | None
     minutes: Annotated[Number, Field(gt=0, le=1_000_000)] | None = None
     start_from: Place | None = None
+    recipe: RecipeName = "common"
+    pretrained: Place | None = None
     epochs_by_dataset: dict[Name, PositiveInt]
     batch_size: PositiveInt
     learning_rate: Annotated[Number, Field(gt=0, allow_inf_nan=False)]
@@ -322,6 +324,16 @@ class TrainingParams(Section):
         if (self.epochs is None) == (self.minutes is None):
             given = f"are {self.epochs} and {self.minutes}" if self.epochs else "are both null"
             raise ValueError(f"epochs and minutes {given}: give one and set the other to null")
+        return self
+
+    @model_validator(mode="after")
+    def _pretrained_fits(self) -> Self:
+        if self.pretrained and self.recipe == "common":
+            raise ValueError(
+                "pretrained is of the recipe published: set it to null, or recipe to published"
+            )
+        if self.pretrained and self.start_from:
+            raise ValueError("pretrained and start_from are both set: set one of them to null")
         return self
 
     @property

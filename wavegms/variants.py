@@ -3,10 +3,15 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from wavegms import recipes
 from wavegms.errors import InputError
+from wavegms.recipes import Recipe
 
 # What turns latents into masks: the frozen autoencoder's own, or a mask decoder taught by it.
 Decoder = Literal["exact", "fast"]
+
+# By what networks are trained: this project's loop, or what their authors published.
+RecipeName = Literal["common", "published"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,9 @@ class VariantSpec:
     on the processor in every step; with `idle_weights`, some weights never get a gradient. A
     `generative` one is a function in `wavegms/models/rivals/` with a loss and a sampler of its own.
     With `several_classes` it knows more than one: as colours of the autoencoder, or as a network
-    whose function takes their number.
+    whose function takes their number. `published` is how its authors train it, for
+    `training.recipe`; that of a variant between the latents of an autoencoder is this project's
+    common one, which is Wave-GMS's.
     """
 
     title: str
@@ -39,6 +46,7 @@ class VariantSpec:
     idle_weights: bool = False
     generative: bool = False
     several_classes: bool = False
+    published: Recipe | None = None
 
     def batch_size_or(self, default: int) -> int:
         """Its own batch size, or the run's."""
@@ -54,26 +62,71 @@ class VariantSpec:
 _WAVE_GMS = VariantSpec("Wave-GMS", "wavelet", "tiny", aligned=True, several_classes=True)
 _TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny", several_classes=True)
 _MULTI_RES = VariantSpec(
-    "MultiResUNet", "multiresunet", None, side_divisor=16, several_classes=True
+    "MultiResUNet",
+    "multiresunet",
+    None,
+    side_divisor=16,
+    several_classes=True,
+    published=recipes.MULTIRESUNET,
 )
-_ACC = VariantSpec("ACC-UNet", "acc_unet", None, side_divisor=16, several_classes=True)
+_ACC = VariantSpec(
+    "ACC-UNet",
+    "acc_unet",
+    None,
+    side_divisor=16,
+    several_classes=True,
+    published=recipes.ACC_UNET,
+)
 # at 32 pixels its lowest map is a single one, which has no spread to normalise by
 _NNUNET = VariantSpec(
-    "nnUNet", "nnunet", None, side_divisor=32, smallest_side=64, several_classes=True
+    "nnUNet",
+    "nnunet",
+    None,
+    side_divisor=32,
+    smallest_side=64,
+    several_classes=True,
+    published=recipes.NNUNET,
 )
-_EGE = VariantSpec("EGE-UNet", "egeunet", None, side_divisor=32)
-_SWIN = VariantSpec("SwinUNet", "swin_unet", None, side_divisor=32)
+_EGE = VariantSpec("EGE-UNet", "egeunet", None, side_divisor=32, published=recipes.EGEUNET)
+_SWIN = VariantSpec("SwinUNet", "swin_unet", None, side_divisor=32, published=recipes.SWIN_UNET)
 _SME = VariantSpec(
-    "SME-SwinUNet", "sme_swin_unet", None, side_divisor=32, graphable=False, idle_weights=True
+    "SME-SwinUNet",
+    "sme_swin_unet",
+    None,
+    side_divisor=32,
+    graphable=False,
+    idle_weights=True,
+    published=recipes.SME_SWIN_UNET,
 )
-_UCT = VariantSpec("UCTransNet", "uctransnet", None, side_divisor=16)
+_UCT = VariantSpec("UCTransNet", "uctransnet", None, side_divisor=16, published=recipes.UCTRANSNET)
 _MEDSEGDIFF = VariantSpec(
-    "MedSegDiff-V2", "medsegdiff_v2", None, side_divisor=32, graphable=False, generative=True
+    "MedSegDiff-V2",
+    "medsegdiff_v2",
+    None,
+    side_divisor=32,
+    graphable=False,
+    generative=True,
+    published=recipes.MEDSEGDIFF_V2,
 )
 _SDSEG = VariantSpec(
-    "SDSeg", "sdseg", "kl", side_divisor=128, smallest_side=128, graphable=False, generative=True
+    "SDSeg",
+    "sdseg",
+    "kl",
+    side_divisor=128,
+    smallest_side=128,
+    graphable=False,
+    generative=True,
+    published=recipes.SDSEG,
 )
-_GSS = VariantSpec("GSS", "gss", None, side_divisor=32, graphable=False, generative=True)
+_GSS = VariantSpec(
+    "GSS",
+    "gss",
+    None,
+    side_divisor=32,
+    graphable=False,
+    generative=True,
+    published=recipes.GSS,
+)
 
 
 def _small(spec: VariantSpec) -> VariantSpec:
@@ -91,7 +144,12 @@ VARIANTS: dict[str, VariantSpec] = {
     "acc_unet": _ACC,
     "acc_unet_small": _small(_ACC),
     "nnunet": _NNUNET,
-    "nnunet_small": replace(_small(_NNUNET), side_divisor=8, smallest_side=8),
+    "nnunet_small": replace(
+        _small(_NNUNET),
+        side_divisor=8,
+        smallest_side=8,
+        published=replace(recipes.NNUNET, network=None),
+    ),
     "egeunet": _EGE,
     "egeunet_small": _small(_EGE),
     "swin_unet": _SWIN,
@@ -130,6 +188,23 @@ def variant_spec(name: str) -> VariantSpec:
     return VARIANTS[name]
 
 
+def followed_recipe(name: str, recipe: RecipeName) -> Recipe | None:
+    """The published one of a variant, where that is wanted; None for the common one.
+
+    Raises:
+        InputError: it is wanted, but there is none.
+    """
+    spec = variant_spec(name)
+    if recipe == "common":
+        return None
+    if spec.published is None and spec.autoencoder is None:
+        raise InputError(
+            f"variant {name} has no published recipe: set training.recipe to common, or leave the "
+            "variant out"
+        )
+    return spec.published
+
+
 def require_side(name: str, side: int, parameter: str) -> None:
     """Checks that images have a side in pixels that a variant takes.
 
@@ -139,8 +214,13 @@ def require_side(name: str, side: int, parameter: str) -> None:
         raise InputError(f"{parameter} is {side}, but variant {name} needs one {wanted}")
 
 
-def require_classes(name: str, count: int) -> None:
-    """Checks that a variant knows so many classes."""
+def require_classes(name: str, count: int, recipe: RecipeName = "common") -> None:
+    """Checks that a variant knows so many classes, and so does the recipe it is to follow."""
+    if count > 1 and followed_recipe(name, recipe):
+        raise InputError(
+            f"the published recipe of variant {name} is of one class, and the data have {count}: "
+            "set training.recipe to common"
+        )
     if count > 1 and not variant_spec(name).several_classes:
         able = ", ".join(other for other, spec in VARIANTS.items() if spec.several_classes)
         raise InputError(

@@ -27,6 +27,7 @@ def build_variant(
     sample_at_inference: bool = False,
     vae: Autoencoder | None = None,
     classes: int = 1,
+    in_place: str | None = None,
 ) -> Network:
     """A freshly initialised network: all that is trained of the variant.
 
@@ -34,10 +35,11 @@ def build_variant(
     `MultiResolutionEncoder`, `vae` the frozen autoencoder, of which only the shape matters; without
     one latents have TAESD's 4 channels. Variants whose weights do not depend on them ignore them;
     so do those with latents the number of classes, which they paint, and others may refuse several.
+    `in_place` names a network that a published recipe has in the place of the variant's own.
     """
     require_classes(name, classes)
     spec = variant_spec(name)
-    network = spec.network
+    network = in_place or spec.network
     if spec.generative:
         return build_generative(network, vae)
     latent_channels = latent_channels_of(vae)

@@ -179,6 +179,8 @@ def _training(card: ModelCard) -> Iterator[tuple[str, Any]]:
     for name, value in (training | {"batch_size": batch_size}).items():
         if name in ("batch_size", "learning_rate", "weight_decay", "warmup_epochs"):
             yield name.replace("_", " "), value
+    if recipe := card.parameters.get("recipe"):
+        yield "published recipe", _listed(recipe)
     for name in ("augmentation", "loss"):
         if section := training.get(name) or card.parameters.get(name):
             yield name, _listed(section)

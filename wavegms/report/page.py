@@ -167,11 +167,13 @@ def _settings(params: Params) -> list[tuple[str, str]]:
     start = autoencoder.train.start_from
     made = f"from {start}, which drawn pictures made" if start else "trained on the spot"
     sources = {"train": made, "hub": autoencoder.hub}
+    published = training.recipe == "published"
     return [
         ("Networks", ", ".join(map(title_of, params.variants))),
         ("Images", f"{params.image_size}×{params.image_size} pixels"),
         ("Epochs", ", ".join(map(str, dict.fromkeys(epochs)))),
         ("Epoch chosen", _CHOSEN[training.selection]),
+        *([("Recipe", "published where there is one: a rival's own")] if published else []),
         ("Batch size", str(training.batch_size)),
         ("Peak learning rate", str(training.learning_rate)),
         ("Autoencoder", sources.get(autoencoder.source, Path(autoencoder.path).name)),

@@ -182,7 +182,8 @@ def write_scores(
 
     Every row says what it was trained on and tested on, so files can be stacked, and which model
     it is of, by the hash of its card. Where the model was trained or scored with the fast decoder,
-    the column `selection` says so as well, which all tables show, and how folds were used.
+    the column `selection` says so as well, which all tables show, and how folds were used; and of
+    a network that learnt by its published recipe.
     """
     origin = {"train_set": card.dataset, "test_set": test_set}
     shared = ("variant", "seed", "image_size", "epochs", "selection")
@@ -190,6 +191,8 @@ def write_scores(
     trained = card.parameters.get("training", {}).get("decoder", "exact")
     if (trained, decoder) != ("exact", "exact"):
         origin["selection"] += f", trained with the {trained} and scored with the {decoder} decoder"
+    if "recipe" in card.parameters:
+        origin["selection"] += ", by its published recipe"
     if card.folds:
         number, fold = card.folds["number"], card.folds["fold"]
         at_home = "each image scored by the model that did not see it"

@@ -44,7 +44,8 @@ class ImageScore(BaseModel):
     seed: _Count
     image_size: _Count
     epochs: _Count
-    selection: str  # how the checkpoint was chosen, see params.yaml, and a decoder other than exact
+    # how the checkpoint was chosen, see params.yaml, a decoder other than exact, a published recipe
+    selection: str
     card: str  # SHA-256 of the model's card.json
     id: str
     label: str  # class, empty where the dataset has none

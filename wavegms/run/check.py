@@ -10,7 +10,7 @@ from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import SCANNERS
 from wavegms.project import DECODERS, KEPT, PRETRAINED, is_kept, require_pretrained, require_start
-from wavegms.variants import VARIANTS, require_classes, require_side
+from wavegms.variants import VARIANTS, followed_recipe, require_classes, require_side
 
 
 def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
@@ -64,6 +64,12 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             )
     if params.training.start_from:
         require_start(params.training.start_from)
+    pretrained = params.training.pretrained
+    if pretrained and not (Path(pretrained).exists() or is_hub_id(pretrained)):
+        raise InputError(
+            f"training.pretrained {pretrained} does not exist and is no hub id: put the weights "
+            "there, or set it to null"
+        )
     for name in params.external:
         if name not in params.phantom.datasets:
             find_cases(name, raw / name)
@@ -89,7 +95,7 @@ def _check_classes(name: str, folder: Path, params: Params) -> None:
     ablation = params.ablation.variants if name in params.ablation.datasets else []
     for variant in [*params.variants, *ablation]:
         try:
-            require_classes(variant, len(classes))
+            require_classes(variant, len(classes), params.training.recipe)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     if not classes:
@@ -139,7 +145,10 @@ def _note_imports(folder: Path, params: Params) -> None:
         _note(folder / dataset / "split.txt", lists)
         ablation = params.ablation.variants if dataset in params.ablation.datasets else []
         for variant in dict.fromkeys([*params.variants, *ablation]):
-            needed = [*starts]
+            needed, place = [*starts], params.training.pretrained
+            recipe = followed_recipe(variant, params.training.recipe)
+            if recipe and recipe.pretrained and place and Path(place).exists():
+                needed.append(Path(place))
             if params.training.decoder == "fast" and VARIANTS[variant].autoencoder:
                 needed.append(DECODERS)
             if not VARIANTS[variant].trained:
@@ -167,6 +176,7 @@ def _check_network(variants_key: str, name: str, size_key: str, size: int) -> No
 
 def _check_variant(key: str, name: str, params: Params) -> None:
     _check_network(key, name, "image_size", params.image_size)
+    followed_recipe(name, params.training.recipe)
     spec = VARIANTS[name]
     sd_vae = params.autoencoder.sd_vae
     if spec.autoencoder == "kl" and not (Path(sd_vae).is_dir() or is_hub_id(sd_vae)):
@@ -218,6 +228,12 @@ def check_dataset(name: str, folder: Path, params: Params) -> int:
     also = params.ablation.variants if name in params.ablation.datasets else []
     for variant in dict.fromkeys([*params.variants, *also]):
         batch_size = VARIANTS[variant].batch_size_or(params.training.batch_size)
+        recipe = followed_recipe(variant, params.training.recipe)
+        if recipe and (batch_size := recipe.batch_size_for(params.image_size, count)) > count:
+            raise InputError(
+                f"the published batch size of {variant} is {batch_size}, but {name} has only "
+                f"{count} images to train on: set training.recipe to common, or leave it out"
+            )
         if VARIANTS[variant].trained and batch_size > count:
             raise InputError(
                 f"training.batch_size is {batch_size} for {variant}, but {name} has only {count} "

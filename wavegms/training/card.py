@@ -30,7 +30,7 @@ class ModelCard:
     well it reconstructs; None where the network has none. `parameters` are the sections of
     params.yaml that training used, the names of `classes` where there are several, and with folds
     their number, which of them this model is of, and in that of the first the hashes of the others'
-    cards.
+    cards; where it followed a published recipe, with its values, and `recipe` says the rest of it.
     """
 
     variant: str

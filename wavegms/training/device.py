@@ -67,9 +67,11 @@ def can_be_graphed(
     """Whether a step can be one launch: nothing in it is decided by the processor.
 
     With an `AutoencoderKL` a coin may be; in fp16 the scale; and several processes wait for each
-    other.
+    other. Published recipes have other optimisers, and rates that change with each step.
     """
     if processes > 1 or not run.training.cuda_graph or not isinstance(batches, CardBatches):
+        return False
+    if run.recipe:
         return False
     spec = variant_spec(run.variant)
     tossed = isinstance(run.vae, AutoencoderKL)

@@ -150,9 +150,13 @@ def _fitting_autoencoder(name: str, latents: Tensor) -> Autoencoder:
 
 
 def start_network(
-    where: str, variant: str, vae: Autoencoder | None, classes: Sequence[str] = ()
+    where: str,
+    variant: str,
+    vae: Autoencoder | None,
+    classes: Sequence[str] = (),
+    in_place: str | None = None,
 ) -> Network:
-    """The network of a trained model, for `training.start_from`.
+    """The network of a trained model, for `training.start_from`; `in_place` is of `build_variant`.
 
     Raises:
         InputError: there is no such model, it is of another network than the variant's or of other
@@ -174,7 +178,8 @@ def start_network(
             "model of the same, or set it to null"
         )
     side = before.config.image_size
-    network = build_variant(variant, image_size=side, vae=vae, classes=len(classes) or 1)
+    options = {"classes": len(classes) or 1, "in_place": in_place}
+    network = build_variant(variant, image_size=side, vae=vae, **options)
     pipeline = as_pipeline(network, vae, side, classes=classes)
     for part in _TRAINED:
         ours, theirs = getattr(pipeline, part), getattr(before, part)

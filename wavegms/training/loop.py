@@ -54,7 +54,8 @@ class TrainingLoop:
     same network as it predicts and is saved. `checked` says whether every step's loss is looked at
     before it goes backward; on a GPU that would make both wait for each other, so an epoch's sum is
     looked at instead, and where it is not finite, the epoch's steps are taken again to find which.
-    `watch` is of `train`.
+    `watch` is of `train`, `clip` the largest norm of a gradient, and `by_step` says whether the
+    learning rate changes with each step instead of each epoch.
     """
 
     run: Run
@@ -73,6 +74,8 @@ class TrainingLoop:
     checked: bool
     graphed: bool
     watch: Callable[[int, torch.Tensor], None] | None = None
+    clip: float | None = None
+    by_step: bool = False
 
     def go(self, saved: TrainingState | None) -> TrainingState:
         """Trains to the end, from the beginning or from a saved state.
@@ -140,6 +143,8 @@ class TrainingLoop:
     def _take_step(self, state: TrainingState, batch: Batch) -> None:
         # what a network draws does not depend on what came before, so no random state is saved
         torch.manual_seed(mixed_seed(self.run.seed, state.epoch, state.step) % 2**32)
+        if self.by_step and (state.epoch, state.step) != (1, 0):
+            self.schedule.step()
         terms = self.backward(batch)
         if self.checked and not torch.isfinite(terms["loss"]):
             raise self._diverged("loss", terms["loss"].item(), state)
@@ -152,6 +157,9 @@ class TrainingLoop:
             terms = self.step(batch)
         self.optimizer.zero_grad()
         self.scaler.scale(terms["loss"]).backward()
+        if self.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {name: value.detach() for name, value in terms.items()}
@@ -226,7 +234,8 @@ class TrainingLoop:
             raise self._diverged("selection Dice", row["selection_dice"], state)
         if not state.epochs:
             self._fix_epochs(state, bar)
-        self.schedule.step()
+        if not self.by_step:
+            self.schedule.step()
         state.rows.append(row)
         if row["selection_dice"] > state.best_dice:
             state.best_dice, state.best_epoch = row["selection_dice"], state.epoch
@@ -257,7 +266,7 @@ class TrainingLoop:
         epochs = self.budget.epochs(state.epoch, selection)
         epochs = torch.tensor(epochs, device=self.accelerator.device)
         epochs = int(broadcast(epochs).item())  # what the first process measured
-        warmup = self.run.training.warmup_epochs
+        warmup = self.run.warmup_epochs
         if epochs <= warmup:
             needed = math.ceil(10 * self.run.training.minutes * (warmup + 1) / epochs) / 10
             if self.main:
@@ -324,11 +333,13 @@ class TrainingLoop:
 
     def _load_optimizer(self, values: Mapping[str, Any]) -> None:
         """The state is another device's, perhaps; and a graph knows the rate by its tensor."""
-        own = [(group["lr"], group["capturable"]) for group in self.optimizer.param_groups]
+        own = [(group["lr"], group.get("capturable")) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(values)
         for group, (rate, capturable) in zip(self.optimizer.param_groups, own, strict=True):
-            value, group["capturable"] = float(group["lr"]), capturable
+            value = float(group["lr"])
             group["lr"] = rate.fill_(value) if isinstance(rate, torch.Tensor) else value
+            if capturable is not None:  # SGD has none
+                group["capturable"] = capturable
 
     def _place(self, state: TrainingState) -> str:
         of = f" of {state.epochs}" if state.epochs else ""
@@ -347,7 +358,10 @@ class TrainingLoop:
         if state.rows:
             last = self.run.checkpoints / "last"
             kept = f"; the last good weights, after epoch {len(state.rows)}, are in {last}"
-        return InputError(f"the {what} is {value} {place}: lower training.learning_rate{kept}")
+        way_out = "lower training.learning_rate"
+        if self.run.recipe:
+            way_out = "set training.recipe to common"
+        return InputError(f"the {what} is {value} {place}: {way_out}{kept}")
 
 
 def mean_soft_dice(

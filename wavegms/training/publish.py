@@ -60,6 +60,13 @@ def _card_of(
 ) -> ModelCard:
     sections = {"training": run.training, "loss": run.loss, "model": run.model}
     parameters = {name: section.model_dump() for name, section in sections.items()}
+    if run.recipe:
+        begins = run.training.start_from or run.training.pretrained
+        parameters = {
+            "training": run.applied,
+            "recipe": run.recipe.described(begins),
+            "model": parameters["model"],
+        }
     if folds := run.train_set.folds:
         parameters["folds"] = {"number": folds, "fold": run.train_set.fold, **(others or {})}
     if classes := run.train_set.classes:

@@ -1,4 +1,4 @@
-"""Training (paper, section 3.2): one recipe for every network, through accelerate."""
+"""Training (paper, section 3.2): one recipe for every network, or its own, through accelerate."""
 
 import math
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from wavegms.models.autoencoder import (
 from wavegms.models.build import Network, as_pipeline, build_variant, require_autoencoder
 from wavegms.models.generative import GenerativeNetwork
 from wavegms.models.gms_checkpoint import load_gms_mapping
+from wavegms.models.imagenet import begin_from_imagenet
 from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.models.mask_network import SizedMaskNetwork
 from wavegms.models.pipeline import WaveGMSPipeline
@@ -44,7 +45,8 @@ from wavegms.training.loop import (
     save_weights,
 )
 from wavegms.training.loss import WaveGMSLoss, mask_loss
-from wavegms.training.run import Run
+from wavegms.training.published import LOSSES, learner_of, optimizer_of
+from wavegms.training.run import Run, network_in_place
 from wavegms.training.safeguards import computing_with, explained
 from wavegms.training.state import (
     STATE_NAME,
@@ -53,7 +55,7 @@ from wavegms.training.state import (
     load_state,
     only_training,
 )
-from wavegms.variants import VariantSpec, variant_spec
+from wavegms.variants import VariantSpec, require_classes, variant_spec
 
 # Of the training split, from which a generative network takes what it begins with.
 _MOST_MASKS = 512
@@ -104,15 +106,19 @@ def loss_terms(
     masks: Tensor,
     generators: Generators = None,
     mask_decoder: MaskDecoder | None = None,
+    published: str = "own",
 ) -> dict[str, Tensor]:
     """The forward half of a training step: `loss`, which goes backward, and the terms of its sum.
 
     Images are (B, 3, H, W) in [0, 1], masks (B, 1, H, W) 0 to K; `generators` are the random state
-    of what the network draws, or one for each image. A mask decoder, if given, decodes.
+    of what the network draws, or one for each image. A mask decoder, if given, decodes. A
+    `published` loss, one of `LOSSES`, looks at the logits that `learner_of` gives.
     """
     images = channels_last(images)
     if spec.generative:
         return model(images, masks, vae, generators)
+    if published != "own":
+        return LOSSES[published](model(images), masks)
     if spec.autoencoder is None:
         return mask_loss(model(images), masks)
     latents, levels = model(images, vae, generators)
@@ -146,10 +152,11 @@ def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> Train
         Stopped: by Ctrl-C, once the state was saved.
     """
     spec = variant_spec(run.variant)
-    batch_size = spec.batch_size_or(run.training.batch_size)
+    batch_size, recipe = run.batch_size, run.recipe
     _check(run, spec, batch_size)
     # the head of a level that is not supervised gets no gradient, which processes must be told
     unused = run.loss.supervision != "all_levels" or spec.idle_weights
+    unused |= recipe is not None and recipe.average is not None
     accelerator = Accelerator(
         mixed_precision="no",  # ours: accelerate's cannot be changed within a process
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
@@ -164,14 +171,15 @@ def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> Train
         return _keep_untrained(run, accelerator, pipeline, selecting)
     if batch_size % processes:
         raise InputError(
-            f"training.batch_size is {batch_size}, which {processes} processes cannot share: "
-            "choose a multiple, or another number of processes"
+            f"{_named(run)} is {batch_size}, which {processes} processes cannot share: choose "
+            f"{'' if recipe else 'a multiple, or '}another number of processes"
         )
     batches = training_batches(run, batch_size, accelerator)
     graphed = can_be_graphed(run, precision, batches, processes)
     plan, described = Plan(run.epochs or 0), describe_run(run, precision)
     _begin(run, model, device)
-    optimizer, schedule = _optimizer(run, model, plan, graphed)
+    model = _learner(run, model)
+    optimizer, schedule = _optimizer(run, model, plan, graphed, len(batches))
     if run.training.compile:
         model.compile()
     wrapped = accelerator.prepare(model)
@@ -192,6 +200,7 @@ def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> Train
             batch.masks,
             batch.generators,
             mask_decoder,
+            recipe.loss if recipe else "own",
         ),
         model=model,
         pipeline=pipeline,
@@ -205,9 +214,11 @@ def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> Train
         checked=device.type != "cuda",
         graphed=graphed,
         watch=watch,
+        clip=recipe and recipe.clip,
+        by_step=recipe is not None and recipe.schedule.by_step,
     )
     only = only_training(run.checkpoints) if accelerator.is_main_process else nullcontext()
-    with only, explained(run.checkpoints, batch_size, processes):
+    with only, explained(run.checkpoints, batch_size, processes, fixed=recipe is not None):
         state = loop.go(load_state(run.checkpoints, described))
     about = {"data_share": batches.share, "refusal": loop.refusal}
     return _result(run, state, pipeline, precision, **about)
@@ -224,6 +235,7 @@ def so_far(run: Run, device: torch.device) -> TrainingResult:
     if state is None or not state.rows:
         raise InputError(f"{run.checkpoints} holds no finished epoch: train for longer")
     model, pipeline = _build(run, torch.device("cpu"))
+    model = _learner(run, model)
     for name, weights in (("best", state.best), ("last", state.model)):
         model.load_state_dict(weights)
         save_weights(pipeline, run.checkpoints, (name,))
@@ -232,15 +244,20 @@ def so_far(run: Run, device: torch.device) -> TrainingResult:
 
 def _build(run: Run, device: torch.device) -> tuple[Network, WaveGMSPipeline]:
     set_seed(run.seed)
+    classes = len(run.train_set.classes) or 1
+    require_classes(run.variant, classes, run.training.recipe)
     model = build_variant(
         run.variant,
         image_size=run.train_set.image_size,
         sample_at_inference=run.model.sample_at_inference,
         vae=run.vae,
-        classes=len(run.train_set.classes) or 1,
+        classes=classes,
+        in_place=network_in_place(run.variant, run.training),
     )
     if run.start is not None:
         model.load_state_dict(run.start.state_dict())
+    elif run.recipe and run.recipe.pretrained and run.training.pretrained:
+        begin_from_imagenet(model.network, run.training.pretrained, run.variant)
     if not variant_spec(run.variant).trained:
         model.mapping = load_gms_mapping(run.model.gms_checkpoint_for(run.dataset))
     vae = None if run.vae is None else run.vae.to(device)
@@ -260,10 +277,25 @@ def _begin(run: Run, model: Network, device: torch.device) -> None:
     model.network.begin(masks, run.vae, run.seed)
 
 
+def _learner(run: Run, model: Network) -> nn.Module:
+    """The network, or what a published recipe puts around it to learn."""
+    device = next(model.parameters()).device
+    return learner_of(run.recipe, model).to(device) if run.recipe else model
+
+
 def _optimizer(
-    run: Run, model: Network, plan: Plan, graphed: bool
-) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """With its schedule; in a graph the learning rate is known by its place on the card."""
+    run: Run, model: nn.Module, plan: Plan, graphed: bool, steps: int
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """With its schedule; in a graph the learning rate is known by its place on the card.
+
+    `steps` are those of an epoch.
+    """
+    if run.recipe:
+        optimizer, schedule = optimizer_of(run.recipe, model), run.recipe.schedule
+        of_epoch = steps if schedule.by_step else 1
+        return optimizer, LambdaLR(
+            optimizer, lambda done: schedule.share(done, plan.epochs * of_epoch)
+        )
     rate, device = run.training.learning_rate, next(model.parameters()).device
     # fused: one call for all weights; 37 ms a step without it on 2 cores, a tenth of a small step
     optimizer = torch.optim.AdamW(
@@ -319,15 +351,22 @@ def _check(run: Run, spec: VariantSpec, batch_size: int) -> None:
     if batch_size > images:
         own = batch_size != run.training.batch_size
         way_out = f"leave {run.variant} out" if own else f"choose at most {images}"
+        if run.recipe:
+            way_out = "set training.recipe to common"
         raise InputError(
-            f"training.batch_size is {batch_size}, but only {images} images are in the training "
-            f"split: {way_out}"
+            f"{_named(run)} is {batch_size}, but only {images} images are in the training split: "
+            f"{way_out}"
         )
-    if run.epochs and run.training.warmup_epochs >= run.epochs:
+    if run.epochs and run.warmup_epochs >= run.epochs:
         raise InputError(
             f"training.warmup_epochs ({run.training.warmup_epochs}) must be below the number of "
             f"epochs ({run.epochs})"
         )
+
+
+def _named(run: Run) -> str:
+    """What the batch size is for a reader."""
+    return f"the published batch size of {run.variant}" if run.recipe else "training.batch_size"
 
 
 def _keep_untrained(

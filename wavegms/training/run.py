@@ -9,8 +9,10 @@ from wavegms.data.dataset import PreparedDataset
 from wavegms.data.manifest import fold_folder, load_manifest, number_of_folds
 from wavegms.models.autoencoder import Autoencoder
 from wavegms.models.build import Network
+from wavegms.recipes import Recipe
 from wavegms.training.autoencoder import AutoencoderCard, frozen_autoencoder
 from wavegms.training.kept import start_network
+from wavegms.variants import followed_recipe, variant_spec
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,13 @@ class Run:
             live=fold_folder(project / "reports" / (part or "training") / place, fold),
             published=fold_folder(project / "models" / part / place, fold),
             start=training.start_from
-            and start_network(training.start_from, variant, vae, train_set.classes),
+            and start_network(
+                training.start_from,
+                variant,
+                vae,
+                train_set.classes,
+                network_in_place(variant, training),
+            ),
         )
 
     @classmethod
@@ -98,3 +106,39 @@ class Run:
     def epochs(self) -> int | None:
         """Their number, for this dataset; None where `training.minutes` decides."""
         return self.training.epochs_for(self.dataset)
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The published one, if it is to be followed and is not the common one."""
+        return followed_recipe(self.variant, self.training.recipe)
+
+    @property
+    def batch_size(self) -> int:
+        """As it applies."""
+        if self.recipe:
+            return self.recipe.batch_size_for(self.train_set.image_size, len(self.train_set))
+        return variant_spec(self.variant).batch_size_or(self.training.batch_size)
+
+    @property
+    def warmup_epochs(self) -> int:
+        """As they apply."""
+        return 0 if self.recipe else self.training.warmup_epochs
+
+    @property
+    def applied(self) -> dict[str, Any]:
+        """The section `training` with what a published recipe has in the place of its values."""
+        values = self.training.model_dump()
+        if self.recipe:
+            values |= {
+                "batch_size": self.batch_size,
+                "learning_rate": self.recipe.learning_rate,
+                "weight_decay": self.recipe.weight_decay,
+                "warmup_epochs": self.warmup_epochs,
+            }
+        return values
+
+
+def network_in_place(variant: str, training: TrainingParams) -> str | None:
+    """What is built instead of the variant's own network; None for that one."""
+    recipe = followed_recipe(variant, training.recipe)
+    return recipe and recipe.network

@@ -180,10 +180,13 @@ class Budget:
 
 
 @contextmanager
-def explained(folder: Path, batch_size: int, processes: int) -> Iterator[None]:
+def explained(
+    folder: Path, batch_size: int, processes: int, *, fixed: bool = False
+) -> Iterator[None]:
     """Turns a full memory or a full disk into a sentence with a way out.
 
-    `batch_size` is that of all processes together, whose number divides it.
+    `batch_size` is that of all processes together, whose number divides it; a published recipe's is
+    `fixed`.
     """
     try:
         yield
@@ -199,6 +202,8 @@ def explained(folder: Path, batch_size: int, processes: int) -> Iterator[None]:
             raise
         smaller = batch_size // processes // 2 * processes
         way_out = f"set training.batch_size to {smaller}" if smaller else "set a smaller image_size"
+        if fixed:
+            way_out = "set training.recipe to common"
         raise InputError(
             f"out of memory at batch size {batch_size}: {way_out}, or close other programs and run "
             "the same command again"

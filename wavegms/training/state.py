@@ -18,6 +18,7 @@ from torch import Tensor
 from wavegms.config import Precision
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, sha256_of
+from wavegms.models.imagenet import imagenet_weights
 from wavegms.models.mask_decoder import kept_mask_decoder
 from wavegms.project import library_versions
 from wavegms.training.run import Run
@@ -30,7 +31,7 @@ LOCK_NAME = "running.lock"
 # What trained weights follow from, as the stage `train` of dvc.yaml names it.
 _CODE = (
     *("classes.py", "data/batches.py", "data/dataset.py", "data/on_card.py"),
-    *("models", "training", "variants.py"),
+    *("models", "training", "recipes.py", "variants.py"),
 )
 
 
@@ -98,7 +99,7 @@ def describe_run(run: Run, precision: Precision) -> dict[str, str]:
     left_out = {"epochs", "epochs_by_dataset", "precision"}
     if run.epochs:
         left_out |= {"minutes"}
-    values = run.training.model_dump(exclude=left_out)
+    values = {key: value for key, value in run.applied.items() if key not in left_out}
     augmentation = values.pop("augmentation")
     return {
         "variant": run.variant,
@@ -116,6 +117,7 @@ def describe_run(run: Run, precision: Precision) -> dict[str, str]:
         **_hash_of_decoder(run),
         **_hash_of_imported(run),
         **_hash_of_start(run),
+        **_hash_of_pretrained(run),
         **{f"the version of {name}": version for name, version in library_versions().items()},
         **_hashes_of_code(),
     }
@@ -194,6 +196,12 @@ def _hash_of_start(run: Run) -> dict[str, str]:
     if run.start is None:
         return {}
     return {"the weights it starts from": _hash_of_weights(run.start)}
+
+
+def _hash_of_pretrained(run: Run) -> dict[str, str]:
+    if not (run.recipe and run.recipe.pretrained and run.training.pretrained):
+        return {}
+    return {"the pretrained weights": sha256_of(imagenet_weights(run.training.pretrained))}
 
 
 def _hash_of_weights(network: torch.nn.Module) -> str:

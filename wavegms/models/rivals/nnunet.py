@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from wavegms.models.mask_network import mask_network
+from wavegms.models.mask_network import MaskNetwork, mask_network
+from wavegms.recipes import planned_widths
 
 
 class ZScored(nn.Module):
@@ -19,21 +20,60 @@ class ZScored(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, 1, H, W); of more than two classes all, (B, K + 1, H, W)."""
+        logits = self.logits(self.scored(images))
+        return _difference(logits) if logits.shape[1] == 2 else logits
+
+    @staticmethod
+    def scored(images: Tensor) -> Tensor:
+        """Each channel of each image at mean 0 and spread 1."""
         mean = images.mean((2, 3), keepdim=True)
-        spread = images.std((2, 3), keepdim=True, correction=0).clamp_min(1e-8)
-        logits = self.logits((images - mean) / spread)
-        return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
+        return (images - mean) / images.std((2, 3), keepdim=True, correction=0).clamp_min(1e-8)
 
     def logits(self, x: Tensor) -> Tensor:
         """Values as they are (B, 3, H, W) -> logits (B, K + 1, H, W): nnU-Net's own network."""
-        skips = []
+        return self.network.output_block(self.maps(x)[0])
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Those of the decoder, the largest first, each of half the sides of the one before."""
+        skips, maps = [], []
         for block in (self.network.input_block, *self.network.downsamples):
             x = block(x)
             skips.append(x)
         x = self.network.bottleneck(x)
         for block in self.network.upsamples:
             x = block(x, skips.pop())
-        return self.network.output_block(x)
+            maps.append(x)
+        return maps[::-1]
+
+
+class DeeplySupervised(nn.Module):
+    """nnU-Net while it learns: a mask from each map of the decoder but the smallest.
+
+    The heads of the smaller ones are no part of the network that is kept.
+    """
+
+    def __init__(self, model: MaskNetwork):
+        super().__init__()
+        self.model = model
+        smaller = model.network.network.filters[1:-2]
+        self.heads = nn.ModuleList(nn.Conv2d(width, 2, 1) for width in smaller)
+        for head in self.heads:
+            nn.init.kaiming_normal_(head.weight, a=0.01)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> logits (B, 1, H, W), (B, 1, H/2, W/2) and so on."""
+        network = self.model.network
+        largest, *others = network.maps(network.scored(images))
+        logits = [network.network.output_block(largest)]
+        # the smallest map is left over: its weight is 0
+        logits += [head(x) for head, x in zip(self.heads, others, strict=False)]
+        return [_difference(one) for one in logits]
+
+
+def _difference(logits: Tensor) -> Tensor:
+    background, foreground = logits.split(1, dim=1)
+    return foreground - background
 
 
 def _build(classes: int, *widths: int) -> nn.Module:
@@ -71,6 +111,12 @@ def nnunet(classes: int = 1) -> nn.Module:
     nnU-Net's own class has 20,619,658: biases, which its norms cancel, and heads that only train.
     """
     return _build(classes, 32, 64, 128, 256, 512, 512)
+
+
+@mask_network
+def nnunet_planned(image_size: int) -> nn.Module:
+    """As deep as nnU-Net's rule makes it for this side; at 224 pixels the same."""
+    return _build(1, *planned_widths(image_size))
 
 
 @mask_network
