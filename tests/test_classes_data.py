@@ -289,6 +289,10 @@ def test_training_goes_on_from_a_model_of_the_same_classes_only(trained, prepare
     [
         ({}, None),
         ({"variants": ["wave_gms", "swin_unet"]}, "phantom_c: variant swin_unet knows one class"),
+        (
+            {"variants": ["nnunet_small"], "training": {"recipe": "published"}},
+            "phantom_c: the published recipe of variant nnunet_small is of one class",
+        ),
         ({"foundations": {"datasets": ["phantom_c"]}}, "foundations.datasets names phantom_c"),
         ({"evaluation": {"decoder": "fast"}}, "evaluation.decoder is fast, which knows black and"),
     ],
