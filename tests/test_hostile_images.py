@@ -183,6 +183,8 @@ def assert_whole(out: Path, report) -> None:
     """By the contract alone: the files, the manifest, and pixels that fit it."""
     manifest = load_manifest(out)
     expected = {f"{part}/{id}.png" for part in ("images", "masks") for id in manifest["id"]}
+    resized = manifest[["original_height", "original_width"]].ne(16).any(axis=1)
+    expected |= {f"originals/{id}.png" for id in manifest["id"][resized]}
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
         "manifest.csv",
         *expected,

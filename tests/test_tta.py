@@ -163,7 +163,8 @@ def test_a_gain_is_said_in_one_line(low, high, verdict):
 @pytest.fixture
 def card(validation_set):
     values = dict.fromkeys(field.name for field in dataclasses.fields(ModelCard))
-    return ModelCard(**values | {"dataset": "phantom_a", "data_hash": validation_set.data_hash})
+    known = {"dataset": "phantom_a", "data_hash": validation_set.data_hash, "parameters": {}}
+    return ModelCard(**values | known)
 
 
 def test_the_validation_images_must_be_those_of_the_training(card, prepared, tmp_path):

@@ -104,7 +104,6 @@ _MEDSEGDIFF = VariantSpec(
     "medsegdiff_v2",
     None,
     side_divisor=32,
-    graphable=False,
     generative=True,
     published=recipes.MEDSEGDIFF_V2,
 )
@@ -114,7 +113,6 @@ _SDSEG = VariantSpec(
     "kl",
     side_divisor=128,
     smallest_side=128,
-    graphable=False,
     generative=True,
     published=recipes.SDSEG,
 )
@@ -123,7 +121,6 @@ _GSS = VariantSpec(
     "gss",
     None,
     side_divisor=32,
-    graphable=False,
     generative=True,
     published=recipes.GSS,
 )

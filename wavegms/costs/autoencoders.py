@@ -87,7 +87,9 @@ def candidates(
     name = f"width_{card.origin['channels']}" if trained else Path(card.origin).name
     found = [Candidate(name, load_autoencoder(own), card.source, card.origin)]
     for width in foundations.widths:
-        narrow = settings.train.model_copy(update={"channels": width})
+        # what it may start from is of the run's own width
+        other = {"channels": width, "start_from": None}
+        narrow = settings.train.model_copy(update=other)
         vae = train_autoencoder(train_set, narrow, seed=seed)
         found.append(Candidate(f"width_{width}", vae, "train", narrow.model_dump()))
     for place in foundations.others:

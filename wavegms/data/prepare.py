@@ -40,7 +40,7 @@ from wavegms.data.pairs import (
     resize_pair,
 )
 from wavegms.data.reading import find_reading
-from wavegms.data.splits import assign_folds, assign_splits
+from wavegms.data.splits import assign_all
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of
 from wavegms.images import Scale, as_rgb, of_class, read_image, written_ranges
@@ -112,7 +112,7 @@ def prepare_dataset(
     Several masks of one image are joined by OR before resizing. All images are read and checked
     before an earlier prepared folder is replaced. For the split "grouped", all images are read once
     before, and duplicates become one group; see `assign_splits` for the others. With folds, the
-    split is that of the first of `assign_folds`.
+    split is that of the first.
     """
     import pandas as pd
 
@@ -129,23 +129,18 @@ def prepare_dataset(
     how = find_reading(name, cases, reading, spec.masks_at_another_size)
     if split == "grouped":
         cases = _group_duplicates(cases, how.scale)
-    drawn = {"validation_fraction": validation_fraction, "seed": seed}
-    of_folds = []
-    if folds and split != "external":
-        of_folds = assign_folds(cases, folds, **drawn)
-    split_of = (
-        of_folds[0]
-        if of_folds
-        else assign_splits(
-            cases,
-            split,
-            folder=root_of(name, raw),
-            split_file=Path(split_folder) / spec.split_file if spec.split_file else None,
-            lists=split_folder,
-            test_fraction=test_fraction,
-            **drawn,
-        )
+    split_of, *others = assign_all(
+        cases,
+        split,
+        folds,
+        folder=root_of(name, raw),
+        split_file=Path(split_folder) / spec.split_file if spec.split_file else None,
+        lists=split_folder,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        seed=seed,
     )
+    of_folds = [split_of, *others] if others else []
     chosen = [case for case in cases if case.id in split_of]
     with replace_folder(out) as folder:
         (folder / "images").mkdir()

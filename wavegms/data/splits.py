@@ -7,6 +7,7 @@ is drawn at random depends on the ids and the seed alone, not on the order of th
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from wavegms.data.cases import IMAGE_SUFFIXES, Case, case_id
 from wavegms.errors import InputError, first_line
@@ -197,6 +198,25 @@ def assign_folds(
         part = dict.fromkeys(test, "test") | dict.fromkeys(validation, "val")
         splits.append({case.id: part.get(case.id, "train") for case in cases})
     return splits
+
+
+def assign_all(
+    cases: Sequence[Case],
+    method: str,
+    folds: int | None,
+    *,
+    validation_fraction: float,
+    seed: int,
+    **how: Any,
+) -> list[dict[str, str]]:
+    """What `assign_folds` says of each fold, or without any the one split of `assign_splits`.
+
+    Data that no model is trained on have no folds.
+    """
+    drawn = {"validation_fraction": validation_fraction, "seed": seed}
+    if folds and method != "external":
+        return assign_folds(cases, folds, **drawn)
+    return [assign_splits(cases, method, **drawn, **how)]
 
 
 def _check_lists(lists: dict[str, list[str]], where: Path | str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from wavegms.config import Params, ReadingParams, load_params
 from wavegms.data.catalog import find_cases, root_of, spec_of
 from wavegms.data.classes import with_classes
-from wavegms.data.splits import assign_folds, assign_splits, lists_of
+from wavegms.data.splits import assign_all, lists_of
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import SCANNERS
@@ -204,20 +204,17 @@ def check_dataset(name: str, folder: Path, params: Params) -> int:
     """
     cases = find_cases(name, folder)
     split_file = spec_of(name).split_file
-    drawn = {"validation_fraction": params.split.validation_fraction, "seed": params.seed}
-    if params.split.folds:
-        splits = assign_folds(cases, params.split.folds, **drawn)
-    else:
-        one = assign_splits(
-            cases,
-            params.split.method,
-            folder=root_of(name, folder),
-            split_file=Path(params.split.folder) / split_file if split_file else None,
-            lists=Path(params.split.folder),
-            test_fraction=params.split.test_fraction,
-            **drawn,
-        )
-        splits = [one]
+    splits = assign_all(
+        cases,
+        params.split.method,
+        params.split.folds,
+        folder=root_of(name, folder),
+        split_file=Path(params.split.folder) / split_file if split_file else None,
+        lists=Path(params.split.folder),
+        test_fraction=params.split.test_fraction,
+        validation_fraction=params.split.validation_fraction,
+        seed=params.seed,
+    )
     parts = [list(split.values()) for split in splits]
     if "test" not in parts[0]:
         raise InputError(

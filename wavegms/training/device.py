@@ -66,8 +66,9 @@ def can_be_graphed(
 ) -> bool:
     """Whether a step can be one launch: nothing in it is decided by the processor.
 
-    With an `AutoencoderKL` a coin may be; in fp16 the scale; and several processes wait for each
-    other. Published recipes have other optimisers, and rates that change with each step.
+    With an `AutoencoderKL` a coin may be, and what a generative network draws is; in fp16 the
+    scale; and several processes wait for each other. Published recipes have other optimisers, and
+    rates that change with each step.
     """
     if processes > 1 or not run.training.cuda_graph or not isinstance(batches, CardBatches):
         return False
@@ -75,7 +76,8 @@ def can_be_graphed(
         return False
     spec = variant_spec(run.variant)
     tossed = isinstance(run.vae, AutoencoderKL)
-    return spec.graphable and not tossed and precision != "fp16"
+    graphable = spec.graphable and not spec.generative
+    return graphable and not tossed and precision != "fp16"
 
 
 def frozen_for_steps(part: Frozen, precision: Precision, device: torch.device) -> Frozen:

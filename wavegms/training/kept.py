@@ -36,14 +36,12 @@ NOTICE = "Research software, not for clinical use."
 
 def keep_half(out: Path, network: nn.Module, about: Mapping[str, Any]) -> dict[str, Any]:
     """Writes what learnt from drawn masks alone in half precision, and beside it its card."""
-    with replace_file(out) as fresh:
-        state = {key: value.half().contiguous() for key, value in network.state_dict().items()}
-        fresh.write_bytes(save(state, metadata={"format": "pt", "notice": NOTICE}))
+    state = {key: value.half().contiguous() for key, value in network.state_dict().items()}
     card = {
         "notice": NOTICE,
         "taught with": "what wavegms.training.drawn draws; no image of anybody",
         **about,
-        "sha256": sha256_of(out),
+        "sha256": _write_weights(out, state),
         "versions": library_versions(),
     }
     write_text(out.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
@@ -65,18 +63,23 @@ def keep_weights(
         for part, network in parts.items()
         for key, value in network.state_dict().items()
     }
-    with replace_file(folder / f"{name}.safetensors") as fresh:
-        fresh.write_bytes(save(state, metadata={"format": "pt", "notice": NOTICE}))
     values = {
         "name": name,
         "notice": NOTICE,
         **about,
-        "sha256": sha256_of(folder / f"{name}.safetensors"),
+        "sha256": _write_weights(folder / f"{name}.safetensors", state),
         "latents": None if pipeline.vae is None else signature(pipeline.vae).tolist(),
         "greys": pipeline.config.greys,
         "card": vars(card),
     }
     write_text(folder / f"{name}.json", json.dumps(values, indent=2) + "\n")
+
+
+def _write_weights(path: Path, state: Mapping[str, Tensor]) -> str:
+    """Writes a file of safetensors whole or not at all, and gives its SHA-256."""
+    with replace_file(path) as fresh:
+        fresh.write_bytes(save(dict(state), metadata={"format": "pt", "notice": NOTICE}))
+    return sha256_of(path)
 
 
 def model_folder(where: str | Path, project: Path = Path(), kept: Path = KEPT) -> str | Path:

@@ -272,8 +272,10 @@ def _begin(run: Run, model: Network, device: torch.device) -> None:
     goes_on = run.start is not None or (run.checkpoints / STATE_NAME).exists()
     if goes_on or not isinstance(model, GenerativeNetwork):
         return
-    masks = run.train_set.masks[:: -(-len(run.train_set) // _MOST_MASKS)]
-    masks = PreparedDataset.foreground_to_float(masks).to(device)
+    images = len(run.train_set)
+    # one by one, as not all datasets are held in memory
+    masks = [run.train_set[index]["mask"] for index in range(0, images, -(-images // _MOST_MASKS))]
+    masks = PreparedDataset.foreground_to_float(torch.stack(masks)).to(device)
     model.network.begin(masks, run.vae, run.seed)
 
 
