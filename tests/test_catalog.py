@@ -25,6 +25,7 @@ WRITERS = {
     "ham10000": write_ham10000,
     "phantom_a": write_bus,
     "phantom_b": write_busi,
+    "phantom_c": write_plain,
     "stu": write_stu,
     "mine": write_plain,
 }

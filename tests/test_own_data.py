@@ -249,6 +249,30 @@ def test_what_masks_do_not_tell_is_asked_and_noted(project, tmp_path, capsys, be
     assert load_params(params).reading["skin"].foreground == [1, 255]
 
 
+def test_classes_are_named_as_folders_or_values(project, tmp_path, capsys):
+    for name in ("mass", "cyst"):
+        write_scans(tmp_path / name, void(0), count=20)
+        (tmp_path / name / "masks").rename(tmp_path / f"masks_{name}")
+    (tmp_path / "outlines").mkdir()
+    for name in ("mass", "cyst"):
+        (tmp_path / f"masks_{name}").rename(tmp_path / "outlines" / name)
+    (project / "notebooks").mkdir()
+    command = ["add", "organs", "--images", str(tmp_path / "mass/images"),
+               "--masks", str(tmp_path / "outlines")]  # fmt: skip
+    assert main([*command, "--classes", "mass", "cyst", "nerve"]) == 0
+    said = capsys.readouterr().out
+    assert "No mask has a pixel of the class nerve" in said and "reading: " in said
+    classes = {"mass": 1, "cyst": 2, "nerve": 3}
+    assert load_params(project / "params.yaml").reading["organs"].classes == classes
+    assert composed(project, tmp_path, "organs")["reading"] == {"organs": {"classes": classes}}
+    folders = {path.name for path in (project / "data/raw/organs/masks").iterdir()}
+    assert folders == {"mass", "cyst"}
+    assert main(["add", "organs", "--classes", "mass=1", "cyst=5-9"]) == 0  # thought better of it
+    assert load_params(project / "params.yaml").reading["organs"].classes["cyst"] == "5-9"
+    assert main(["add", "organs", "--classes", "mass", "node"]) == 1
+    assert "is no folder of a class of organs (mass, node)" in capsys.readouterr().err
+
+
 def test_params_that_cannot_be_edited_are_left_alone(project, tmp_path):
     params = project / "params.yaml"
     text = params.read_text()

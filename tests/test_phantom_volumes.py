@@ -6,7 +6,8 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from wavegms.data.catalog import find_cases
-from wavegms.data.volume_sets import decide_reading, label_names, look_at_volumes
+from wavegms.data.classes import label_names
+from wavegms.data.volume_sets import decide_reading, look_at_volumes
 from wavegms.phantom.scanner import example, write_phantoms
 from wavegms.phantom.volumes import SHAPE, SPACING, simulate_volume
 

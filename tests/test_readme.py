@@ -153,7 +153,8 @@ def test_what_is_done_elsewhere_is_on_the_pages():
 
 
 OTHER_PAGES = [
-    f"docs/{name}.md" for name in ("large_runs", "results", "rivals", "trust", "versions")
+    f"docs/{name}.md"
+    for name in ("classes", "large_runs", "results", "rivals", "trust", "versions")
 ]
 
 

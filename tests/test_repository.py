@@ -304,7 +304,7 @@ ROOMS = (
     *("__main__", "run", "explore", "costs", "predict", "report", "figures", "results"),
     *("training", "data", "models", "phantom"),
 )
-GROUND = {"errors", "files", "images", "project", "config", "recipes", "variants"}
+GROUND = {"errors", "files", "images", "project", "config", "classes", "recipes", "variants"}
 
 
 def room_of(module):

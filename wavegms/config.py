@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from wavegms.classes import MOST_CLASSES
 from wavegms.errors import InputError, first_line
 from wavegms.images import Plane, parse_ranges
 from wavegms.variants import Decoder, RecipeName
@@ -190,6 +191,40 @@ Greys = Annotated[
 ]
 
 
+def _numbered(values: object) -> object:
+    """Names alone are those of 1, 2 and so on."""
+    if isinstance(values, list):
+        _check_unique(values)
+        return {name: number for number, name in enumerate(values, 1)}
+    return values
+
+
+def _check_classes(values: dict[str, int | str]) -> dict[str, int | str]:
+    if len(values) == 1 or len(values) > MOST_CLASSES:
+        raise ValueError(
+            f"it names {len(values)}, but there may be 2 to {MOST_CLASSES}: join some of them, and "
+            "leave it out where there is one"
+        )
+    taken: list[tuple[int, int]] = []
+    for name, value in values.items():
+        ((low, high),) = parse_ranges([value])
+        if low == 0:
+            raise ValueError(f"{name} has the value 0, which is the background's: name another")
+        if any(low <= end and start <= high for start, end in taken):
+            raise ValueError(f"{name} has a value that another class has: correct one of them")
+        taken.append((low, high))
+    # classes are numbered by their values, as some who write YAML or JSON put names in order
+    return dict(sorted(values.items(), key=lambda pair: parse_ranges([pair[1]])))
+
+
+# From names to the value of a label map, or a range of values.
+Classes = Annotated[
+    dict[Name, Annotated[int | str, BeforeValidator(_check_no_truth)]],
+    BeforeValidator(_numbered),
+    AfterValidator(_check_classes),
+]
+
+
 class ReadingParams(Section):
     """How a dataset's files are to be read, where they do not tell it themselves."""
 
@@ -201,6 +236,17 @@ class ReadingParams(Section):
         list[Annotated[Number, Field(gt=0, allow_inf_nan=False)]], Field(max_length=2)
     ] = []
     plane: Plane | None = None
+    classes: Classes = {}
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Self:
+        if self.classes and self.foreground:
+            raise ValueError("foreground is of one class and classes of several: leave one out")
+        classes = parse_ranges(list(self.classes.values()))
+        for low, high in parse_ranges(self.ignore):
+            if any(low <= end and start <= high for start, end in classes):
+                raise ValueError(f"ignore names {low}, which a class has: correct one of them")
+        return self
 
 
 class AutoencoderTraining(Section):

@@ -30,8 +30,14 @@ MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535
 
 # What a pixel of a mask is. An ignored one was not annotated: it counts neither in loss nor in
-# metrics.
+# metrics. Where there are several classes, 1 to K, it is K + 1.
 BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2
+
+
+def of_class(kinds: np.ndarray, classes: int = 1) -> np.ndarray:
+    """Whether pixels of these kinds are of any class, bool."""
+    return (kinds > BACKGROUND) & (kinds <= classes)
+
 
 # So few grey levels that are left of four times as many are next to nothing to see.
 _FEW_LEVELS = 64
@@ -178,8 +184,12 @@ class MaskRule:
     foreground: Mapping[int, Ranges]
     ignored: Ranges = ()
     alpha: bool = False
+    # Of several classes in label maps: the name of each and its values, in the order of numbers.
+    classes: tuple[tuple[str, Ranges], ...] = ()
 
     def __str__(self) -> str:
+        if self.classes:
+            return ", ".join(f"{name} {written_ranges(ranges)}" for name, ranges in self.classes)
         several = len(self.foreground) > 1
         parts = [
             f"{written_ranges(ranges)}{f' of {depth} bits' if several else ''}"
@@ -189,12 +199,30 @@ class MaskRule:
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """Each pixel's kind, uint8, from grey values (H, W)."""
+        if self.classes:
+            return self._labels(values)
         kinds = np.zeros(1 << _depth_of(values), np.uint8)
         for low, high in self.foreground.get(_depth_of(values), ()):
             kinds[low : high + 1] = FOREGROUND
         for low, high in self.ignored:
             kinds[low : high + 1] = IGNORED
         return kinds[values]
+
+    def _labels(self, values: np.ndarray) -> np.ndarray:
+        none = len(self.classes) + 2
+        kinds = np.full(1 << _depth_of(values), none, np.uint8)
+        kinds[0] = BACKGROUND
+        named = [*(ranges for _, ranges in self.classes), self.ignored]
+        for kind, ranges in enumerate(named, 1):
+            for low, high in ranges:
+                kinds[low : high + 1] = kind
+        found = kinds[values]
+        if (odd := values[found == none]).size:
+            raise InputError(
+                f"it has the value {odd[0]} ({odd.size / values.size:.2g} of its pixels), which is "
+                f"no class (classes are {self}): name it among them, or let it be ignored."
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -403,8 +431,25 @@ def mask_values(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     return (values.max(axis=-1) if values.ndim == 3 else values), alpha
 
 
+def _label_values(image: Image.Image) -> np.ndarray:
+    if image.mode == "P":
+        return np.asarray(upright(image))
+    values, _ = mask_values(image)
+    if image.mode in ("RGB", "RGBA") and np.ptp(np.asarray(image)[..., :3], axis=-1).any():
+        raise InputError(
+            "a label map in colours cannot be told apart: save it as grey, each pixel with the "
+            "number of its class."
+        )
+    return values
+
+
 def as_mask(image: Image.Image, rule: MaskRule) -> np.ndarray:
-    """What each pixel of a mask is, uint8 (H, W); there may be no foreground."""
+    """What each pixel of a mask is, uint8 (H, W); there may be no foreground.
+
+    A label map is grey, or has a palette, of which the numbers count and not the colours.
+    """
+    if rule.classes:
+        return rule.of(_label_values(image))
     values, alpha = mask_values(image)
     return rule.of(alpha if rule.alpha and alpha is not None else values)
 

@@ -27,8 +27,10 @@ class VariantSpec:
     0.2 to 0.6): bf16 is not chosen for it unasked. One that is not `graphable` computes something
     on the processor in every step; with `idle_weights`, some weights never get a gradient. A
     `generative` one is a function in `wavegms/models/rivals/` with a loss and a sampler of its own.
-    `published` is how its authors train it, for `training.recipe`; that of a variant between the
-    latents of an autoencoder is this project's common one, which is Wave-GMS's.
+    With `several_classes` it knows more than one: as colours of the autoencoder, or as a network
+    whose function takes their number. `published` is how its authors train it, for
+    `training.recipe`; that of a variant between the latents of an autoencoder is this project's
+    common one, which is Wave-GMS's.
     """
 
     title: str
@@ -43,6 +45,7 @@ class VariantSpec:
     graphable: bool = True
     idle_weights: bool = False
     generative: bool = False
+    several_classes: bool = False
     published: Recipe | None = None
 
     def batch_size_or(self, default: int) -> int:
@@ -56,15 +59,33 @@ class VariantSpec:
         return "" if side >= self.smallest_side else f"of {self.smallest_side} or more"
 
 
-_WAVE_GMS = VariantSpec("Wave-GMS", "wavelet", "tiny", aligned=True)
-_TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny")
+_WAVE_GMS = VariantSpec("Wave-GMS", "wavelet", "tiny", aligned=True, several_classes=True)
+_TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny", several_classes=True)
 _MULTI_RES = VariantSpec(
-    "MultiResUNet", "multiresunet", None, side_divisor=16, published=recipes.MULTIRESUNET
+    "MultiResUNet",
+    "multiresunet",
+    None,
+    side_divisor=16,
+    several_classes=True,
+    published=recipes.MULTIRESUNET,
 )
-_ACC = VariantSpec("ACC-UNet", "acc_unet", None, side_divisor=16, published=recipes.ACC_UNET)
+_ACC = VariantSpec(
+    "ACC-UNet",
+    "acc_unet",
+    None,
+    side_divisor=16,
+    several_classes=True,
+    published=recipes.ACC_UNET,
+)
 # at 32 pixels its lowest map is a single one, which has no spread to normalise by
 _NNUNET = VariantSpec(
-    "nnUNet", "nnunet", None, side_divisor=32, smallest_side=64, published=recipes.NNUNET
+    "nnUNet",
+    "nnunet",
+    None,
+    side_divisor=32,
+    smallest_side=64,
+    several_classes=True,
+    published=recipes.NNUNET,
 )
 _EGE = VariantSpec("EGE-UNet", "egeunet", None, side_divisor=32, published=recipes.EGEUNET)
 _SWIN = VariantSpec("SwinUNet", "swin_unet", None, side_divisor=32, published=recipes.SWIN_UNET)
@@ -114,7 +135,7 @@ def _small(spec: VariantSpec) -> VariantSpec:
 VARIANTS: dict[str, VariantSpec] = {
     # Without an autoencoder: a function of this name in wavegms/models/mask_network.py or in a file
     # of wavegms/models/rivals/. The small ones are for machines without a GPU, and for tests.
-    "unet": VariantSpec("UNet", "unet", None, side_divisor=16),
+    "unet": VariantSpec("UNet", "unet", None, side_divisor=16, several_classes=True),
     "multiresunet": _MULTI_RES,
     "multiresunet_small": _small(_MULTI_RES),
     "acc_unet": _ACC,
@@ -142,7 +163,10 @@ VARIANTS: dict[str, VariantSpec] = {
     "gss": _GSS,
     "gss_small": _small(_GSS),
     "gms": replace(_TINY_VAE, title="GMS", autoencoder="kl"),
-    "tinyvae_mismatch": replace(_TINY_VAE, title="Tiny-VAE (model mismatch)", trained=False),
+    # GMS's weights are of black and white
+    "tinyvae_mismatch": replace(
+        _TINY_VAE, title="Tiny-VAE (model mismatch)", trained=False, several_classes=False
+    ),
     "tinyvae": _TINY_VAE,
     "tinyvae_multires_sft": replace(
         _TINY_VAE, title="Tiny-VAE + MultiRes SFT", network="guided", full_precision=True
@@ -185,3 +209,18 @@ def require_side(name: str, side: int, parameter: str) -> None:
     """
     if wanted := variant_spec(name).unfit(side):
         raise InputError(f"{parameter} is {side}, but variant {name} needs one {wanted}")
+
+
+def require_classes(name: str, count: int, recipe: RecipeName = "common") -> None:
+    """Checks that a variant knows so many classes, and so does the recipe it is to follow."""
+    if count > 1 and followed_recipe(name, recipe):
+        raise InputError(
+            f"the published recipe of variant {name} is of one class, and the data have {count}: "
+            "set training.recipe to common"
+        )
+    if count > 1 and not variant_spec(name).several_classes:
+        able = ", ".join(other for other, spec in VARIANTS.items() if spec.several_classes)
+        raise InputError(
+            f"variant {name} knows one class, and the data have {count}: leave it out, or choose "
+            f"among {able}"
+        )

@@ -13,6 +13,7 @@ from torch.nn import functional
 from wavegms.config import AutoencoderParams, FoundationParams
 from wavegms.costs.measure import counting_operations
 from wavegms.data.dataset import PreparedDataset
+from wavegms.errors import InputError
 from wavegms.figures.method import count_parameters
 from wavegms.models.autoencoder import (
     Autoencoder,
@@ -128,6 +129,11 @@ def repaint(vae: Autoencoder, dataset: PreparedDataset, most: int = 256) -> pd.D
     Columns: id; psnr of the image in dB; dice of the mask, and thin, the Dice of what lies about
     the mask's thin parts, both in [0, 1]; thin is missing where a mask has no such parts.
     """
+    if dataset.classes:
+        raise InputError(
+            f"{', '.join(dataset.classes)} are several classes, and autoencoders are compared on "
+            "masks of one: leave the dataset out of foundations.datasets"
+        )
     rows = []
     for masks, found, psnr in repaint_split(vae, dataset, 4, most):
         near = _near_thin_parts(masks)

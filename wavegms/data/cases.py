@@ -225,22 +225,26 @@ def read_plain(root: Path) -> list[Case]:
     """Pair a folder of one's own: `images/`, `masks/`, and perhaps `groups.csv`.
 
     Or the volumes of `read_volumes`.
-    Masks are called as their images, or as `match_files` pairs them. The table has the columns
-    image (a file's name, with or without its ending) and group, such as the patient, whose images
-    then stay in one split; and perhaps label, the class.
+    Masks are called as their images, or as `match_files` pairs them; or they lie in a folder for
+    each class, called as their images, of which each has a mask of one class or more. The table has
+    the columns image (a file's name, with or without its ending) and group, such as the patient,
+    whose images then stay in one split; and perhaps label, the class.
     """
     if holds_volumes(root):
         return _with_groups(root, read_volumes(root))
     images, masks = root / "images", root / "masks"
-    if image_files(images) and not (masks.is_dir() and image_files(masks)):
+    by_class = class_folders(masks)
+    if image_files(images) and not by_class and not (masks.is_dir() and image_files(masks)):
         raise InputError(
             f"{images} has images but {masks} has no masks: training and evaluation need both, "
             "so add one mask for each image under the same name; without masks, images can be "
             "predicted by `python -m wavegms predict`."
         )
     try:
-        cases = read_two_folders(images, masks)
+        cases = read_classes(images, by_class) if by_class else read_two_folders(images, masks)
     except InputError:
+        if by_class:
+            raise
         try:
             cases, rest = match_files(image_files(images), image_files(masks), images, masks, False)
         except InputError:
@@ -262,6 +266,28 @@ def _with_groups(root: Path, cases: Sequence[Case]) -> list[Case]:
         group, label = groups[_name(case.image)]
         grouped.append(replace(case, group=group, label=label))
     return grouped
+
+
+def class_folders(masks: Path) -> list[Path]:
+    """The folders in a folder of masks that hold images, where it directly holds none."""
+    if not masks.is_dir() or image_files(masks):
+        return []
+    return [path for path in sorted(masks.iterdir()) if path.is_dir() and image_files(path)]
+
+
+def read_classes(images: Path, folders: Sequence[Path]) -> list[Case]:
+    """Pair images with masks of the same stem, at most one in each folder of a class."""
+    masks = [path for folder in folders for path in image_files(folder)]
+    pairs = pair_files(
+        [(path.stem, path) for path in image_files(images)], [(path.stem, path) for path in masks]
+    )
+    for image, found in pairs:
+        if len({path.parent for path in found}) < len(found):
+            raise InputError(
+                f"{image} has two masks in one folder of a class ({', '.join(map(str, found))}): "
+                "remove one of them."
+            )
+    return [Case.of(image, found) for image, found in pairs]
 
 
 def holds_volumes(root: Path) -> bool:
@@ -412,8 +438,13 @@ def pairing_rule(cases: Sequence[Case]) -> list[str]:
     return said
 
 
-def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> None:
-    """Copy images and masks to the layout that `read_plain` reads, all or none."""
+def place(
+    cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path, by_folder: bool = False
+) -> None:
+    """Copy images and masks to the layout that `read_plain` reads, all or none.
+
+    With `by_folder`, masks stay in a folder of the name of the one that they are in.
+    """
     stems = Counter(_name(path).casefold() for path in (*(c.image for c in cases), *unlabelled))
     repeated = max(stems.values(), default=1) > 1
     copies, of_masks, taken = [], [], {_name(case.image).casefold() for case in cases}
@@ -424,7 +455,8 @@ def place(cases: Sequence[Case], unlabelled: Sequence[Path], folder: Path) -> No
         # the suffix tells how the file is written, so it stays
         for mask, number in zip(case.masks, ("", *islice(numbers, len(case.masks))), strict=False):
             ending = number and f"_mask_{number}"
-            of_masks.append((mask, f"masks/{name}{ending}{_ending(mask)}"))
+            place = f"{mask.parent.name}/{name}" if by_folder else f"{name}{ending}"
+            of_masks.append((mask, f"masks/{place}{_ending(mask)}"))
     copies += of_masks
     for path in unlabelled:
         parts = [*path.parent.parts[-2:], file_stem(path)] if repeated else [file_stem(path)]
@@ -447,7 +479,7 @@ def _copy(copies: Sequence[tuple[Path, str]], folder: Path) -> None:
     with replace_folder(folder) as fresh:
         for source, name in tqdm(copies, desc="Copying", unit="file"):
             try:
-                (fresh / name).parent.mkdir(exist_ok=True)
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 if source.is_dir():
                     shutil.copytree(source, fresh / name)
                 else:

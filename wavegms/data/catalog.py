@@ -21,6 +21,7 @@ from wavegms.data.cases import (
     with_spacing,
 )
 from wavegms.errors import InputError
+from wavegms.phantom.settings import CLASSES
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class DatasetSpec:
     downloads: tuple[Download, ...] = ()
     # Archives inside the archives, relative to the raw folder; unpacked in place, and removed.
     inner: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # names of several, by their values 1, 2 and so on
 
 
 def _dataverse(file: str, number: str, size: int, md5: str, into: str | None) -> Download:
@@ -386,6 +388,16 @@ CATALOG: dict[str, DatasetSpec] = {
             source="wavegms.phantom.scanner.write_phantoms, which draws it",
             layout="imagesTr/phantom_001.nii.gz with labelsTr/phantom_001.nii.gz, and so on",
             read=read_volumes,
+        ),
+        DatasetSpec(
+            name="phantom_c",
+            title="Phantom C",
+            modality="simulated ultrasound",
+            licence="made by this package",
+            source="wavegms.phantom.scanner.write_phantoms, which draws it",
+            layout="images/000001.png with label maps masks/000001.png, and so on",
+            read=read_plain,
+            classes=CLASSES,
         ),
     )
 }

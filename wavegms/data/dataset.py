@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wavegms.data.manifest import (
-    MASK_KINDS,
     SPLITS,
     data_hash,
     fold_of,
     load_manifest,
     mask_hash,
+    mask_kinds,
     number_of_folds,
     pixels_hash,
 )
 from wavegms.errors import InputError
-from wavegms.images import FOREGROUND, Scale, open_image
+from wavegms.images import Scale, of_class, open_image
 
 
 class PreparedDataset(Dataset):
@@ -33,6 +33,8 @@ class PreparedDataset(Dataset):
     ignored, are uint8, or None where they are not held in memory. `scale` is how grey values of the
     raw images were taken, for a model to see others alike. `folds` is how many the data have, 0
     without, and `tested_in` (N,) the fold in which each image is for testing, from 1, or 0.
+    `classes` are the names of several, K, and empty where there is one: masks are 0 to K, or K + 1
+    where a pixel is to be ignored.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class PreparedDataset(Dataset):
         self.scale: Scale | None = None
         if self.manifest["foreground"][0]:
             self.scale = Scale.parse(self.manifest["scale"][0])
+        self.classes: tuple[str, ...] = tuple(self.manifest["classes"][0].split())
         self.data_hash = data_hash(self._folder)
         self.image_size = open_image(self._image_path(self.ids[0])).width
         self.images: Tensor | None = None
@@ -97,7 +100,7 @@ class PreparedDataset(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        """A pair as uint8: image (3, H, W), 0..255, mask (1, H, W), 0, 1 or 2, and their index."""
+        """A pair as uint8: image (3, H, W), 0..255, mask (1, H, W), and their index."""
         if self.images is None:
             image, mask = self._decode(index)
         else:
@@ -110,12 +113,12 @@ class PreparedDataset(Dataset):
         return bool((self.manifest["original_pixels"] != "").all())
 
     def original_mask(self, index: int) -> np.ndarray:
-        """A mask at the size of its source image, uint8 (H, W), 0, 1 or 2; see `has_originals`."""
+        """A mask at the size of its source image, (H, W), as in `masks`; see `has_originals`."""
         row = self.manifest.loc[index]
         shape = row["original_height"], row["original_width"]
         own = shape == (self.image_size, self.image_size)
         path = self._folder / ("masks" if own else "originals") / f"{row['id']}.png"
-        mask = _read_mask(path)
+        mask = self._read_mask(path)
         if mask.shape != shape or mask_hash(mask) != row["original_pixels"]:
             raise InputError(
                 f"{path} was changed since it was prepared: run the prepare stage again."
@@ -129,13 +132,13 @@ class PreparedDataset(Dataset):
 
     @staticmethod
     def mask_to_float(masks: Tensor) -> Tensor:
-        """Masks as losses take them: float32, 2 where a pixel is to be ignored."""
+        """Masks as losses take them: float32, K + 1 where a pixel is to be ignored."""
         return masks.to(torch.float32)
 
     @staticmethod
-    def foreground_to_float(masks: Tensor) -> Tensor:
-        """Masks as pictures: float32, 0 or 1."""
-        return (masks == FOREGROUND).to(torch.float32)
+    def foreground_to_float(masks: Tensor, classes: int = 1) -> Tensor:
+        """Masks as pictures: float32, 0 to the number of classes."""
+        return (masks * of_class(masks, classes)).to(torch.float32)
 
     def _image_path(self, id: str) -> Path:
         return self._folder / "images" / f"{id}.png"
@@ -146,7 +149,7 @@ class PreparedDataset(Dataset):
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         id = self.ids[index]
         image = np.array(open_image(self._image_path(id)))
-        mask = _read_mask(self._folder / "masks" / f"{id}.png")
+        mask = self._read_mask(self._folder / "masks" / f"{id}.png")
         side = self.image_size
         # The hash is of bytes alone, which another shape may have too.
         as_prepared = image.shape == (side, side, 3) and mask.shape == (side, side)
@@ -157,8 +160,5 @@ class PreparedDataset(Dataset):
             )
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask[None])
 
-
-def _read_mask(path: Path) -> np.ndarray:
-    """What each pixel is, uint8 (H, W); of a picture in another mode nothing."""
-    grey = open_image(path)
-    return MASK_KINDS[np.array(grey)] if grey.mode == "L" else np.zeros(0, np.uint8)
+    def _read_mask(self, path: Path) -> np.ndarray:
+        return mask_kinds(open_image(path), len(self.classes) or 1)

@@ -1,7 +1,7 @@
 """The contract of a prepared folder: its manifest, its hash, and the audit beside it.
 
-`images/<id>.png` (RGB), `masks/<id>.png` (grey, as in `MASK_GREYS`), where the mask had another
-size `originals/<id>.png` (likewise, at the size of the source image), and `manifest.csv`, one
+`images/<id>.png` (RGB), `masks/<id>.png` (as `write_mask` has it), where the mask had another size
+`originals/<id>.png` (likewise, at the size of the source image), and `manifest.csv`, one
 `ManifestRow` an image. Where they are slices of volumes also `volumes.csv`, one `VolumeRow` each.
 """
 
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from PIL import Image, ImageColor
 from pydantic import AfterValidator, BaseModel, Field, WrapValidator
 
+from wavegms.classes import colours_of
 from wavegms.data.cases import is_id
 from wavegms.errors import InputError
 from wavegms.files import read_table, sha256_of
@@ -31,6 +33,24 @@ MASK_GREYS = np.array([0, 255, 128], np.uint8)
 # From those greys to the numbers; any other grey is none of them.
 MASK_KINDS = np.full(256, len(MASK_GREYS), np.uint8)
 MASK_KINDS[MASK_GREYS] = range(len(MASK_GREYS))
+
+
+def write_mask(path: Path, kinds: np.ndarray, classes: int) -> None:
+    """Writes a mask, uint8 (H, W), as grey; of several classes as numbers with their colours."""
+    if classes == 1:
+        Image.fromarray(MASK_GREYS[kinds]).save(path)
+        return
+    picture = Image.fromarray(kinds)
+    rgb = [(0, 0, 0), *map(ImageColor.getrgb, colours_of(classes)), (128, 128, 128)]
+    picture.putpalette([value for colour in rgb for value in colour])
+    picture.save(path)
+
+
+def mask_kinds(mask: Image.Image, classes: int) -> np.ndarray:
+    """What `write_mask` wrote; of another mode nothing."""
+    if mask.mode != ("L" if classes == 1 else "P"):
+        return np.zeros(0, np.uint8)
+    return MASK_KINDS[np.array(mask)] if classes == 1 else np.array(mask)
 
 
 def _check_id(id: str) -> str:
@@ -89,6 +109,8 @@ class ManifestRow(BaseModel):
     column_spacing: _Spacing = nan  # mm from column to column
     # The split in each fold, such as "test train val"; `split` is the first. No column without.
     folds: Annotated[str, AfterValidator(_check_folds)] = ""
+    # Names of several classes, apart by blanks; there is no such column where there is one.
+    classes: str = ""
 
 
 _Distance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -223,7 +245,7 @@ def pixels_hash(image: np.ndarray, mask: np.ndarray) -> str:
     """Hash a prepared pair by its pixels, which do not depend on how PNG compresses them.
 
     It is the SHA-256 of the bytes of the image, uint8 (H, W, 3), and then of the mask (H, W), one
-    byte a pixel, 0, 1 or 2 as in `wavegms.images`.
+    byte a pixel, what it is as in `wavegms.images`.
     """
     return hashlib.sha256(image.tobytes() + mask.astype(np.uint8).tobytes()).hexdigest()
 

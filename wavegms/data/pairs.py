@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,12 +18,11 @@ from wavegms.data.cases import Case
 from wavegms.errors import InputError
 from wavegms.images import (
     BACKGROUND,
-    FOREGROUND,
-    IGNORED,
     MaskRule,
     Scale,
     as_mask,
     as_rgb,
+    of_class,
     orientation_of,
     read_image,
     resize_image,
@@ -48,6 +48,16 @@ class Reading:
     stored_alike: bool = True
     evidence: tuple[str, ...] = ()  # a sentence each
     spacing: tuple[float, float] | None = None  # of images whose own is not known, as in `Case`
+    # Names of several classes; where `by_folder`, a mask is of the class of the folder it lies in.
+    classes: tuple[str, ...] = ()
+    by_folder: bool = False
+
+    def numbered(self, kinds: np.ndarray, path: Path) -> np.ndarray:
+        """A mask's kinds as those of all classes."""
+        if not self.by_folder:
+            return kinds
+        own = (BACKGROUND, 1 + self.classes.index(path.parent.name), 1 + len(self.classes))
+        return np.array(own, np.uint8)[kinds]
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class Pair:
     image: Image.Image  # RGB, upright
     # What each pixel is, uint8 (H, W) of the image's size, with some foreground; all masks joined.
     mask: np.ndarray
+    classes: int  # how many the mask may have
     image_mode: str  # PIL's mode of the image file
     mask_modes: tuple[str, ...]  # and of each mask file
     drawn_on: (
@@ -68,7 +79,8 @@ class Pair:
 def read_pair(case: Case, reading: Reading, masks_at_another_size: bool = False) -> Pair:
     """Read the files of a case; a mask of another size but the same shape may be scaled.
 
-    Of several masks, a pixel is foreground where one says so, and else ignored where one does.
+    Of several masks, a pixel is foreground where one says so, and else ignored where one does; of
+    several classes it is of the one whose mask comes last.
     """
     orientation, said, size, drawn_on = 1, "", (0, 0), ""
 
@@ -91,9 +103,10 @@ def read_pair(case: Case, reading: Reading, masks_at_another_size: bool = False)
         return ways[stored]
 
     image, image_mode = read_image(case.image, to_rgb)
-    mask, mask_modes = None, []
-    for path in case.masks:
+    mask, mask_modes, classes = None, [], len(reading.classes) or 1
+    for path in _in_order(case, reading):
         part, mode = read_image(path, to_mask)
+        part = reading.numbered(part, path)
         mask_modes.append(mode)
         if not fits_size(part.shape, (image.height, image.width), masks_at_another_size):
             raise InputError(
@@ -103,13 +116,20 @@ def read_pair(case: Case, reading: Reading, masks_at_another_size: bool = False)
             )
         if part.shape != (image.height, image.width):
             part = resize_mask(part, (image.width, image.height))
-        mask = part if mask is None else _join(mask, part)
-    if not (mask == FOREGROUND).any():
+        mask = part if mask is None else _join(mask, part, classes)
+    if not of_class(mask, classes).any():
         raise InputError(
             f"{_names_of(case)} has no foreground (values {reading.masks}): correct the mask or "
             "remove the image with its mask."
         )
-    return Pair(image, mask, image_mode, tuple(mask_modes), drawn_on, said)
+    return Pair(image, mask, classes, image_mode, tuple(mask_modes), drawn_on, said)
+
+
+def _in_order(case: Case, reading: Reading) -> Sequence[Path]:
+    """The masks of a case, those of later classes last."""
+    if not reading.by_folder:
+        return case.masks
+    return sorted(case.masks, key=lambda path: reading.classes.index(path.parent.name))
 
 
 def mask_ways(
@@ -130,10 +150,9 @@ def mask_ways(
     return (part, turned(plain, orientation)), False
 
 
-def _join(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    joined = np.full_like(one, BACKGROUND)
-    joined[(one == IGNORED) | (other == IGNORED)] = IGNORED
-    joined[(one == FOREGROUND) | (other == FOREGROUND)] = FOREGROUND
+def _join(one: np.ndarray, other: np.ndarray, classes: int) -> np.ndarray:
+    joined = np.where(of_class(other, classes), other, one)
+    joined[(joined == BACKGROUND) & (other > classes)] = classes + 1
     return joined
 
 
@@ -146,7 +165,7 @@ def _turned_by(drawn_on: str) -> str:
 def resize_pair(case: Case, pair: Pair, image_size: int) -> tuple[Image.Image, np.ndarray]:
     """Resize a pair to a square: RGB image, and mask with some foreground left in it."""
     mask = resize_mask(pair.mask, image_size)
-    if not (mask == FOREGROUND).any():
+    if not of_class(mask, pair.classes).any():
         raise InputError(
             f"{_names_of(case)} has foreground too small to be left at image_size {image_size}: "
             "set a larger image_size or remove the image with its mask."
@@ -192,32 +211,41 @@ class Seen:
     surrounds: bool  # foreground is most of the mask and of its border, as background should
     said: str  # see `Pair`
     shape: np.ndarray  # the mask at 16 pixels
+    classes: frozenset[int]  # numbers of those that the smaller mask has
 
     @classmethod
     def of(cls, pair: Pair, mask: np.ndarray) -> "Seen":
         """Of a pair and its smaller mask."""
-        inside = mask == FOREGROUND
+        inside = of_class(mask, pair.classes)
         border = np.concatenate([inside[0], inside[-1], inside[1:-1, 0], inside[1:-1, -1]])
         return cls(
             pair.image.size,
             pair.image_mode,
             pair.mask_modes,
             float(inside.mean()),
-            float((mask == IGNORED).mean()),
-            bool(inside.mean() > 0.5 and border.mean() > 0.5),
+            float((mask > pair.classes).mean()),
+            # several organs may well fill an image
+            bool(pair.classes == 1 and inside.mean() > 0.5 and border.mean() > 0.5),
             pair.said,
             resize_mask(inside, 16),
+            frozenset(np.unique(mask[inside]).tolist()),
         )
 
 
-def remarks(cases: Sequence[Case], seen: Sequence[Seen]) -> list[str]:
+def remarks(cases: Sequence[Case], seen: Sequence[Seen], classes: Sequence[str] = ()) -> list[str]:
     """Say what looks wrong in a dataset, though it can be read.
 
     Masks look as if black and white were exchanged: a lesion may fill its image, but hardly most
     images of a dataset. Masks are all the same. Grey values of some
-    images do not fit the one scale of all.
+    images do not fit the one scale of all. A class is in no mask.
     """
     said = []
+    for number, name in enumerate(classes, 1):
+        if not any(number in one.classes for one in seen):
+            said.append(
+                f"No mask has a pixel of the class {name} once it is made smaller: correct its "
+                "value in reading, or set a larger image_size."
+            )
     ids = [case.id for case, one in zip(cases, seen, strict=True) if one.surrounds]
     if 2 * len(ids) > len(cases):
         said.append(

@@ -21,15 +21,16 @@ from PIL import Image
 from wavegms.config import ReadingParams
 from wavegms.data.cases import Case, pairing_rule
 from wavegms.data.catalog import CATALOG, DatasetSpec, find_cases, root_of, spec_of
+from wavegms.data.classes import label_names, with_classes
 from wavegms.data.duplicates import find_duplicates, merge_groups, read_thumbnails
 from wavegms.data.manifest import (
     MANIFEST_COLUMNS,
-    MASK_GREYS,
     SPLITS,
     VOLUME_COLUMNS,
     data_hash,
     mask_hash,
     pixels_hash,
+    write_mask,
 )
 from wavegms.data.pairs import (
     Reading,
@@ -45,14 +46,13 @@ from wavegms.data.volume_sets import (
     decide_reading,
     describe_volumes,
     group_copies,
-    label_names,
     look_at_volumes,
     prepare_volume,
     remarks_on_volumes,
 )
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, sha256_of
-from wavegms.images import FOREGROUND, Scale, as_rgb, read_image, written_ranges
+from wavegms.images import Scale, as_rgb, of_class, read_image, written_ranges
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,12 +136,13 @@ def prepare_dataset(
     spec = spec_of(name)
     cases = find_cases(name, raw)
     volumes = cases[0].volume
+    root = root_of(name, raw)
     if volumes:
-        root = root_of(name, raw)
         opened, problems = look_at_volumes(name, cases, root)
         _refuse(spec, "volumes", problems)
         how = decide_reading(name, cases, opened, label_names(root), reading)
     else:
+        reading = with_classes(name, root, reading, spec.classes)
         how = find_reading(name, cases, reading, spec.masks_at_another_size)
     if split == "grouped":
         cases = group_copies(cases) if volumes else _group_duplicates(cases, how.scale)
@@ -176,8 +177,9 @@ def prepare_dataset(
         manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
         owners = (c.id for c, (its, _) in zip(chosen, results, strict=True) for _ in its)
         manifest["folds"] = [" ".join(one[id] for one in of_folds) for id in owners]
-        if not of_folds:
-            manifest = manifest.drop(columns="folds")
+        # columns that most data do not have
+        had = {"folds": of_folds, "classes": how.classes}
+        manifest = manifest.drop(columns=[name for name, there in had.items() if not there])
         manifest.to_csv(folder / "manifest.csv", index=False, lineterminator="\n")
         if volumes:
             table = pd.DataFrame([one.row for _, one in results], columns=list(VOLUME_COLUMNS))
@@ -256,10 +258,10 @@ def _prepare_case(
     pair = read_pair(case, reading, spec.masks_at_another_size)
     image, mask = resize_pair(case, pair, image_size)
     image.save(folder / "images" / f"{case.id}.png")
-    Image.fromarray(MASK_GREYS[mask]).save(folder / "masks" / f"{case.id}.png")
+    write_mask(folder / "masks" / f"{case.id}.png", mask, pair.classes)
     if pair.mask.shape != mask.shape:
         (folder / "originals").mkdir(exist_ok=True)
-        Image.fromarray(MASK_GREYS[pair.mask]).save(folder / "originals" / f"{case.id}.png")
+        write_mask(folder / "originals" / f"{case.id}.png", pair.mask, pair.classes)
     row_spacing, column_spacing = case.spacing or reading.spacing or (nan, nan)
     row = {
         "id": case.id,
@@ -269,7 +271,7 @@ def _prepare_case(
         "original_width": pair.image.width,
         "original_height": pair.image.height,
         "sha256": sha256_of(case.image),
-        "mask_area": float((mask == FOREGROUND).mean()),
+        "mask_area": float(of_class(mask, pair.classes).mean()),
         "label": case.label,
         "pixels": pixels_hash(np.asarray(image), mask),
         "foreground": str(reading.masks),
@@ -280,6 +282,7 @@ def _prepare_case(
         "original_pixels": mask_hash(pair.mask),
         "row_spacing": row_spacing,
         "column_spacing": column_spacing,
+        "classes": " ".join(reading.classes),
     }
     return [row], Seen.of(pair, mask)
 

@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from wavegms.config import ReadingParams
 from wavegms.data.cases import SPACING, Case
+from wavegms.data.classes import in_folders, values_of
 from wavegms.data.foreground import Doubt, Values, decide
 from wavegms.data.pairs import Reading, fits_size, for_each_case, mask_ways
 from wavegms.errors import InputError
@@ -31,6 +32,7 @@ from wavegms.images import (
     Scale,
     depth_of_mode,
     mask_values,
+    of_class,
     open_image,
     orientation_of,
     parse_ranges,
@@ -84,11 +86,14 @@ def find_reading(
         raise InputError(f"reading.{name}.plane is of volumes, and these are pictures: remove it.")
     survey = _Survey()
     for_each_case(survey.look, cases, f"Looking at {name}")
-    masks, evidence = _mask_rule(name, cases, survey, wanted)
+    by_folder = in_folders(name, cases, wanted.classes)
+    labelled = wanted.classes and not by_folder
+    masks, evidence = (_label_rule if labelled else _mask_rule)(name, cases, survey, wanted)
     scale, said = _scale_of(survey)
     stored, alike, turns = _drawn_on(name, survey, masks, wanted, masks_at_another_size)
     spacing, spaced = _spacing_of(name, cases, wanted)
-    return Reading(masks, scale, stored, alike, (*evidence, *said, *turns, *spaced), spacing)
+    told = (*evidence, *said, *turns, *spaced)
+    return Reading(masks, scale, stored, alike, told, spacing, tuple(wanted.classes), by_folder)
 
 
 def _spacing_of(
@@ -156,6 +161,14 @@ class _Survey:
             self.greys[depth] = int(min(low, pixels.min())), int(max(high, pixels.max()))
             if depth == 16:
                 self.sixteen += np.bincount(pixels.ravel(), minlength=1 << 16)
+
+
+def _label_rule(
+    name: str, cases: Sequence[Case], survey: _Survey, wanted: ReadingParams
+) -> tuple[MaskRule, tuple[str, ...]]:
+    rule = MaskRule({}, parse_ranges(wanted.ignore), classes=values_of(wanted.classes))
+    rest = f", and {written_ranges(rule.ignored)} is ignored" if rule.ignored else ""
+    return rule, (f"masks: label maps of the classes {rule}{rest}",)
 
 
 def _mask_rule(
@@ -408,7 +421,8 @@ def _fit(case: Case, rule: MaskRule, scaled: bool) -> tuple[Path, float | None]:
         return path, None if not any(fitting) else float(np.inf if fitting[1] else -np.inf)
     size = tuple(max(1, round(side * _FIT_SIDE / max(grey.shape))) for side in grey.shape[::-1])
     small = np.asarray(resize_image(Image.fromarray(grey), size), float)
-    shown, stored = (resize_mask(way, size) == FOREGROUND for way in ways)
+    classes = len(rule.classes) or 1
+    shown, stored = (of_class(resize_mask(way, size), classes) for way in ways)
     if (shown & stored).sum() > 0.95 * (shown | stored).sum():
         return path, None
     return path, float(np.log(_contrast(small, stored) / _contrast(small, shown)))

@@ -5,7 +5,6 @@ foreground or not. What is drawn at random is drawn over volumes, so that no spl
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from PIL import Image
 
 from wavegms.config import ReadingParams
 from wavegms.data.cases import DESCRIPTION, Case
+from wavegms.data.classes import label_names
 from wavegms.data.duplicates import merge_groups, pairs_within
 from wavegms.data.foreground import as_ranges
-from wavegms.data.manifest import MASK_GREYS, mask_hash, pixels_hash, slice_id
+from wavegms.data.manifest import mask_hash, pixels_hash, slice_id, write_mask
 from wavegms.data.pairs import Reading, for_each_case
 from wavegms.data.volumes import (
     Stack,
@@ -33,7 +33,7 @@ from wavegms.data.volumes import (
     spacing_across,
     write_volume,
 )
-from wavegms.errors import InputError, first_line
+from wavegms.errors import InputError
 from wavegms.files import sha256_of
 from wavegms.images import (
     FOREGROUND,
@@ -74,26 +74,6 @@ def look_at_volumes(
     return for_each_case(look, cases, f"Looking at {name}", threads=1)
 
 
-def label_names(root: Path) -> dict[int, str]:
-    """The names of the label values that `dataset.json` states; none without such a file.
-
-    Both ways of writing are known, the Decathlon's {"1": "liver"} and nnU-Net's {"liver": 1}.
-    """
-    path = root / DESCRIPTION
-    if not path.is_file():
-        return {}
-    try:
-        labels = json.loads(path.read_text(encoding="utf-8-sig"))["labels"]
-        if all(str(value).isdecimal() for value in labels):
-            return {int(value): str(name) for value, name in labels.items()}
-        return {int(value): str(name) for name, value in labels.items()}
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} does not name single label values ({first_line(error)}): write them as "
-            '"labels": {"0": "background", "1": "..."}, or remove the file.'
-        ) from error
-
-
 def decide_reading(
     name: str,
     cases: Sequence[Case],
@@ -107,7 +87,7 @@ def decide_reading(
     spacing, where it is a tenth larger than the others in the median volume; else axial.
     """
     wanted = wanted or ReadingParams()
-    for key in ("drawn_on", "spacing"):
+    for key in ("drawn_on", "spacing", "classes"):
         if key in wanted.model_dump(exclude_defaults=True):
             raise InputError(f"reading.{name}.{key} is of pictures, not of volumes: remove it.")
     counts = sum((Counter(one.counts) for one in seen), Counter())
@@ -246,10 +226,10 @@ def prepare_volume(
         image = resize_image(Image.fromarray(volume[place]).convert("RGB"), image_size)
         mask = resize_mask(kinds[place], image_size)
         image.save(folder / "images" / f"{id}.png")
-        Image.fromarray(MASK_GREYS[mask]).save(folder / "masks" / f"{id}.png")
+        write_mask(folder / "masks" / f"{id}.png", mask, 1)
         if kinds[place].shape != mask.shape:
             (folder / "originals").mkdir(exist_ok=True)
-            Image.fromarray(MASK_GREYS[kinds[place]]).save(folder / "originals" / f"{id}.png")
+            write_mask(folder / "originals" / f"{id}.png", kinds[place], 1)
         facts = {
             "id": id,
             "sha256": hashlib.sha256(f"{file_hash} {number}".encode()).hexdigest(),

@@ -153,13 +153,17 @@ class Workbench:
     def open_split(self, dataset: str, split: str) -> None:
         """Takes another split; if it cannot be opened, the one before stays."""
         # decoding one image at a time lets a large dataset open at once
-        self.data = PreparedDataset(self._prepared / dataset, split, in_memory=False)
+        data = PreparedDataset(self._prepared / dataset, split, in_memory=False)
+        _require_one_class(dataset, data.classes)
+        self.data = data
         self.dataset, self.split = dataset, split
         self._seen = {}
 
     def open_model(self, model: PublishedModel) -> None:
         """Takes another model; if it cannot be opened, the one before stays."""
-        self.pipeline, self.model = self._load(model.folder), model
+        pipeline = self._load(model.folder)
+        _require_one_class(model.title, pipeline.classes)
+        self.pipeline, self.model = pipeline, model
         self._seen = {}
 
     def case(self, index: int) -> Case:
@@ -226,6 +230,14 @@ class Workbench:
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed)
+
+
+def _require_one_class(what: str, classes: tuple[str, ...]) -> None:
+    if classes:
+        raise InputError(
+            f"{what} has the classes {', '.join(classes)}, and the explorer shows masks of one: "
+            "look at 03_evaluate and 06_visualize"
+        )
 
 
 def _at_size(soft: Tensor, case: Case) -> np.ndarray:

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from PIL import ImageColor
 
+from wavegms.classes import colours_of, label_map
 from wavegms.figures.style import (
     TRUTH_STYLE,
     draw_boxes,
@@ -21,9 +23,9 @@ from wavegms.figures.style import (
     new_panels,
     write_in_corner,
 )
-from wavegms.images import FOREGROUND, open_image
+from wavegms.images import FOREGROUND, of_class, open_image
 from wavegms.phantom.scanner import Phantom
-from wavegms.results.metrics import mask_metrics
+from wavegms.results.metrics import mask_metrics, mean_of_classes
 
 if TYPE_CHECKING:  # pictures of what is simulated need no torch
     from torch import Tensor
@@ -37,9 +39,17 @@ def as_picture(image: "Tensor") -> np.ndarray:
 
 
 def _case(dataset: "PreparedDataset", index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image, uint8 (H, W, 3), and mask, bool (H, W)."""
+    """Image, uint8 (H, W, 3), and mask, bool (H, W); of several classes a label map."""
     case = dataset[int(index)]
-    return as_picture(case["image"]), case["mask"][0].numpy() == FOREGROUND
+    mask = case["mask"][0].numpy()
+    if not dataset.classes:
+        return as_picture(case["image"]), mask == FOREGROUND
+    return as_picture(case["image"]), mask * of_class(mask, len(dataset.classes))
+
+
+def _found(dataset: "PreparedDataset", soft: np.ndarray, threshold: float) -> np.ndarray:
+    """The predicted mask of an image, likewise."""
+    return label_map(soft, threshold) if dataset.classes else soft >= threshold
 
 
 def draw_pairs(folder: Path, pairs: pd.DataFrame, columns: int = 3) -> Figure:
@@ -63,15 +73,25 @@ def show_cases(dataset: "PreparedDataset", indices: Sequence[int], columns: int 
     """Images of a split with the contour of their mask."""
     titles = [f"{dataset.ids[i]}\n{dataset.labels[i]}".rstrip("\n") for i in indices]
     cases = [_case(dataset, index) for index in indices]
-    return show_pairs([(title, *case) for title, case in zip(titles, cases, strict=True)], columns)
+    pairs = [(title, *case) for title, case in zip(titles, cases, strict=True)]
+    return show_pairs(pairs, columns, dataset.classes)
 
 
-def show_pairs(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int = 6) -> Figure:
-    """Images of any sizes, uint8 (H, W, 3), with a title and the contour of a mask, bool (H, W)."""
+def show_pairs(
+    pairs: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    columns: int = 6,
+    classes: Sequence[str] = (),
+) -> Figure:
+    """Images of any sizes, uint8 (H, W, 3), with a title and the contour of a mask, bool (H, W).
+
+    Of several classes masks are label maps.
+    """
     figure, axes = grid_for(len(pairs), columns)
     for axis, (title, image, mask) in zip(axes, pairs, strict=False):
-        draw_case(axis, image, mask)
+        draw_case(axis, image, mask, classes=len(classes))
         axis.set_title(title, fontsize=7)
+    if classes:
+        name_contours(figure, classes)
     return figure
 
 
@@ -136,10 +156,11 @@ def show_extremes(
     figure, axes = new_grid(3, count, cell=2.3)
     for row, (name, start) in zip(axes, starts.items(), strict=True):
         for axis, index in zip(row, order[start : start + count], strict=True):
-            draw_case(axis, *_case(dataset, index), probabilities[index] >= threshold)
+            found = _found(dataset, probabilities[index], threshold)
+            draw_case(axis, *_case(dataset, index), found, len(dataset.classes))
             dice = scores["dsc"].iloc[index]
             axis.set_title(f"{name}: {dataset.ids[index]}\nDice {dice:.3f}", fontsize=8)
-    name_contours(figure)
+    name_contours(figure, dataset.classes)
     return figure
 
 
@@ -164,11 +185,24 @@ def show_comparison(
         index = dataset.ids.index(id)
         picture, truth = _case(dataset, index)
         row[0].imshow(picture)
-        row[1].imshow(truth, cmap="gray", vmin=0, vmax=1)
+        row[1].imshow(_in_colours(truth, dataset.classes), cmap="gray", vmin=0, vmax=1)
         name_row(row[0], f"{why}\n{id}" if why else id)
         for axis, soft_masks in zip(row[2:], probabilities.values(), strict=True):
-            prediction = soft_masks[index] >= threshold
-            draw_case(axis, picture, truth, prediction)
-            write_in_corner(axis, f"{mask_metrics(prediction, truth).dsc:.3f}")
-    name_contours(figure)
+            prediction = _found(dataset, soft_masks[index], threshold)
+            draw_case(axis, picture, truth, prediction, len(dataset.classes))
+            write_in_corner(axis, f"{_dice(prediction, truth, dataset.classes):.3f}")
+    name_contours(figure, dataset.classes)
     return figure
+
+
+def _in_colours(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    if not classes:
+        return mask
+    rgb = ["#000000", *colours_of(len(classes))]
+    return np.array([ImageColor.getrgb(one) for one in rgb], np.uint8)[mask]
+
+
+def _dice(prediction: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> float:
+    if not classes:
+        return mask_metrics(prediction, truth).dsc
+    return mean_of_classes(prediction, truth, len(classes)).dsc

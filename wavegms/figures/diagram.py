@@ -13,7 +13,13 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
 from wavegms.errors import InputError
-from wavegms.figures.method import count_parameters, decode_levels, follow_latents, trace_prediction
+from wavegms.figures.method import (
+    count_parameters,
+    decode_levels,
+    follow_latents,
+    mask_picture,
+    trace_prediction,
+)
 from wavegms.models.pipeline import WaveGMSPipeline
 
 _WIDTH, _HEIGHT = 7.2, 5.66  # inches: as wide as a page between its margins
@@ -63,7 +69,7 @@ class _Board:
     def __init__(self, pipeline: WaveGMSPipeline, image: Tensor, mask: Tensor):
         self.steps = trace_prediction(pipeline, image)
         self.masks = decode_levels(pipeline, image, mask)
-        self.image, self.mask = image, mask
+        self.image, self.mask, self.palette = image, mask, pipeline.palette
         self.samples = pipeline.encoder.config.sample_at_inference
         tensors = {path: step.output for path, step in self.steps.items()}
         tensors |= follow_latents(pipeline, image, mask)
@@ -237,7 +243,7 @@ def _draw_decoder(board: _Board) -> None:
         board.arrow((4.87, y), (5.09, y))
         board.arrow((5.49, y), (5.73, y))
         width = 1.3 if depth == 4 else 0.6
-        pixels = board.masks[f"depth {depth}"][0, 0].numpy()
+        pixels = mask_picture(board.masks[f"depth {depth}"][0], board.palette)
         board.picture(5.91, y, 0.36, pixels, linewidth=width)
     board.text(5.91, 2.58, r"prediction $\hat{M}$", _SMALL)
     board.shape(5.91, 2.45, "prediction")
@@ -246,7 +252,7 @@ def _draw_decoder(board: _Board) -> None:
     board.frame(4.12, _depth(1) - 0.2, 4.92, _depth(4) + 0.2, **around)
     board.frame(5.68, _depth(1) - 0.23, 6.14, _depth(4) + 0.23, **around)
 
-    board.picture(6.83, middle, 0.5, board.mask[0, 0].numpy())
+    board.picture(6.83, middle, 0.5, mask_picture(board.mask[0], board.palette))
     board.text(6.83, middle + 0.45, "mask $M$", _SMALL)
     board.shape(6.83, middle + 0.32, "mask")
     board.loss((6.14, middle), (6.58, middle), (6.37, middle + 0.13), "seg")

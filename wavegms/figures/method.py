@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -24,11 +25,10 @@ from wavegms.figures.style import draw_case, name_row, new_grid, new_panels, wri
 from wavegms.models.autoencoder import (
     Autoencoder,
     channels_last,
-    decode_masks,
     encode_images,
-    encode_masks,
     repaint_images,
 )
+from wavegms.models.palette import BLACK_AND_WHITE, Palette
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import map_latents
 from wavegms.models.wavelet import SUB_BANDS, multi_level_bands
@@ -47,7 +47,8 @@ def show_augmented(
         versions = [(images, masks)] + [augment(images, masks) for _ in range(3)]
     for row, (pictures, truths) in zip(axes, versions, strict=True):
         for axis, picture, truth in zip(row, pictures, truths, strict=True):
-            draw_case(axis, picture.movedim(0, -1).numpy(), truth[0].numpy() > 0.5)
+            kinds = truth[0].numpy().astype(np.uint8)
+            draw_case(axis, picture.movedim(0, -1).numpy(), kinds, classes=len(dataset.classes))
     return figure
 
 
@@ -57,12 +58,16 @@ def show_reconstructions(
 ) -> Figure:
     """Images and masks beside what the autoencoder gives back."""
     images, masks = _cases(dataset, indices)
+    palette = Palette.of(dataset.classes)
     rows = {
         "image": images,
         "image, decoded": repaint_images(vae, images),
         "mask": masks,
-        "mask, decoded": decode_masks(vae, encode_masks(vae, masks)),
+        "mask, decoded": palette.decode(vae, palette.encode(vae, masks)),
     }
+    if dataset.classes:
+        rows["mask"] = palette.paint(masks)
+        rows["mask, decoded"] = palette.mix(rows["mask, decoded"])
     figure, axes = new_grid(len(rows), len(images), cell=1.5)
     for row, (name, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture, index in zip(row, pictures, indices, strict=True):
@@ -72,10 +77,11 @@ def show_reconstructions(
 
 
 def _cases(dataset: PreparedDataset, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) and masks (B, 1, H, W) of a split, in [0, 1]."""
+    """Images (B, 3, H, W) in [0, 1] and masks (B, 1, H, W), 0 to K, of a split."""
     cases = [dataset[index] for index in indices]
     images, masks = (torch.stack([case[name] for case in cases]) for name in ("image", "mask"))
-    return PreparedDataset.to_float(images), PreparedDataset.foreground_to_float(masks)
+    classes = len(dataset.classes) or 1
+    return PreparedDataset.to_float(images), PreparedDataset.foreground_to_float(masks, classes)
 
 
 def show_history(history: pd.DataFrame, best_epoch: int) -> Figure:
@@ -176,7 +182,7 @@ def follow_latents(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> 
         "z_MR": latents,
         "z_I": encode_images(pipeline.vae, images),
         "predicted z_M": levels[-1],
-        "z_M": encode_masks(pipeline.vae, masks),
+        "z_M": pipeline.palette.encode(pipeline.vae, masks),
     }
 
 
@@ -184,13 +190,14 @@ def follow_latents(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> 
 def decode_levels(pipeline: WaveGMSPipeline, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """The masks at the four supervised depths, after the best that a prediction can be.
 
-    Of images (B, 3, H, W) in [0, 1] and their true masks, by name, each (B, 1, H, W): truth, z_M
-    decoded, and depth 1 (the deepest) to depth 4 (the prediction).
+    Of images (B, 3, H, W) in [0, 1] and their true masks, by name, each (B, K, H, W): z_M decoded,
+    and depth 1 (the deepest) to depth 4 (the prediction); and truth, as it was given.
     """
+    palette = pipeline.palette
     _, levels = map_latents(pipeline.encoder, pipeline.mapping, pipeline.vae, images)
-    latents = {"z_M decoded": encode_masks(pipeline.vae, masks)}
+    latents = {"z_M decoded": palette.encode(pipeline.vae, masks)}
     latents |= {f"depth {depth}": level for depth, level in enumerate(levels, 1)}
-    decoded = {name: decode_masks(pipeline.vae, latent) for name, latent in latents.items()}
+    decoded = {name: palette.decode(pipeline.vae, latent) for name, latent in latents.items()}
     return {"truth": masks} | decoded
 
 
@@ -288,17 +295,29 @@ def show_alignment(latents: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     return figure
 
 
-def show_masks(masks: Mapping[str, Tensor], names: Sequence[str] = ("",)) -> Figure:
-    """Masks (B, 1, H, W) by name, a row a mask, each with its soft Dice to the first of its row."""
+def mask_picture(mask: Tensor, palette: Palette) -> np.ndarray:
+    """A mask (1, H, W) as it is, in grey; of several classes, or their shares (K, H, W), in RGB."""
+    if palette.classes == 1:
+        return mask[0].numpy()
+    painted = palette.paint(mask[None]) if len(mask) == 1 else palette.mix(mask[None])
+    return painted[0].movedim(0, -1).numpy()
+
+
+def show_masks(
+    masks: Mapping[str, Tensor],
+    names: Sequence[str] = ("",),
+    palette: Palette = BLACK_AND_WHITE,
+) -> Figure:
+    """Masks of `decode_levels`, a row a mask, each with its soft Dice to the first of its row."""
     figure, axes = new_grid(len(names), len(masks), cell=1.5)
     figure.set_figheight(1.55 * len(names) + 0.25)  # only the first row has titles
     truth = next(iter(masks.values()))
     for column, (title, column_masks) in enumerate(masks.items()):
         axes[0, column].set_title(_symbol(title), fontsize=8)
-        dice = soft_dice(column_masks, truth)
+        dice = None if column == 0 else soft_dice(column_masks, truth)
         for row, name in enumerate(names):
             axis = axes[row, column]
-            axis.imshow(column_masks[row, 0].numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(mask_picture(column_masks[row], palette), cmap="gray", vmin=0, vmax=1)
             if column == 0:
                 name_row(axis, name)
             else:

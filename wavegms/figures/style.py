@@ -13,7 +13,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
+from wavegms.classes import colours_of
 from wavegms.figures.colours import PREDICTION, TRUTH
 from wavegms.files import replace_file
 
@@ -60,14 +62,28 @@ def grid_for(
 
 
 def draw_case(
-    axis: Axes, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray | None = None
+    axis: Axes,
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray | None = None,
+    classes: int = 0,
 ) -> None:
-    """An image, uint8 or float in [0, 1], with the contours of its masks, bool, all (H, W)."""
+    """An image, uint8 or float in [0, 1], with the contours of its masks, bool, all (H, W).
+
+    Of several classes masks are label maps, and each has its colour in both contours.
+    """
     axis.imshow(image)
     for mask, style in ((truth, TRUTH_STYLE), (prediction, PREDICTION_STYLE)):
-        # a mask without a border has no contour, and matplotlib warns about it
-        if mask is not None and mask.any() and not mask.all():
-            axis.contour(mask, levels=[0.5], **style)
+        if mask is None:
+            continue
+        parts = [(mask == 1, style)]
+        if classes:
+            colours = enumerate(colours_of(classes), 1)
+            parts = [(mask == number, style | {"colors": colour}) for number, colour in colours]
+        for part, look in parts:
+            # a mask without a border has no contour, and matplotlib warns about it
+            if part.any() and not part.all():
+                axis.contour(part, levels=[0.5], **look)
 
 
 def draw_boxes(axis: Axes, groups: Iterable[Sequence[float]], width: float, **style) -> None:
@@ -91,13 +107,18 @@ def write_in_corner(axis: Axes, text: str) -> None:
     axis.text(0.04, 0.05, text, transform=place, fontsize=8, color="white", bbox=ground)
 
 
-def name_contours(figure: Figure) -> None:
-    """A legend of the two contours, below all pictures."""
+def name_contours(figure: Figure, classes: Sequence[str] = ()) -> None:
+    """A legend of the two contours, and of several classes, below all pictures."""
     handles = [
         Line2D([], [], color=style["colors"], linestyle=style["linestyles"], label=label)
         for style, label in ((TRUTH_STYLE, "truth"), (PREDICTION_STYLE, "prediction"))
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
+    if classes:
+        for handle in handles:
+            handle.set_color("black")
+        colours = zip(classes, colours_of(len(classes)), strict=True)
+        handles += [Patch(facecolor=c, edgecolor="black", label=name) for name, c in colours]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
 
 
 def save_figure(figure: Figure, target: Path) -> list[Path]:

@@ -43,11 +43,15 @@ def decode_mean(decoder: DecoderTiny, latents: Tensor) -> Tensor:
     frozen Tiny-VAE's, as its weights get no gradient. Faster with the channels of a pixel side by
     side in memory.
     """
-    *body, last = decoder.layers
-    x = torch.tanh(latents / 3) * 3  # the decoder's own limit to what it is given
-    x = through(body, x) if _fusible(x) else _doubling(body, x)
+    last = decoder.layers[-1]
     kernel, bias = last.weight.mean(0, keepdim=True), last.bias.mean(0, keepdim=True)
-    return functional.conv2d(x, kernel, bias, padding=1)
+    return functional.conv2d(_before_last(decoder, latents), kernel, bias, padding=1)
+
+
+def _before_last(decoder: DecoderTiny, latents: Tensor) -> Tensor:
+    *body, _ = decoder.layers
+    x = torch.tanh(latents / 3) * 3  # the decoder's own limit to what it is given
+    return through(body, x) if _fusible(x) else _doubling(body, x)
 
 
 def _fusible(x: Tensor) -> bool:
@@ -174,6 +178,15 @@ def decode_latents(vae: Autoencoder, latents: Tensor) -> Tensor:
         if vae.config.shift_factor:
             latents = latents + vae.config.shift_factor
     return vae.decode(latents).sample
+
+
+def decode_pixels(vae: Autoencoder, latents: Tensor) -> Tensor:
+    """The same in about [0, 1], by the way of `decode_mean`: gradients pass in fewer operations."""
+    if isinstance(vae, AutoencoderKL):
+        return (decode_latents(vae, latents) + 1) / 2
+    last = vae.decoder.layers[-1]
+    x = _before_last(vae.decoder, latents)
+    return functional.conv2d(x, last.weight, last.bias, padding=1)
 
 
 def repaint_images(vae: Autoencoder, images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ network was trained, and masks back, is left to the program that reads it.
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -51,17 +51,17 @@ class PlainPipeline(nn.Module):
         self.encoder, self.mapping = pipeline.encoder, pipeline.mapping
         self.vae, self.network = pipeline.vae, pipeline.network
         self.mask_decoder = pipeline.mask_decoder if pipeline.decoder == "fast" else None
+        self.palette = pipeline.palette
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] -> (B, 1, S, S) in [0, 1]."""
+        """(B, 3, S, S) in [0, 1] -> (B, K, S, S) in [0, 1]."""
         if self.network is not None:
             return self.network(images)
         _, levels = map_latents(self.encoder, self.mapping, self.vae, images)
         latents = levels[-1]
         if self.mask_decoder is not None:
             return self.mask_decoder(latents)
-        decoded = decode_latents(self.vae, latents)
-        return ((decoded.mean(dim=1, keepdim=True) + 1) / 2).clamp(0, 1)
+        return self.palette.shares((decode_latents(self.vae, latents) + 1) / 2)
 
 
 def write_onnx(pipeline: DiffusionPipeline, path: str | Path) -> OnnxExport:
@@ -108,7 +108,10 @@ def _plain_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
         if part is not None
     }
     plain = type(pipeline)(
-        **parts, image_size=pipeline.config.image_size, greys=pipeline.config.greys
+        **parts,
+        image_size=pipeline.config.image_size,
+        greys=pipeline.config.greys,
+        classes=pipeline.config.get("classes"),
     )
     if plain.vae is not None:
         # slices change no result, but would fix the batch size in the graph
@@ -147,15 +150,24 @@ def _to_onnx(pipeline: DiffusionPipeline) -> bytes:
             "wavegms_version": __version__,
             "image_size": str(side),
             "input_range": "images are RGB in [0, 1], resized to image_size x image_size",
-            "output": (
-                "probabilities in [0, 1]: how likely a pixel belongs to the segmented region, "
-                "which it does from 0.5"
-            ),
+            "output": _meaning(pipeline.classes),
             "decoder": pipeline.decoder,
             "notice": "research software, not for clinical use",
         },
     )
     return model.SerializeToString()
+
+
+def _meaning(classes: Sequence[str]) -> str:
+    if not classes:
+        return (
+            "probabilities in [0, 1]: how likely a pixel belongs to the segmented region, which it "
+            "does from 0.5"
+        )
+    return (
+        f"probabilities in [0, 1] of the classes {', '.join(classes)}, what is left to 1 is the "
+        "background's: a pixel is of the likeliest"
+    )
 
 
 def _largest_difference(file: Path, pipeline: DiffusionPipeline) -> float:

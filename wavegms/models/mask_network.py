@@ -16,16 +16,17 @@ def mask_network(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Registers a network, under its function's name, for an entry of `VARIANTS`.
 
     It maps (B, 3, H, W) in [0, 1] to logits (B, 1, H, W). One whose weights depend on the side of
-    its images takes that as `image_size`. In training it may give a list of such logits: the
-    mask's, then those of auxiliary masks, which only a loss of its own looks at.
+    its images takes that as `image_size`, one that knows several classes their number as `classes`:
+    then it has as many logits and one of the background, the first. In training it may give a list
+    of logits: the mask's, then those of auxiliary masks, which only a loss of its own looks at.
     """
     MASK_NETWORKS[build.__name__] = build
     return build
 
 
 @mask_network
-def unet() -> nn.Module:
-    """MONAI's U-Net, 14,007,118 parameters; the paper's has 14.0 M.
+def unet(classes: int = 1) -> nn.Module:
+    """MONAI's U-Net, 14,007,118 parameters of one class; the paper's has 14.0 M.
 
     The paper does not say which U-Net it is. These widths and two residual units a level are those
     near 14 M that stay a doubling U-Net, but for the last.
@@ -36,12 +37,17 @@ def unet() -> nn.Module:
     return UNet(
         spatial_dims=2,
         in_channels=3,
-        out_channels=1,
+        out_channels=logits_of(classes),
         channels=(48, 96, 192, 384, 736),
         strides=(2, 2, 2, 2),
         num_res_units=2,
         norm="batch",
     )
+
+
+def logits_of(classes: int) -> int:
+    """How many logits a pixel has: of one class its own, of several the background's as well."""
+    return 1 if classes == 1 else classes + 1
 
 
 def builder_of(architecture: str) -> Callable[..., nn.Module]:
@@ -63,7 +69,23 @@ class MaskNetwork(ModelMixin, ConfigMixin):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], sides divisible by `side_divisor` -> (B, 1, H, W) in [0, 1]."""
         logits = self.network(images)
-        return (logits[0] if isinstance(logits, list) else logits).sigmoid()
+        return self._probabilities(logits[0] if isinstance(logits, list) else logits)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+
+class ClassesMaskNetwork(MaskNetwork):
+    """One of several classes 1 to K, of which a pixel has one or none."""
+
+    @register_to_config
+    def __init__(self, architecture: str, classes: int):
+        ModelMixin.__init__(self)
+        self.network = builder_of(architecture)(classes=classes)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """(B, K + 1, H, W) -> (B, K, H, W), whose sum is at most 1."""
+        return logits.softmax(dim=1)[:, 1:]
 
 
 class SizedMaskNetwork(MaskNetwork):
@@ -85,8 +107,13 @@ class SizedMaskNetwork(MaskNetwork):
         return super().forward(images)
 
 
-def build_mask_network(architecture: str, image_size: int) -> MaskNetwork:
-    """A network of `MASK_NETWORKS`, for images of a side in pixels."""
+def build_mask_network(architecture: str, image_size: int, classes: int = 1) -> MaskNetwork:
+    """A network of `MASK_NETWORKS`, for images of a side in pixels.
+
+    Of several classes only where it knows them, see `wavegms.variants.require_classes`.
+    """
+    if classes > 1:
+        return ClassesMaskNetwork(architecture, classes)
     if "image_size" in inspect.signature(builder_of(architecture)).parameters:
         return SizedMaskNetwork(architecture, image_size)
     return MaskNetwork(architecture)

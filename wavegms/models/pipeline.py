@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from wavegms.classes import label_map
 from wavegms.errors import InputError, first_line, require_number
 from wavegms.files import is_hub_id, only_seed
 from wavegms.images import FULL_SCALE, Scale, as_rgb, resize_image
 from wavegms.models.autoencoder import (
     Autoencoder,
     channels_last,
-    decode_masks,
     freeze,
     latent_channels_of,
 )
@@ -32,7 +32,8 @@ from wavegms.models.generative import GenerativeNetwork
 from wavegms.models.guided import GuidedLatentMappingModel
 from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
-from wavegms.models.mask_network import MaskNetwork, SizedMaskNetwork
+from wavegms.models.mask_network import ClassesMaskNetwork, MaskNetwork, SizedMaskNetwork
+from wavegms.models.palette import BLACK_AND_WHITE, Palette
 from wavegms.models.segmenter import map_latents
 from wavegms.models.weights import (
     AUTOENCODERS,
@@ -51,7 +52,7 @@ _NETWORKS = {
     "encoder": (MultiResolutionEncoder,),
     "mapping": (LatentMappingModel, GuidedLatentMappingModel),
     "vae": AUTOENCODERS,
-    "network": (MaskNetwork, SizedMaskNetwork, GenerativeNetwork),
+    "network": (MaskNetwork, SizedMaskNetwork, ClassesMaskNetwork, GenerativeNetwork),
     "mask_decoder": (MaskDecoder,),
 }
 
@@ -61,7 +62,8 @@ class WaveGMSOutput(BaseOutput):
     """What a prediction returns, one entry an input image, each at that image's own size.
 
     `masks` are bool (height, width), True inside the segmented region; `probabilities` float32 in
-    [0, 1].
+    [0, 1]. Of a model of several classes, masks are uint8, the number of a pixel's class from 1 in
+    the order of `WaveGMSPipeline.classes` or 0, and probabilities (classes, height, width).
     """
 
     masks: list[np.ndarray]
@@ -87,7 +89,8 @@ class WaveGMSPipeline(DiffusionPipeline):
 
     `image_size` is the side in pixels at which the network was trained. Inputs of another size are
     resized to it and the predictions back. `greys` is the scale of the images it was trained on, as
-    `Scale` writes it; None, of models of before, takes 16 bits as 0 to 65535.
+    `Scale` writes it; None, of models of before, takes 16 bits as 0 to 65535. `classes` are the
+    names of several classes, each with its colour, such as "cyst #ff0000"; None where there is one.
     """
 
     _optional_components = ["encoder", "mapping", "vae", "network", "mask_decoder"]  # noqa: RUF012
@@ -101,6 +104,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         image_size: int = 224,
         greys: str | None = None,
         mask_decoder: MaskDecoder | None = None,
+        classes: Sequence[str] | None = None,
     ):
         super().__init__()
         if network is None and (mapping is None or vae is None):
@@ -118,6 +122,12 @@ class WaveGMSPipeline(DiffusionPipeline):
                     f"and the autoencoder's have {latent_channels_of(vae)}: take the autoencoder "
                     "that it was trained with"
                 )
+        known = getattr(getattr(network, "config", None), "classes", 1)
+        if network is not None and known != len(classes or ("one",)):
+            raise InputError(
+                f"the network was trained on {known} classes, and there are names for "
+                f"{len(classes or ())}: take the network that belongs to them"
+            )
         if mask_decoder is not None and not mask_decoder.fits(vae):
             raise InputError(
                 "the mask decoder was taught by another autoencoder than the pipeline's: leave it "
@@ -128,7 +138,12 @@ class WaveGMSPipeline(DiffusionPipeline):
         )
         self.decoder: Decoder = "exact"
         self.scale = FULL_SCALE if greys is None else Scale.parse(greys)
+        named = [one.split() for one in classes or ()]
+        self.classes = tuple(name for name, _ in named)
+        self.palette = Palette(tuple(colour for _, colour in named)) if named else BLACK_AND_WHITE
         self.register_to_config(image_size=image_size, greys=greys)
+        if classes:
+            self.register_to_config(classes=list(classes))
         for part in self._parts():
             part.eval()
         for part in (vae, mask_decoder):
@@ -172,7 +187,8 @@ class WaveGMSPipeline(DiffusionPipeline):
             for part in parts.values():
                 require_finite(part, folder)
             index = cls.load_config(folder)
-            seen = {name: index[name] for name in ("image_size", "greys") if name in index}
+            kept = ("image_size", "greys", "classes")
+            seen = {name: index[name] for name in kept if name in index}
             pipeline = cls(**parts, **seen)
             pipeline.register_to_config(_name_or_path=str(folder))
             pipeline.choose_decoder(decoder)
@@ -199,10 +215,15 @@ class WaveGMSPipeline(DiffusionPipeline):
         `weights/` that was taught by its autoencoder.
 
         Raises:
-            InputError: there is none for this autoencoder.
+            InputError: there is none for this autoencoder, or the masks have several classes.
         """
         if decoder not in get_args(Decoder):
             raise InputError(f"decoder is {decoder!r}: choose exact or fast")
+        if self.vae is not None and decoder == "fast" and self.classes:
+            raise InputError(
+                f"decoder is fast, which knows black and white, and the masks of this model have "
+                f"colours for {len(self.classes)} classes: choose exact"
+            )
         if self.vae is not None and decoder == "fast" and self.mask_decoder is None:
             found = kept_mask_decoder(self.vae)
             # torch's own way, as diffusers' warns of what does not concern it
@@ -211,10 +232,10 @@ class WaveGMSPipeline(DiffusionPipeline):
         self.decoder = decoder
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H/8, W/8) -> soft masks (B, 1, H, W) in [0, 1], as was chosen."""
+        """Latents (B, C, H/8, W/8) -> soft masks (B, K, H, W) in [0, 1], as was chosen."""
         if self.decoder == "fast":
             return self.mask_decoder(channels_last(latents))
-        return decode_masks(self.vae, latents)
+        return self.palette.decode(self.vae, latents)
 
     def _parts(self) -> list[nn.Module]:
         parts = (self.encoder, self.mapping, self.vae, self.network, self.mask_decoder)
@@ -222,9 +243,10 @@ class WaveGMSPipeline(DiffusionPipeline):
 
     @torch.inference_mode()
     def predict(self, images: Tensor, generator: Generator | None = None) -> Tensor:
-        """Soft masks (B, 1, H, W) in [0, 1], float32, of images (B, 3, H, W) in [0, 1].
+        """Soft masks (B, K, H, W) in [0, 1], float32, of images (B, 3, H, W) in [0, 1].
 
-        Their sides are ones that the network takes: divisible by 8, or what it asks for.
+        K is 1, or how many classes there are, whose probabilities at a pixel sum to at most 1. The
+        sides of images are ones that the network takes: divisible by 8, or what it asks for.
         `generator` is the random state of an encoder that samples at inference, or of a generative
         network, which otherwise begins with the same noise for every image.
         """
@@ -252,7 +274,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         dimension in front; an array (3, H, W) or (4, H, W) is refused, as it may also be an image
         with its channels in front. Values are taken on the scale of the training images, unless
         they are `scaled` already. A pixel belongs to the mask from a probability of `threshold`,
-        above 0 and at most 1.
+        above 0 and at most 1; of several classes see `wavegms.classes.label_map`.
 
         Raises:
             InputError: an argument has no such form, or values of an image lie outside [0, 1].
@@ -277,7 +299,8 @@ class WaveGMSPipeline(DiffusionPipeline):
                 for soft, original_size in zip(soft_masks, sizes, strict=True):
                     resized = resize_probabilities(soft, original_size)
                     probabilities.append(resized)
-                    masks.append(resized >= threshold)
+                    several = self.classes
+                    masks.append(label_map(resized, threshold) if several else resized >= threshold)
                 if bar is not None:
                     bar.update(len(chunk))
         return WaveGMSOutput(masks=masks, probabilities=probabilities)
@@ -387,8 +410,12 @@ def _prepare_float(image: np.ndarray, size: int) -> tuple[Tensor, tuple[int, int
 
 
 def resize_probabilities(soft: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """A soft mask (1, H, W) at the (height, width) of its image, float32 in [0, 1]."""
-    return _resize(soft, size)[0].clamp(0, 1).numpy()
+    """A soft mask (1, H, W) at the (height, width) of its image, float32 (height, width) in [0, 1].
+
+    Those of several classes, (K, H, W), stay so many.
+    """
+    resized = _resize(soft, size).clamp(0, 1).numpy()
+    return resized[0] if len(resized) == 1 else resized
 
 
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:

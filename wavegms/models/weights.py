@@ -7,6 +7,7 @@ their place.
 
 import inspect
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from wavegms.classes import MOST_CLASSES
 from wavegms.errors import InputError, first_line
 from wavegms.files import check_pickle, is_hub_id, missing_folder
 from wavegms.images import Scale
@@ -361,6 +363,12 @@ def _parts_of(
                 raise InputError(
                     f"{path}: greys is {value!r}, no scale of grey values: copy the folder anew"
                 ) from error
+        elif name == "classes":
+            if not _are_classes(value):
+                raise InputError(
+                    f"{path}: classes is {value!r}, not 2 to {MOST_CLASSES} names with a colour "
+                    "each: copy the folder anew"
+                )
         elif name not in networks:
             raise InputError(
                 f"{path} names {name!r}, which is no part of a pipeline: install the version of "
@@ -371,6 +379,14 @@ def _parts_of(
     if not parts:
         raise InputError(f"{path} names no networks: copy the folder anew")
     return parts
+
+
+def _are_classes(value: object) -> bool:
+    if not isinstance(value, list) or not 2 <= len(value) <= MOST_CLASSES:
+        return False
+    pairs = [re.fullmatch(r"([A-Za-z0-9][\w-]{0,63}) (#[0-9a-f]{6})", str(one)) for one in value]
+    differ = all(len({pair[part] for pair in pairs if pair}) == len(value) for part in (1, 2))
+    return differ and not any(pair[2] == "#000000" for pair in pairs)
 
 
 def _network_of(path: Path, value: object, known: tuple[type[ModelMixin], ...]) -> type[ModelMixin]:

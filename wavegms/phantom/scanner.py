@@ -1,4 +1,4 @@
-"""Simulated breast ultrasound: two small datasets from two scanners that do not exist.
+"""Simulated breast ultrasound: small datasets from scanners that do not exist.
 
 A tissue map (echogenicity, attenuation, specular reflectors) is drawn along the beams of a linear
 probe and turned into a B-mode image: a random complex field of sub-resolution scatterers, weighted
@@ -30,8 +30,15 @@ from tqdm import tqdm
 from wavegms.errors import InputError
 from wavegms.files import replace_folder
 from wavegms.phantom.marks import draw_marks
-from wavegms.phantom.settings import PHANTOMS, SCANNERS, VOLUMES, Scanner
-from wavegms.phantom.tissue import Beams, Tissue, add_lesions, draw_lesions, draw_tissue
+from wavegms.phantom.settings import CLASSES, PHANTOMS, SCANNERS, VOLUMES, Scanner
+from wavegms.phantom.tissue import (
+    Beams,
+    Tissue,
+    add_lesions,
+    draw_lesions,
+    draw_mass_and_cyst,
+    draw_tissue,
+)
 from wavegms.phantom.volumes import SPACING, simulate_volume, write_volumes
 
 FWHM_PER_SIGMA = 2.355
@@ -47,6 +54,7 @@ class Phantom:
     masks: tuple[np.ndarray, ...]  # boolean (H, W), one a lesion; disjoint; none for a normal case
     label: str  # "benign", "malignant" or "normal"
     spacing_mm: float  # from pixel to pixel
+    kinds: tuple[str, ...]  # of the lesions, as in `Lesion`
 
 
 def point_spread(scatterers: np.ndarray, scanner: Scanner, beams: Beams) -> np.ndarray:
@@ -147,7 +155,8 @@ def simulate(scanner: Scanner, seed: int, index: int) -> Phantom:
     label = "malignant" if rng.random() < scanner.malignant_fraction else "benign"
     if scanner.normal_every and index % scanner.normal_every == scanner.normal_every - 1:
         label = "normal"
-    lesions = draw_lesions(rng, beams, field, label)
+    draw = draw_mass_and_cyst if scanner.name == "phantom_c" else draw_lesions
+    lesions = draw(rng, beams, field, label)
     tissue = add_lesions(rng, draw_tissue(rng, beams), lesions, beams)
     amplitude = envelope(rng, tissue, scanner, beams)
     grey = log_compress(amplitude, scanner, gain_db=rng.uniform(-4, 4))
@@ -159,7 +168,8 @@ def simulate(scanner: Scanner, seed: int, index: int) -> Phantom:
         for lesion in lesions
     )
     image = draw_marks(rng, image, masks, beams.step_mm, scanner.frequency_mhz)
-    return Phantom(image=image, masks=masks, label=label, spacing_mm=beams.step_mm)
+    kinds = tuple(lesion.kind for lesion in lesions)
+    return Phantom(image, masks, label, spacing_mm=beams.step_mm, kinds=kinds)
 
 
 def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
@@ -167,9 +177,10 @@ def write_phantoms(name: str, folder: Path, count: int, seed: int) -> None:
 
     "phantom_v" is volumes in the Decathlon's layout, "phantom_a" is laid out like BUS
     (`original/000001.png`, `GT/000001.png`), "phantom_b" like BUSI (`benign/benign (1).png`,
-    `benign (1)_mask.png`, `benign (1)_mask_1.png` and so on). Beside these images, `spacing.csv`
-    has the millimetres from pixel to pixel of each. The files are written to a temporary folder
-    beside `folder`, which is put in place when complete.
+    `benign (1)_mask.png`, `benign (1)_mask_1.png` and so on), and "phantom_c" as images of one's
+    own with label maps (`images/000001.png`, `masks/000001.png`). Beside these images,
+    `spacing.csv` has the millimetres from pixel to pixel of each. The files are written to a
+    temporary folder beside `folder`, which is put in place when complete.
     """
     if name not in PHANTOMS:
         raise InputError(f"name is {name!r}; choose one of {', '.join(PHANTOMS)}.")
@@ -223,6 +234,22 @@ def _write_bus(root: Path, cases: Iterable[Phantom]) -> dict[str, float]:
         Image.fromarray(case.image).save(root / "original" / file)
         union = np.any(case.masks, axis=0)
         Image.fromarray(np.uint8(255) * union).save(root / "GT" / file)
+        spacings[file] = case.spacing_mm
+    return spacings
+
+
+def _write_classes(root: Path, cases: Iterable[Phantom]) -> dict[str, float]:
+    """As `_write_bus`."""
+    spacings = {}
+    for part in ("images", "masks"):
+        (root / part).mkdir()
+    for number, case in enumerate(cases, start=1):
+        labels = np.zeros(case.image.shape, np.uint8)
+        for mask, kind in zip(case.masks, case.kinds, strict=True):
+            labels[mask] = 1 + CLASSES.index("cyst" if kind == "cyst" else "mass")
+        file = f"{number:06d}.png"
+        Image.fromarray(case.image).save(root / "images" / file)
+        Image.fromarray(labels).save(root / "masks" / file)
         spacings[file] = case.spacing_mm
     return spacings
 

@@ -1,6 +1,6 @@
 """Settings of the simulated scanners, as data: nothing heavy is imported to look at them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class Scanner:
 
 # The dataset of simulated volumes, see `wavegms.phantom.volumes`.
 VOLUMES = "phantom_v"
+# What phantom_c tells apart: the classes of its label maps 1 and 2.
+CLASSES = ("mass", "cyst")
 
 SCANNERS: dict[str, Scanner] = {
     "phantom_a": Scanner(
@@ -88,6 +90,8 @@ SCANNERS: dict[str, Scanner] = {
         normal_every=12,
     ),
 }
+
+SCANNERS["phantom_c"] = replace(SCANNERS["phantom_a"], name="phantom_c")
 
 # The datasets that can be simulated.
 PHANTOMS = (*SCANNERS, VOLUMES)

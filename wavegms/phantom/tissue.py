@@ -90,22 +90,50 @@ def draw_lesions(
     """
     if label == "normal":
         return ()
-    depth = field[0] * beams.step_mm
-    field_mm2 = field[0] * field[1] * beams.step_mm**2
     lesions: list[Lesion] = []
     # Share of the field that a lesion covers. At the 64 pixels of the embedded default a latent has
     # 8 x 8 cells: the border of a smaller lesion cannot be learnt in the minutes that it may take.
     for least, largest in ((0.06, 0.22), (0.04, 0.08))[: 2 if rng.random() < 0.15 else 1]:
         kind = label if label == "malignant" else str(rng.choice(["solid", "solid", "cyst"]))
-        area = field_mm2 * np.exp(rng.uniform(np.log(least), np.log(largest)))
-        shape = _malignant_contour(rng) if kind == "malignant" else _benign_contour(rng)
-        radius = shape * np.sqrt(area / (0.5 * np.trapezoid(shape**2, ANGLES)))
-        reach = np.abs(radius * np.cos(ANGLES)).max(), np.abs(radius * np.sin(ANGLES)).max()
-        room = min(1.0, 0.40 * beams.face_mm / reach[0], 0.33 * depth / reach[1])
-        lesion = _place(rng, beams, kind, radius * room, depth, lesions)
-        if lesion is not None:
-            lesions.append(lesion)
+        _add_contour(rng, beams, field, kind, (least, largest), 0.40, lesions)
     return tuple(lesions)
+
+
+def draw_mass_and_cyst(
+    rng: Generator, beams: Beams, field: tuple[int, int], label: str
+) -> tuple[Lesion, ...]:
+    """Draw a solid mass and a cyst inside the field and apart; of one image in six only one."""
+    kinds = ["malignant" if label == "malignant" else "solid", "cyst"]
+    lesions: list[Lesion] = []
+    for kind in kinds if rng.random() > 1 / 6 else [str(rng.choice(kinds))]:
+        _add_contour(rng, beams, field, kind, (0.05, 0.10), 0.20, lesions)
+    return tuple(lesions)
+
+
+def _add_contour(
+    rng: Generator,
+    beams: Beams,
+    field: tuple[int, int],
+    kind: str,
+    shares: tuple[float, float],
+    half_width: float,
+    lesions: list[Lesion],
+) -> None:
+    """Adds a lesion, if there is room beside the others.
+
+    `shares` is how much of the field it covers at least and at most, `half_width` how much of the
+    face's width it reaches to either side at most.
+    """
+    depth = field[0] * beams.step_mm
+    field_mm2 = field[0] * field[1] * beams.step_mm**2
+    area = field_mm2 * np.exp(rng.uniform(*np.log(shares)))
+    shape = _malignant_contour(rng) if kind == "malignant" else _benign_contour(rng)
+    radius = shape * np.sqrt(area / (0.5 * np.trapezoid(shape**2, ANGLES)))
+    reach = np.abs(radius * np.cos(ANGLES)).max(), np.abs(radius * np.sin(ANGLES)).max()
+    room = min(1.0, half_width * beams.face_mm / reach[0], 0.33 * depth / reach[1])
+    lesion = _place(rng, beams, kind, radius * room, depth, lesions)
+    if lesion is not None:
+        lesions.append(lesion)
 
 
 def _place(

@@ -1,5 +1,6 @@
 """Outlines drawn on pictures, pixel by pixel in milliseconds, and sheets of slices."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ _TILE = 256
 
 _COLUMNS = 4
 
-_DASH = 7  # pixels
+_DASH, _LINE = 7, 14  # pixels
 
 
 def draw_contour(
@@ -43,6 +44,29 @@ def draw_contour(
             line &= (rows + columns) // _DASH % 3 > 0
         drawn[line] = ImageColor.getrgb(paint)
     return drawn
+
+
+def draw_classes(
+    image: np.ndarray, labels: np.ndarray, names: Sequence[str], colours: Sequence[str]
+) -> np.ndarray:
+    """Draws the border of each class of a label map (H, W) in its colour, with a legend below.
+
+    The picture is as wide as the image, uint8 (H, W, 3), or as its legend.
+    """
+    for value, colour in enumerate(colours, 1):
+        if (labels == value).any():
+            image = draw_contour(image, labels == value, colour)
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    width = max(_LINE + pen.textlength(name) + 4 for name in names)
+    size = max(image.shape[1], math.ceil(width)), image.shape[0] + _LINE * len(names)
+    picture = Image.new("RGB", size, "black")
+    picture.paste(Image.fromarray(image), (0, 0))
+    pen = ImageDraw.Draw(picture)
+    for line, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        top = image.shape[0] + _LINE * line
+        pen.rectangle((3, top + 3, _LINE - 4, top + _LINE - 4), fill=colour)
+        pen.text((_LINE, top + 1), name, fill="white")
+    return np.asarray(picture)
 
 
 def draw_slices(

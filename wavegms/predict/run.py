@@ -7,6 +7,9 @@ The folder that is written holds
 - `probabilities/`: 16-bit PNG, where 65535 stands for 1; of a volume float32 as .nii.gz;
 - `overlays/`: the image with the contour of the mask as PNG; of a volume a sheet of slices;
 - `slices.csv`: where there are volumes, one row a slice, with the columns of `SLICE_COLUMNS`;
+- `classes.csv`: of a model of several classes, one row a source and class, with those of
+  `CLASS_COLUMNS`. Then masks are label maps, 0 or the number of a class, whose palette has the
+  colours; a probability is named after source and class; and overlays have a legend;
 - `settings.json`: what it was made with.
 """
 
@@ -29,13 +32,14 @@ from tqdm import tqdm
 
 from wavegms import __version__
 from wavegms.data.cases import is_dicom, is_volume
+from wavegms.data.manifest import write_mask
 from wavegms.data.volumes import Volume, read_picture, read_volume, write_volume
 from wavegms.errors import InputError
 from wavegms.files import replace_folder, write_text
 from wavegms.images import as_rgb, read_image
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.predict.inputs import Request, Source
-from wavegms.predict.overlays import draw_contour, draw_slices
+from wavegms.predict.overlays import draw_classes, draw_contour, draw_slices
 from wavegms.predict.tta import AugmentedPipeline, add_views
 from wavegms.results.folds import FoldedPipeline, open_mean
 from wavegms.training.card import weights_hash
@@ -69,6 +73,16 @@ SLICE_COLUMNS = {
     "area_px": "pixels of the mask",
     "area_mm2": "of the mask, square millimetres",
     "confidence": "mean probability over the mask; empty if the mask is",
+}
+
+CLASS_COLUMNS = {
+    "file": "the image, as in predictions.csv",
+    "class": "its name",
+    "value": "of its pixels in the mask",
+    **{name: COLUMNS[name] for name in ("area_px", "area_share", "regions")},
+    **{name: COLUMNS[name] for name in ("left", "top", "right", "bottom")},
+    "confidence": "mean probability of the class over its pixels; empty if it has none",
+    "empty": "whether the class has no pixel",
 }
 
 _WHOLE = [
@@ -159,6 +173,7 @@ class _Run:
         # by number of the source, as images of a batch are finished together
         self.rows: dict[int, dict[str, Any]] = {}
         self.slices: list[dict[str, Any]] = []
+        self.classes: list[dict[str, Any]] = []
 
     def predict_all(self) -> pd.DataFrame:
         sources = self.request.sources
@@ -194,11 +209,21 @@ class _Run:
         if self.slices:
             slices = pd.DataFrame(self.slices, columns=list(SLICE_COLUMNS))
             _write_table(self.folder / "slices.csv", slices)
+        if self.pipeline.classes:
+            classes = pd.DataFrame(self.classes, columns=list(CLASS_COLUMNS))
+            whole = [name for name in _WHOLE if name in classes]
+            classes[whole] = classes[whole].astype("Int64")
+            _write_table(self.folder / "classes.csv", classes)
         return table
 
     def _open(self, source: Source) -> Image.Image | Volume:
         scale = self.pipeline.scale
         if source.series or is_volume(source.path):
+            if self.pipeline.classes:
+                raise InputError(
+                    f"{source.path} is a volume, and a model of several classes predicts images: "
+                    "save its slices as images"
+                )
             rule, plane = scale.volumes, self.request.plane
             if rule is None:
                 return read_volume(source.path, source.series, plane)
@@ -242,12 +267,16 @@ class _Run:
         masks, probabilities = self._call(list(images.values()))
         for (index, image), mask, soft in zip(images.items(), masks, probabilities, strict=True):
             source = self.request.sources[index]
-            for kind, pixels in (
-                ("masks", mask.astype(np.uint8) * 255),
-                ("probabilities", (soft * 65535).round().astype(np.uint16)),
-                ("overlays", draw_contour(np.asarray(image), mask)),
-            ):
-                Image.fromarray(pixels).save(self._target(kind, source, ".png"))
+            if self.pipeline.classes:
+                self._write_classes(source, image, mask, soft)
+                mask, soft = mask > 0, soft.sum(axis=0)
+            else:
+                for kind, pixels in (
+                    ("masks", mask.astype(np.uint8) * 255),
+                    ("probabilities", (soft * 65535).round().astype(np.uint16)),
+                    ("overlays", draw_contour(np.asarray(image), mask)),
+                ):
+                    Image.fromarray(pixels).save(self._target(kind, source, ".png"))
             self.rows[index] = {
                 "file": _shown(source.path),
                 "output": _shown(source.name),
@@ -256,6 +285,20 @@ class _Run:
                 **measure(mask, soft),
                 "error": "",
             }
+
+    def _write_classes(
+        self, source: Source, image: Image.Image, labels: np.ndarray, soft: np.ndarray
+    ) -> None:
+        """A label map (H, W) and probabilities (K, H, W) of an image."""
+        names, colours = self.pipeline.classes, self.pipeline.palette.colours
+        write_mask(self._target("masks", source, ".png"), labels, len(names))
+        drawn = draw_classes(np.asarray(image), labels, names, colours)
+        Image.fromarray(drawn).save(self._target("overlays", source, ".png"))
+        for value, (name, own) in enumerate(zip(names, soft, strict=True), 1):
+            pixels = (own * 65535).round().astype(np.uint16)
+            Image.fromarray(pixels).save(self._target("probabilities", source, f".{name}.png"))
+            about = {"file": _shown(source.path), "class": name, "value": value}
+            self.classes.append(about | measure(labels == value, own))
 
     def _predict_volume(self, index: int, volume: Volume) -> None:
         source, batch_size = self.request.sources[index], self.request.batch_size

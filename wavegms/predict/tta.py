@@ -61,7 +61,7 @@ def views_of(augmentation: Mapping[str, float]) -> tuple[View, ...]:
 def average_views(
     predict: Callable[[Tensor], Tensor], images: Tensor, views: Sequence[View]
 ) -> Tensor:
-    """The mean of the predictions of all views, each turned back: (B, C, S, S) -> (B, 1, S, S)."""
+    """The mean of the predictions of all views, each turned back: (B, C, S, S) -> (B, K, S, S)."""
     return sum(view.back(predict(view.of(images))) for view in views) / len(views)
 
 
@@ -74,7 +74,8 @@ class AugmentedPipeline(WaveGMSPipeline):
     def of(cls, pipeline: WaveGMSPipeline, views: Sequence[View]) -> Self:
         """Shares the networks of a pipeline, which are not copied."""
         config = pipeline.config
-        augmented = cls(**pipeline.components, image_size=config.image_size, greys=config.greys)
+        seen = {"image_size": config.image_size, "greys": config.greys}
+        augmented = cls(**pipeline.components, **seen, classes=config.get("classes"))
         augmented.views = tuple(views)
         return augmented
 

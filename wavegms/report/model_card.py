@@ -83,6 +83,7 @@ def render_model_card(
         modality=_modality(data),
         simulated=data.modality.startswith("simulated"),
         shared=shared,
+        classes=", ".join(card.parameters.get("classes", [])),
         scores=[
             {"name": spec_of(name).title, "empty": model.scores[name]["empty_prediction"].sum()}
             | shown_scores(part["all"])
@@ -170,6 +171,8 @@ def _training(card: ModelCard) -> Iterator[tuple[str, Any]]:
             f"{card.folds['number']}, of which this model is of number {card.folds['fold']}",
         )
     yield "epoch", f"{card.best_epoch} of {card.epochs}, {card.selection}"
+    if classes := card.parameters.get("classes"):
+        yield "classes", f"{', '.join(classes)}; scores are means over them"
     yield "seed", card.seed
     training = card.parameters.get("training", {})
     batch_size = variant_spec(card.variant).batch_size_or(training.get("batch_size"))

@@ -27,7 +27,7 @@ class FoldedPipeline(WaveGMSPipeline):
         """Shares the networks of pipelines of one size and scale, which are not copied."""
         config = pipelines[0].config
         sizes = {"image_size": config.image_size, "greys": config.greys}
-        folded = cls(**pipelines[0].components, **sizes)
+        folded = cls(**pipelines[0].components, **sizes, classes=config.get("classes"))
         folded.register_to_config(_name_or_path=pipelines[0].name_or_path)
         folded.decoder, folded.others = pipelines[0].decoder, tuple(pipelines[1:])
         return folded
@@ -78,8 +78,9 @@ def predict_unseen(
         )
     if len(models) == 1:
         return predict_split(WaveGMSPipeline.from_pretrained(folder, decoder=decoder), test_set)
+    several = (len(test_set.classes),) if test_set.classes else ()
     side = test_set.image_size
-    soft_masks = np.empty((len(test_set), side, side), np.float32)
+    soft_masks = np.empty((len(test_set), *several, side, side), np.float32)
     for fold, place in enumerate(models, start=1):
         if read_card(place).data_hash != test_set.data_hash:
             raise InputError(

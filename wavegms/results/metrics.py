@@ -57,3 +57,33 @@ def mask_metrics(
         hd95_zero_if_empty=hd95_zero_if_empty,
         empty_prediction=not prediction.any(),
     )
+
+
+def class_metrics(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    classes: int,
+    spacing: tuple[float, float] = (1.0, 1.0),
+) -> dict[int, MaskMetrics]:
+    """Compares two label maps (H, W) class by class, by number; without those that neither has."""
+    parts = {number: (prediction == number, truth == number) for number in range(1, classes + 1)}
+    return {
+        number: mask_metrics(*pair, spacing=spacing)
+        for number, pair in parts.items()
+        if pair[0].any() or pair[1].any()
+    }
+
+
+def mean_of_classes(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    classes: int,
+    spacing: tuple[float, float] = (1.0, 1.0),
+) -> MaskMetrics:
+    """The means over `class_metrics`; of none, those of two empty masks."""
+    found = list(class_metrics(prediction, truth, classes, spacing).values())
+    if not found:
+        return mask_metrics(prediction > 0, truth > 0)
+    names = ("dsc", "iou", "hd95", "hd95_zero_if_empty")
+    means = {name: float(np.mean([getattr(one, name) for one in found])) for name in names}
+    return MaskMetrics(**means, empty_prediction=not (prediction > 0).any())

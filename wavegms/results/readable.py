@@ -162,6 +162,26 @@ def readable_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def readable_classes(table: pd.DataFrame) -> pd.DataFrame:
+    """What `class_table` gave: a row for each system and class, means with their intervals."""
+    rows = []
+    names = ["train_set", "test_set", "variant", "class"]
+    for (train_set, test_set, variant, name), group in table.groupby(names, sort=False):
+        cells = {cell["metric"]: cell for cell in group.to_dict("records")}
+        row = {
+            "Trained on": spec_of(train_set).title,
+            "Tested on": spec_of(test_set).title,
+            "System": title_of(variant),
+            "Class": name,
+            "Images": str(cells["dsc"]["images"]),
+        }
+        for metric, title in (("dsc", "DSC"), ("iou", "IoU"), ("hd95", _HONEST)):
+            mean, low, high = (_number(cells[metric][key]) for key in ("mean", "ci_low", "ci_high"))
+            row[title] = f"{mean} ({low} – {high})"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def write_table(
     table: pd.DataFrame,
     shown: pd.DataFrame,

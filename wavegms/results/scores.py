@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from math import isnan, nan
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from wavegms.classes import label_map
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.files import write_text
 from wavegms.images import FOREGROUND, IGNORED
 from wavegms.models.pipeline import WaveGMSPipeline, resize_probabilities
-from wavegms.results.metrics import mask_metrics
-from wavegms.results.statistics import ORIGINAL_METRICS, summarize_folds
+from wavegms.results.metrics import class_metrics, mask_metrics, mean_of_classes
+from wavegms.results.statistics import METRICS, ORIGINAL_METRICS, summarize_folds
 from wavegms.training.card import ModelCard, card_hash
 from wavegms.training.safeguards import computing_with, say
 from wavegms.variants import Decoder
@@ -29,15 +31,23 @@ def predict_split(
 ) -> np.ndarray:
     """Soft masks of a prepared split at the run's size: float32 (N, H, W) in [0, 1].
 
-    Computed in float32 whatever was trained with: tf32, torch's own default on a card, is none.
+    Of several classes they are (N, K, H, W), see `WaveGMSPipeline.predict`. Computed in float32
+    whatever was trained with: tf32, torch's own default on a card, is none.
     """
+    classes = (dataset.dataset if isinstance(dataset, Subset) else dataset).classes
+    if pipeline.classes != classes:
+        known, there = (", ".join(names) or "one class" for names in (pipeline.classes, classes))
+        raise InputError(
+            f"the model knows {known} and the images have {there}: test it on a dataset of the same"
+        )
     chunks = []
     computing_with("fp32", pipeline.device)
     for start in tqdm(range(0, len(dataset), batch_size), desc="predicting", unit="batch"):
         stop = min(start + batch_size, len(dataset))
         images = torch.stack([dataset[index]["image"] for index in range(start, stop)])
-        chunks.append(pipeline.predict(PreparedDataset.to_float(images))[:, 0].cpu().numpy())
-    return np.concatenate(chunks)
+        chunks.append(pipeline.predict(PreparedDataset.to_float(images)).cpu().numpy())
+    soft_masks = np.concatenate(chunks)
+    return soft_masks if pipeline.classes else soft_masks[:, 0]
 
 
 def score_mask(
@@ -58,7 +68,8 @@ def score_split(
 
     One row an image: id, label, with folds the one in which it is for testing, what `score_mask`
     gives, with `originals` also what `score_originals` does, and data_hash, of the prepared folder.
-    A pixel belongs to the mask from the threshold on. Pixels to be ignored count nowhere.
+    A pixel belongs to the mask from the threshold on. Pixels to be ignored count nowhere. Of
+    several classes see `score_classes`.
     """
     rows = []
     for index, soft_mask in enumerate(probabilities):
@@ -66,7 +77,10 @@ def score_split(
         about = {"id": dataset.ids[index], "label": dataset.labels[index]}
         if dataset.folds:
             about["fold"] = dataset.tested_in[index]
-        scored = score_mask(soft_mask >= threshold, mask == FOREGROUND, mask != IGNORED)
+        if dataset.classes:
+            scored = score_classes(label_map(soft_mask, threshold), mask, dataset.classes)
+        else:
+            scored = score_mask(soft_mask >= threshold, mask == FOREGROUND, mask != IGNORED)
         rows.append(about | scored)
     table = pd.DataFrame(rows)
     if originals:
@@ -82,7 +96,7 @@ def score_originals(
     As a pipeline does for its users, soft masks are resized and then cut at the threshold; the
     truth is the mask before preparation resized it. HD95 is in pixels of the original, and in mm
     where the image has a spacing, else NaN. All is NaN, and said, where a version before prepared
-    the data.
+    the data. Of several classes they are the means over them, as in `score_classes`.
     """
     rows = []
     if not dataset.has_originals:
@@ -95,15 +109,42 @@ def score_originals(
     resizing = tqdm(zip(probabilities, spacings, strict=True), "scoring originals", len(dataset))
     for index, (soft_mask, (row, column)) in enumerate(resizing):
         mask = dataset.original_mask(index)
-        soft = resize_probabilities(torch.from_numpy(soft_mask)[None], mask.shape)
-        masks = soft >= threshold, mask == FOREGROUND, mask != IGNORED
-        found = mask_metrics(*masks)
+        several = soft_mask if dataset.classes else soft_mask[None]
+        soft = resize_probabilities(torch.from_numpy(several), mask.shape)
+        if dataset.classes:
+            counted = mask <= len(dataset.classes)
+            maps = label_map(soft, threshold) * counted, mask * counted, len(dataset.classes)
+            compare = partial(mean_of_classes, *maps)
+        else:
+            compare = partial(mask_metrics, soft >= threshold, mask == FOREGROUND, mask != IGNORED)
+        found = compare()
         if row == column or isnan(row + column):  # NaN differs from itself
             millimetres = found.hd95 * (row if row == column else nan)
         else:
-            millimetres = mask_metrics(*masks, (row, column)).hd95
+            millimetres = compare(spacing=(row, column)).hd95
         rows.append((found.dsc, found.iou, found.hd95, millimetres))
     return pd.DataFrame(rows, columns=list(ORIGINAL_METRICS))
+
+
+def score_classes(
+    prediction: np.ndarray, truth: np.ndarray, classes: Sequence[str]
+) -> dict[str, float | bool]:
+    """As `score_mask`, of label maps (H, W): the means over the classes, and each class's own.
+
+    Those of a class are named as `dsc:name`. Where it is in neither map there is nothing to score,
+    and they are missing; if all are, the image is scored as one whose two masks are empty. The
+    areas and `empty_prediction` are of all classes together.
+    """
+    counted = truth <= len(classes)
+    scored = score_mask(prediction > 0, (truth > 0) & counted, counted)
+    maps = prediction * counted, truth * counted, len(classes)
+    found, mean = class_metrics(*maps), mean_of_classes(*maps)
+    for metric in METRICS:
+        values = {number: getattr(one, metric) for number, one in found.items()}
+        scored[metric] = getattr(mean, metric)
+        own = enumerate(classes, 1)
+        scored |= {f"{metric}:{name}": values.get(number, np.nan) for number, name in own}
+    return scored
 
 
 def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ()) -> dict[str, str]:

@@ -79,6 +79,27 @@ def summarize_audited(
     return table.reset_index("images_used").reset_index(drop=True)
 
 
+def classes_in(scores: pd.DataFrame) -> list[str]:
+    """The names of several classes that `score_split` scored, in their order; else none."""
+    return [name.removeprefix("dsc:") for name in scores if name.startswith("dsc:")]
+
+
+def summarize_classes(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """`summarize` for each class, named by the first column, over the images where it is scored.
+
+    One that no image has or was said to have has no row.
+    """
+    tables = {}
+    for name in classes_in(scores):
+        own = scores[[f"{metric}:{name}" for metric in METRICS]].dropna()
+        own.columns = list(METRICS)
+        if len(own):
+            tables[name] = summarize(own, resamples, seed)
+    if not tables:
+        return pd.DataFrame(columns=["class", "metric"])
+    return pd.concat(tables, names=["class"]).reset_index("class").reset_index(drop=True)
+
+
 def known_metrics(scores: pd.DataFrame) -> list[str]:
     """`METRICS`, and of `ORIGINAL_METRICS` those that some image has."""
     known = scores.reindex(columns=list(ORIGINAL_METRICS)).notna().any()

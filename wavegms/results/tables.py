@@ -20,9 +20,11 @@ from wavegms.results.statistics import (
     METRICS,
     ORIGINAL_METRICS,
     SYSTEM,
+    classes_in,
     known_metrics,
     mean_over_seeds,
     summarize,
+    summarize_classes,
     summarize_folds,
 )
 from wavegms.training.card import ModelCard
@@ -150,6 +152,31 @@ def read_scores(folder: Path) -> pd.DataFrame:
             )
     scores = pd.concat(runs.values(), ignore_index=True)
     return _sorted(scores, train_set=(), test_set=(), variant=VARIANTS, seed=())
+
+
+def class_table(folder: Path, resamples: int, seed: int) -> pd.DataFrame:
+    """Class by class, of every system in a folder of scores that has several: means over seeds.
+
+    As `summarize_classes` gives them, of each image its mean over the seeds where it is scored; DSC
+    and IoU in percent. Call it where `read_scores` took the folder. It may have no row.
+    """
+    tables = []
+    runs = [pd.read_csv(path, dtype={"id": str}) for path in sorted(Path(folder).rglob("*.csv"))]
+    runs = [run for run in runs if classes_in(run)]
+    keys = ["train_set", "test_set", "variant"]
+    systems = pd.concat(runs).groupby(keys, sort=False) if runs else ()
+    for key, rows in systems:
+        # of several datasets together a run has columns of classes that are not its own
+        rows = rows.dropna(axis=1, how="all")
+        values = [f"{metric}:{name}" for name in classes_in(rows) for metric in METRICS]
+        found = summarize_classes(rows.groupby("id")[values].mean(), resamples, seed)
+        tables.append(found.assign(**dict(zip(keys, key, strict=True)), seeds=rows.seed.nunique()))
+    if not tables:
+        return pd.DataFrame(columns=[*keys, "class", "metric"])
+    table = pd.concat(tables, ignore_index=True)
+    shares = table["metric"].isin(["dsc", "iou"])
+    table.loc[shares, ["mean", "sd", "ci_low", "ci_high"]] *= 100
+    return table.set_index([*keys, "class", "metric"]).reset_index()
 
 
 def read_not_run(folder: Path) -> Mapping[tuple[str, str], str]:

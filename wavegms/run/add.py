@@ -18,6 +18,7 @@ from wavegms.data.cases import (
     UNLABELLED,
     Case,
     checked_cases,
+    class_folders,
     holds_volume_files,
     image_files,
     match_folders,
@@ -25,9 +26,11 @@ from wavegms.data.cases import (
     pairing_rule,
     place,
     place_layout,
+    read_classes,
     unlabelled_volumes,
 )
 from wavegms.data.catalog import CATALOG, find_cases
+from wavegms.data.classes import label_names, with_classes
 from wavegms.data.pairs import (
     Reading,
     Seen,
@@ -40,14 +43,12 @@ from wavegms.data.reading import find_reading
 from wavegms.data.volume_sets import (
     decide_reading,
     describe_volumes,
-    label_names,
     look_at_volumes,
     open_case,
     remarks_on_volumes,
 )
 from wavegms.errors import InputError, first_line
 from wavegms.files import missing_folder, replace_file, write_text
-from wavegms.images import FOREGROUND
 from wavegms.run.check import check_dataset
 
 _RAW = Path("data/raw")
@@ -155,17 +156,21 @@ def add_dataset(
         cases, rest = checked_cases(pair_volumes(Path(images), Path(masks))), []
     else:
         root = Path(images)
-        cases, rest = match_folders(Path(images), Path(masks))
-
+        by_class = class_folders(Path(masks)) if reading and reading.classes else []
+        if by_class:
+            cases, rest = checked_cases(read_classes(Path(images), by_class)), []
+        else:
+            cases, rest = match_folders(Path(images), Path(masks))
     if volumes := cases[0].volume:
         found, notes, how = _examine_volumes(name, cases, reading, root)
     else:
+        reading = with_classes(name, source or folder, reading)
         found, notes, how = _examine(name, cases, reading, params.image_size)
     found = [*pairing_rule(cases), *found]
     if source is not None:
         place_layout(source, folder)
     elif images is not None:
-        place(cases, rest, folder)
+        place(cases, rest, folder, how.by_folder)
     preview = _write_preview(name, find_cases(name, folder), how)
     if name not in params.external:
         tests = check_dataset(name, folder, params)
@@ -236,7 +241,7 @@ def _examine(
         f"in the middle; {_count(one.mask_modes[0] for one in seen)}",
         *reading.evidence,
     ]
-    return found, remarks(cases, seen), reading
+    return found, remarks(cases, seen, reading.classes), reading
 
 
 def _examine_volumes(
@@ -286,9 +291,9 @@ def _shown(case: Case, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     """Image and mask; of a volume, the slice with the most foreground."""
     if not case.volume:
         pair = read_pair(case, reading)
-        return np.asarray(pair.image), pair.mask == FOREGROUND
+        return np.asarray(pair.image), of_class(pair.mask, pair.classes)
     volume, labels = open_case(case, reading.scale.volumes)
-    inside = reading.masks.of(labels) == FOREGROUND
+    inside = of_class(reading.masks.of(labels))
     place = int(inside.sum((1, 2)).argmax())
     return np.repeat(volume[place][..., None], 3, -1), inside[place]
 

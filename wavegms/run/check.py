@@ -4,12 +4,13 @@ from pathlib import Path
 
 from wavegms.config import Params, ReadingParams, load_params
 from wavegms.data.catalog import find_cases, root_of, spec_of
+from wavegms.data.classes import with_classes
 from wavegms.data.splits import assign_all, lists_of
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import PHANTOMS
 from wavegms.project import DECODERS, KEPT, PRETRAINED, is_kept, require_pretrained, require_start
-from wavegms.variants import VARIANTS, followed_recipe, require_side
+from wavegms.variants import VARIANTS, followed_recipe, require_classes, require_side
 
 
 def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
@@ -79,6 +80,7 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
                 "remove it there"
             )
     for name in params.datasets:
+        _check_classes(name, raw / name, params)
         _check_epochs(name, "is trained", params.training.epochs_for(name), params)
         if name in params.ablation.datasets:
             _check_epochs(name, "has its ablation", params.ablation.epochs, params)
@@ -89,6 +91,32 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             check_dataset(name, raw / name, params)
     write_text(out, "The parameters and the raw data were checked.\n")
     _note_imports(out.parent / "imported", params)
+
+
+def _check_classes(name: str, folder: Path, params: Params) -> None:
+    """Checks that what is trained on a dataset of several classes knows them."""
+    wanted, known = params.reading.get(name), spec_of(name).classes
+    root = root_of(name, folder) if folder.is_dir() else folder
+    classes = with_classes(name, root, wanted, known).classes
+    ablation = params.ablation.variants if name in params.ablation.datasets else []
+    for variant in [*params.variants, *ablation]:
+        try:
+            require_classes(variant, len(classes), params.training.recipe)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    if not classes:
+        return
+    if name in params.foundations.datasets:
+        raise InputError(
+            f"foundations.datasets names {name}, which has several classes, and autoencoders are "
+            "compared on masks of one: leave it out"
+        )
+    for section in ("training", "evaluation"):
+        if getattr(params, section).decoder == "fast":
+            raise InputError(
+                f"{section}.decoder is fast, which knows black and white, and {name} has "
+                f"{len(classes)} classes: set it to exact"
+            )
 
 
 def _check_epochs(dataset: str, what: str, epochs: int | None, params: Params) -> None:

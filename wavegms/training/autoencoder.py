@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, RandomSampler, Subset
 from tqdm import tqdm
 
+from wavegms.classes import label_map
 from wavegms.config import AutoencoderParams, AutoencoderTraining
 from wavegms.data.batches import Augmentation
 from wavegms.data.dataset import PreparedDataset
@@ -30,12 +31,11 @@ from wavegms.files import write_text
 from wavegms.models.autoencoder import (
     Autoencoder,
     channels_last,
-    decode_masks,
     encode_images,
-    encode_masks,
     freeze,
     repaint_images,
 )
+from wavegms.models.palette import BLACK_AND_WHITE, Palette
 from wavegms.models.weights import load_autoencoder, load_sd_vae, read_tensors
 from wavegms.project import PRETRAINED, require_pretrained
 from wavegms.training.loss import soft_dice
@@ -56,7 +56,8 @@ class ReconstructionQuality:
     """How well an autoencoder gives back what it encoded, on one split: means over its images.
 
     The PSNR of the images is in dB. The Dice of the masks, thresholded at 0.5 after decoding, is in
-    [0, 1]; no segmentation through this autoencoder can be expected to exceed it.
+    [0, 1]; no segmentation through this autoencoder can be expected to exceed it. Of several
+    classes it is the mean over them, painted in their colours.
     """
 
     image_psnr: float
@@ -134,7 +135,7 @@ def train_autoencoder(
     From nothing that took 140 steps in the sample; what `start_from` names is taken as it is where
     it gives masks back that well.
     """
-    accelerator = Accelerator()
+    accelerator, palette = Accelerator(), Palette.of(train_set.classes)
     set_seed(seed)
     vae = start_autoencoder(settings, folder)
     if settings.start_from and settings.target_dice < 1:
@@ -166,9 +167,9 @@ def train_autoencoder(
     for step, batch in enumerate(bar, start=1):
         images, masks = augment(
             PreparedDataset.to_float(batch["image"]),
-            PreparedDataset.foreground_to_float(batch["mask"]),
+            PreparedDataset.foreground_to_float(batch["mask"], palette.classes),
         )
-        loss = reconstruction_loss(vae, images, masks)
+        loss = reconstruction_loss(vae, images, masks, palette)
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
@@ -183,17 +184,19 @@ def train_autoencoder(
     return freeze(accelerator.unwrap_model(vae)).cpu()
 
 
-def reconstruction_loss(vae: AutoencoderTiny, images: Tensor, masks: Tensor) -> Tensor:
-    """What an autoencoder in training gets wrong of (B, 3, H, W) and (B, 1, H, W) in [0, 1].
+def reconstruction_loss(
+    vae: AutoencoderTiny, images: Tensor, masks: Tensor, palette: Palette = BLACK_AND_WHITE
+) -> Tensor:
+    """What an autoencoder in training gets wrong of (B, 3, H, W) in [0, 1] and masks (B, 1, H, W).
 
     The squared error of both, plus soft Dice of the masks: they are what a decoder must get right
     here, and their thin borders weigh little in a squared error.
     """
     # 0.37 instead of 0.60 s of one thread for a step of the sample
-    both = channels_last(torch.cat([images, masks.expand(-1, 3, -1, -1)]))
+    both = channels_last(torch.cat([images, palette.paint(masks)]))
     latents = encode_images(vae, both)
     decoded = (vae.decode(latents).sample + 1) / 2
-    soft_masks = decoded[len(images) :].mean(dim=1, keepdim=True).clamp(0, 1)
+    soft_masks = palette.shares(decoded[len(images) :])
     return (
         functional.mse_loss(decoded, both)
         + 0.1 * (1 - soft_dice(soft_masks, masks)).mean()
@@ -215,7 +218,10 @@ def reconstruction_quality(
 
 
 class Repainted(NamedTuple):
-    """Masks (B, 1, H, W) and what came of them, both 0 or 1; and the images' PSNR in dB, (B,)."""
+    """Masks (B, 1, H, W), 0 to K, what came of them, and the images' PSNR in dB, (B,).
+
+    What came is 0 or 1 for each class, (B, K, H, W).
+    """
 
     masks: Tensor
     found: Tensor
@@ -227,12 +233,16 @@ def repaint_split(
 ) -> Iterator[Repainted]:
     """Encodes and decodes a split, or of a larger one those of `evenly_spaced`."""
     chosen = Subset(dataset, evenly_spaced(dataset, most))
+    palette = Palette.of(dataset.classes)
+    numbers = torch.arange(1, palette.classes + 1)[:, None, None]
     for batch in DataLoader(chosen, batch_size=batch_size):
         images = channels_last(PreparedDataset.to_float(batch["image"]).to(vae.device))
-        masks = PreparedDataset.foreground_to_float(batch["mask"]).to(vae.device)
+        masks = PreparedDataset.foreground_to_float(batch["mask"], palette.classes)
+        masks = masks.to(vae.device)
         error = (repaint_images(vae, images) - images).square().flatten(1).mean(1)
-        found = decode_masks(vae, encode_masks(vae, masks)) >= 0.5
-        yield Repainted(masks, found.float(), -10 * torch.log10(error))
+        soft_masks = palette.decode(vae, palette.encode(vae, masks))
+        found = torch.from_numpy(label_map(soft_masks.cpu().numpy()))[:, None] == numbers
+        yield Repainted(masks, found.float().to(vae.device), -10 * torch.log10(error))
 
 
 def evenly_spaced(dataset: PreparedDataset, most: int) -> range:
@@ -320,5 +330,6 @@ def require_mask_quality(quality: ReconstructionQuality, bound: float) -> None:
         raise InputError(
             f"the autoencoder gives masks back with Dice {quality.mask_dice:.3f} only, below "
             f"autoencoder.min_mask_dice {bound}: raise autoencoder.train.steps, use a larger "
-            "image_size, or choose another autoencoder.source"
+            "image_size, join classes if there are several (it may not tell their colours apart), "
+            "or choose another autoencoder.source"
         )

@@ -28,10 +28,10 @@ class ModelCard:
     their mean soft Dice in [0, 1] on the selecting images. `precision` is what training computed
     with, None if nothing was trained. `autoencoder` says where the frozen one came from, and how
     well it reconstructs; None where the network has none. `parameters` are the sections of
-    params.yaml that training used, how volumes were cut where they were, see `VolumeRule`, and with
-    folds their number, which of them this model is of, and in that of the first the hashes of the
-    others' cards; where it followed a published recipe, with its values, and `recipe` says the rest
-    of it.
+    params.yaml that training used, the names of `classes` where there are several, how volumes were
+    cut where they were, see `VolumeRule`, and with folds their number, which of them this model is
+    of, and in that of the first the hashes of the others' cards; where it followed a published
+    recipe, with its values, and `recipe` says the rest of it.
     """
 
     variant: str

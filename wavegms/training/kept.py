@@ -6,7 +6,7 @@ others' work and no part of it: it is fetched, and compared with the one that wa
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ def keep_weights(
 
     `about` is for readers: images, licence, selection, metrics.
     """
+    if pipeline.classes:
+        raise InputError(f"{name} has several classes, and kept weights know one: share its folder")
     parts = {part: getattr(pipeline, part) for part in _TRAINED if getattr(pipeline, part)}
     state = {
         f"{part}.{key}": value.detach().cpu().to(torch.bfloat16).contiguous()
@@ -151,13 +153,17 @@ def _fitting_autoencoder(name: str, latents: Tensor) -> Autoencoder:
 
 
 def start_network(
-    where: str, variant: str, vae: Autoencoder | None, in_place: str | None = None
+    where: str,
+    variant: str,
+    vae: Autoencoder | None,
+    classes: Sequence[str] = (),
+    in_place: str | None = None,
 ) -> Network:
     """The network of a trained model, for `training.start_from`; `in_place` is of `build_variant`.
 
     Raises:
-        InputError: there is no such model, it is of another network than the variant's, or it was
-            trained with another autoencoder.
+        InputError: there is no such model, it is of another network than the variant's or of other
+            classes, or it was trained with another autoencoder.
     """
     require_start(where)
     before = WaveGMSPipeline.from_pretrained(model_folder(where))
@@ -168,9 +174,16 @@ def start_network(
             "something else: set autoencoder.source and autoencoder.path to that one, such as "
             f"{Path(where) / 'vae'}, or training.start_from to null"
         )
+    if before.classes != tuple(classes):
+        names = [", ".join(some) or "one class" for some in (before.classes, classes)]
+        raise InputError(
+            f"training.start_from {where} knows {names[0]}, and the data have {names[1]}: choose a "
+            "model of the same, or set it to null"
+        )
     side = before.config.image_size
-    network = build_variant(variant, image_size=side, vae=vae, in_place=in_place)
-    pipeline = as_pipeline(network, vae, side)
+    options = {"classes": len(classes) or 1, "in_place": in_place}
+    network = build_variant(variant, image_size=side, vae=vae, **options)
+    pipeline = as_pipeline(network, vae, side, classes=classes)
     for part in _TRAINED:
         ours, theirs = getattr(pipeline, part), getattr(before, part)
         state = [n and {k: v.shape for k, v in n.state_dict().items()} for n in (ours, theirs)]

@@ -16,17 +16,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from wavegms.images import IGNORED
 from wavegms.models.autoencoder import (
     Autoencoder,
     at_least_float32,
     channels_last,
     decode_latents,
-    decode_masks,
     encode_images,
-    encode_masks,
 )
 from wavegms.models.mask_decoder import MaskDecoder
+from wavegms.models.palette import BLACK_AND_WHITE, Palette
 
 Supervision = Literal["all_levels", "last_three_levels"]
 
@@ -48,14 +46,23 @@ _CPU_PIXELS, _GPU_PIXELS = 128 * 128, 12 * 224 * 224
 def soft_dice(probabilities: Tensor, masks: Tensor) -> Tensor:
     """Soft Dice coefficient of each image, without squares, smoothed by 1e-5 above and below.
 
-    (B, 1, H, W) in [0, 1] against 0, 1, or 2 for pixels that do not count -> (B,) in [0, 1], at
-    least float32; 1 is a perfect match.
+    (B, K, H, W) in [0, 1] against masks (B, 1, H, W), 0 to K, or K + 1 for pixels that do not count
+    -> (B,) in [0, 1], at least float32; 1 is a perfect match. Of several classes it is the mean
+    over them, where one that an image lacks is judged by the pixels that are not of it.
     """
-    counted = masks < IGNORED
-    probabilities, masks = at_least_float32(probabilities) * counted, masks * counted
-    overlap = (probabilities * masks).flatten(1).sum(1)
-    total = probabilities.flatten(1).sum(1) + masks.flatten(1).sum(1)
-    return (2 * overlap + _SMOOTHING) / (total + _SMOOTHING)
+    classes = probabilities.shape[1]
+    counted = masks <= classes
+    probabilities = at_least_float32(probabilities)
+    if classes > 1:
+        numbers = torch.arange(1, classes + 1, device=masks.device)[:, None, None]
+        masks = masks == numbers
+        lacking = ~masks.flatten(2).any(2)[..., None, None]
+        probabilities = torch.where(lacking, 1 - probabilities, probabilities)
+        masks = (masks ^ lacking).to(probabilities.dtype)
+    probabilities, masks = probabilities * counted, masks * counted
+    overlap = (probabilities * masks).flatten(2).sum(2)
+    total = probabilities.flatten(2).sum(2) + masks.flatten(2).sum(2)
+    return ((2 * overlap + _SMOOTHING) / (total + _SMOOTHING)).mean(1)
 
 
 def mask_loss(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
@@ -82,11 +89,12 @@ class WaveGMSLoss:
 
     L_seg (soft Dice loss of the decoded mask) and L_lm (mean squared error of the latent to z_M)
     are summed over the supervised decoder levels of the latent mapping model: all (paper), or all
-    but the one straight after the bottleneck (reference).
+    but the one straight after the bottleneck (reference). `palette` has the colours of the classes.
     """
 
     supervision: Supervision = "all_levels"
     alignment_distance: AlignmentDistance = "l1"
+    palette: Palette = BLACK_AND_WHITE
 
     def __call__(
         self,
@@ -105,10 +113,10 @@ class WaveGMSLoss:
         `loss` (the sum), `seg`, `lm` and, where aligned, `align`.
         """
         supervised = self._supervised(levels)
-        decode = mask_decoder or partial(decode_masks, vae)
+        decode = mask_decoder or partial(self.palette.decode, vae)
         seg = sum(_DecodedDiceLoss.apply(level, decode, masks) for level in supervised)
         with torch.no_grad():
-            targets = [channels_last(_drawn(masks).expand(-1, 3, -1, -1))]
+            targets = [channels_last(self.palette.paint(masks))]
             if latents is not None:
                 targets.append(images)
             at_once = _at_once(masks)
@@ -127,10 +135,10 @@ class WaveGMSLoss:
         """The same, written as in the paper: the graphs of all decoded levels live at once."""
         supervised, seg = self._supervised(levels), 0.0
         for level in supervised:
-            decoded = decode_latents(vae, level).mean(dim=1, keepdim=True)
-            seg = seg + (1 - soft_dice(((decoded + 1) / 2).clamp(0, 1), masks)).mean()
+            pixels = (decode_latents(vae, level) + 1) / 2
+            seg = seg + (1 - soft_dice(self.palette.shares(pixels), masks)).mean()
         with torch.no_grad():
-            mask_latents = encode_masks(vae, _drawn(masks))
+            mask_latents = self.palette.encode(vae, masks)
             image_latents = None if latents is None else encode_images(vae, images)
         return self._total(seg, supervised, masks, mask_latents, latents, image_latents)
 
@@ -146,7 +154,7 @@ class WaveGMSLoss:
         latents: Tensor | None = None,
         image_latents: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        counted, share = _counted_latents(masks)
+        counted, share = _counted_latents(masks, self.palette.classes)
         mask_latents = at_least_float32(mask_latents) * counted
         errors = [
             functional.mse_loss(at_least_float32(one) * counted, mask_latents) for one in supervised
@@ -192,14 +200,9 @@ class _DecodedDiceLoss(torch.autograd.Function):
         return factor * ctx.saved_tensors[0], None, None
 
 
-def _drawn(masks: Tensor) -> Tensor:
-    """Masks as an autoencoder is shown them: 0 or 1, black where nothing was annotated."""
-    return masks * (masks < IGNORED)
-
-
-def _counted_latents(masks: Tensor) -> tuple[Tensor, Tensor]:
+def _counted_latents(masks: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Which latents (B, 1, H/8, W/8) see no ignored pixel in their square, and their share."""
-    counted = functional.max_pool2d(masks, _LATENT) < IGNORED
+    counted = functional.max_pool2d(masks, _LATENT) <= classes
     return counted, counted.float().mean().clamp_min(1 / counted.numel())
 
 

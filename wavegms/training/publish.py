@@ -71,6 +71,8 @@ def _card_of(
         parameters["volumes"] = asdict(run.train_set.scale.volumes)
     if folds := run.train_set.folds:
         parameters["folds"] = {"number": folds, "fold": run.train_set.fold, **(others or {})}
+    if classes := run.train_set.classes:
+        parameters["classes"] = list(classes)
     return ModelCard(
         variant=run.variant,
         dataset=run.dataset,

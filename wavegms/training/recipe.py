@@ -55,7 +55,7 @@ from wavegms.training.state import (
     load_state,
     only_training,
 )
-from wavegms.variants import VariantSpec, variant_spec
+from wavegms.variants import VariantSpec, require_classes, variant_spec
 
 # Of the training split, from which a generative network takes what it begins with.
 _MOST_MASKS = 512
@@ -110,7 +110,7 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """The forward half of a training step: `loss`, which goes backward, and the terms of its sum.
 
-    Images are (B, 3, H, W) in [0, 1], masks (B, 1, H, W) 0 or 1; `generators` are the random state
+    Images are (B, 3, H, W) in [0, 1], masks (B, 1, H, W) 0 to K; `generators` are the random state
     of what the network draws, or one for each image. A mask decoder, if given, decodes. A
     `published` loss, one of `LOSSES`, looks at the logits that `learner_of` gives.
     """
@@ -182,7 +182,8 @@ def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> Train
     optimizer, schedule = _optimizer(run, model, plan, graphed, len(batches))
     if run.training.compile:
         model.compile()
-    wrapped, loss = accelerator.prepare(model), WaveGMSLoss(**run.loss.model_dump())
+    wrapped = accelerator.prepare(model)
+    loss = WaveGMSLoss(**run.loss.model_dump(), palette=pipeline.palette)
     frozen, mask_decoder = (
         frozen_for_steps(part, precision, device) for part in (run.vae, pipeline.mask_decoder)
     )
@@ -243,11 +244,14 @@ def so_far(run: Run, device: torch.device) -> TrainingResult:
 
 def _build(run: Run, device: torch.device) -> tuple[Network, WaveGMSPipeline]:
     set_seed(run.seed)
+    classes = len(run.train_set.classes) or 1
+    require_classes(run.variant, classes, run.training.recipe)
     model = build_variant(
         run.variant,
         image_size=run.train_set.image_size,
         sample_at_inference=run.model.sample_at_inference,
         vae=run.vae,
+        classes=classes,
         in_place=network_in_place(run.variant, run.training),
     )
     if run.start is not None:
@@ -257,7 +261,7 @@ def _build(run: Run, device: torch.device) -> tuple[Network, WaveGMSPipeline]:
     if not variant_spec(run.variant).trained:
         model.mapping = load_gms_mapping(run.model.gms_checkpoint_for(run.dataset))
     vae = None if run.vae is None else run.vae.to(device)
-    seen = run.train_set.image_size, run.train_set.scale
+    seen = run.train_set.image_size, run.train_set.scale, run.train_set.classes
     pipeline = as_pipeline(model.to(device), vae, *seen)
     pipeline.choose_decoder(run.training.decoder)
     return model, pipeline

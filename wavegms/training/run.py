@@ -70,11 +70,12 @@ class Run:
         trained_here = fold if autoencoder.source == "train" else 1
         folder = fold_folder(project / "models/autoencoder" / dataset, trained_here)
         vae, card = frozen_autoencoder(variant, folder, autoencoder)
+        train_set = PreparedDataset(prepared, training.train_splits, fold=fold)
         return cls(
             dataset=dataset,
             variant=variant,
             seed=seed,
-            train_set=PreparedDataset(prepared, training.train_splits, fold=fold),
+            train_set=train_set,
             selection_set=PreparedDataset(prepared, training.selection_split, fold=fold),
             vae=vae,
             autoencoder=card,
@@ -86,7 +87,11 @@ class Run:
             published=fold_folder(project / "models" / part / place, fold),
             start=training.start_from
             and start_network(
-                training.start_from, variant, vae, network_in_place(variant, training)
+                training.start_from,
+                variant,
+                vae,
+                train_set.classes,
+                network_in_place(variant, training),
             ),
         )
 

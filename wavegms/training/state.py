@@ -30,7 +30,7 @@ LOCK_NAME = "running.lock"
 
 # What trained weights follow from, as the stage `train` of dvc.yaml names it.
 _CODE = (
-    *("data/batches.py", "data/dataset.py", "data/on_card.py"),
+    *("classes.py", "data/batches.py", "data/dataset.py", "data/on_card.py"),
     *("models", "training", "recipes.py", "variants.py"),
 )
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wavegms.models.mask_network import mask_network
+from wavegms.models.mask_network import logits_of, mask_network
 
 _SLOPE = 0.01
 
@@ -160,7 +160,7 @@ class AccUNet(nn.Module):
     inside.
     """
 
-    def __init__(self, width: int, inner_of_level_3: int):
+    def __init__(self, width: int, inner_of_level_3: int, classes: int = 1):
         super().__init__()
         widths = [width * 2**level for level in range(5)]
         self.encoder = nn.ModuleList(
@@ -175,10 +175,10 @@ class AccUNet(nn.Module):
             DecoderLevel(widths[level], _CONTEXT[level], inner_of_level_3 if level == 2 else _INNER)
             for level in (3, 2, 1, 0)
         )
-        self.head = nn.Conv2d(width, 1, 1)
+        self.head = nn.Conv2d(width, logits_of(classes), 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> logits (B, 1, H, W)."""
+        """(B, 3, H, W) in [0, 1] -> logits (B, 1, H, W), or as `logits_of` says."""
         x, maps = self.encoder[0](images), []
         for path, blocks in zip(self.paths, self.encoder[1:], strict=True):
             maps.append(path(x))
@@ -191,12 +191,12 @@ class AccUNet(nn.Module):
 
 
 @mask_network
-def acc_unet() -> nn.Module:
+def acc_unet(classes: int = 1) -> nn.Module:
     """16,771,245 parameters; the paper's has 16.8 M."""
-    return AccUNet(32, 34)
+    return AccUNet(32, 34, classes)
 
 
 @mask_network
-def acc_unet_small() -> nn.Module:
+def acc_unet_small(classes: int = 1) -> nn.Module:
     """The same at a quarter of the width, without the one block that is wider than all others."""
-    return AccUNet(8, _INNER)
+    return AccUNet(8, _INNER, classes)

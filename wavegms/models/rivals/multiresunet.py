@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wavegms.models.mask_network import mask_network
+from wavegms.models.mask_network import logits_of, mask_network
 
 # Of the width of a U-Net's level, and of those of the three convolutions in a row.
 _WIDER, _SHARES = 1.67, (0.167, 0.333, 0.5)
@@ -58,7 +58,7 @@ class ResPath(nn.Module):
 class MultiResUNet(nn.Module):
     """Sides divisible by 16. The logit is normalised over the batch, too, as published."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, classes: int = 1):
         super().__init__()
         widths = [width * 2**level for level in range(5)]
         self.encoder, self.paths = nn.ModuleList(), nn.ModuleList()
@@ -73,10 +73,10 @@ class MultiResUNet(nn.Module):
             self.ups.append(nn.ConvTranspose2d(into, wide, 2, stride=2))
             self.decoder.append(MultiResBlock(2 * wide, wide))
             into = self.decoder[-1].out_channels
-        self.head = _unit(into, 1, 1, active=False)
+        self.head = _unit(into, logits_of(classes), 1, active=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> logits (B, 1, H, W)."""
+        """(B, 3, H, W) in [0, 1] -> logits (B, 1, H, W), or as `logits_of` says."""
         x, skips = self.encoder[0](images), []
         for path, block in zip(self.paths, self.encoder[1:], strict=True):
             skips.append(path(x))
@@ -87,12 +87,12 @@ class MultiResUNet(nn.Module):
 
 
 @mask_network
-def multiresunet() -> nn.Module:
+def multiresunet(classes: int = 1) -> nn.Module:
     """7,251,322 parameters; the paper's has 7.3 M."""
-    return MultiResUNet(32)
+    return MultiResUNet(32, classes)
 
 
 @mask_network
-def multiresunet_small() -> nn.Module:
+def multiresunet_small(classes: int = 1) -> nn.Module:
     """The same at a quarter of the width: 448,660 parameters."""
-    return MultiResUNet(8)
+    return MultiResUNet(8, classes)

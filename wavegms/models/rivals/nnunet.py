@@ -7,9 +7,9 @@ from wavegms.recipes import planned_widths
 
 
 class ZScored(nn.Module):
-    """A network of two classes, background first, that sees each channel at mean 0 and spread 1.
+    """A network of classes, background first, that sees each channel at mean 0 and spread 1.
 
-    Its logit is the difference of the two, whose sigmoid is the softmax's share of the foreground.
+    Of two its logit is their difference, whose sigmoid is the softmax's share of the foreground.
     """
 
     def __init__(self, network: nn.Module):
@@ -19,8 +19,9 @@ class ZScored(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, 1, H, W)."""
-        return _difference(self.logits(self.scored(images)))
+        """(B, 3, H, W) -> logits (B, 1, H, W); of more than two classes all, (B, K + 1, H, W)."""
+        logits = self.logits(self.scored(images))
+        return _difference(logits) if logits.shape[1] == 2 else logits
 
     @staticmethod
     def scored(images: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ class ZScored(nn.Module):
         return (images - mean) / images.std((2, 3), keepdim=True, correction=0).clamp_min(1e-8)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Values as they are (B, 3, H, W) -> logits (B, 2, H, W): nnU-Net's own network."""
+        """Values as they are (B, 3, H, W) -> logits (B, K + 1, H, W): nnU-Net's own network."""
         return self.network.output_block(self.maps(x)[0])
 
     def maps(self, x: Tensor) -> list[Tensor]:
@@ -75,7 +76,7 @@ def _difference(logits: Tensor) -> Tensor:
     return foreground - background
 
 
-def _build(*widths: int) -> nn.Module:
+def _build(classes: int, *widths: int) -> nn.Module:
     # here, because MONAI takes seconds to import
     from monai.networks.nets import DynUNet
 
@@ -92,7 +93,7 @@ def _build(*widths: int) -> nn.Module:
     network = Planned(
         spatial_dims=2,
         in_channels=3,
-        out_channels=2,
+        out_channels=classes + 1,
         kernel_size=[3] * len(widths),
         strides=[1] + [2] * halvings,
         upsample_kernel_size=[2] * halvings,
@@ -104,21 +105,21 @@ def _build(*widths: int) -> nn.Module:
 
 
 @mask_network
-def nnunet() -> nn.Module:
+def nnunet(classes: int = 1) -> nn.Module:
     """20,612,738 parameters; the paper's has 20.6 M.
 
     nnU-Net's own class has 20,619,658: biases, which its norms cancel, and heads that only train.
     """
-    return _build(32, 64, 128, 256, 512, 512)
+    return _build(classes, 32, 64, 128, 256, 512, 512)
 
 
 @mask_network
 def nnunet_planned(image_size: int) -> nn.Module:
     """As deep as nnU-Net's rule makes it for this side; at 224 pixels the same."""
-    return _build(*planned_widths(image_size))
+    return _build(1, *planned_widths(image_size))
 
 
 @mask_network
-def nnunet_small() -> nn.Module:
+def nnunet_small(classes: int = 1) -> nn.Module:
     """Three stages instead of six."""
-    return _build(8, 16, 32)
+    return _build(classes, 8, 16, 32)

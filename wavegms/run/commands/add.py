@@ -25,6 +25,14 @@ def configure(parser: ArgumentParser) -> None:
         **values,
         help="values of the masks, such as 1 or 128-255; found if left out",
     )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names of several classes, of the values 1, 2 and so on or of their folders; or "
+        "NAME=VALUE, where a value is another",
+    )
     parser.add_argument("--ignore", **values, help="values of pixels that were not annotated")
     parser.add_argument(
         "--drawn-on",
@@ -61,6 +69,7 @@ def execute(options: Namespace) -> None:
             "ignore": [int(one) if one.isdecimal() else one for one in options.ignore],
             "drawn_on": options.drawn_on,
             "plane": options.plane,
+            "classes": _named(options.classes),
             "spacing": options.spacing,
         }
     )
@@ -69,3 +78,10 @@ def execute(options: Namespace) -> None:
         name, source = options.called, Path(options.name).absolute()
     enter_project()
     print(say(add_dataset(name, images, masks, reading, source)), end="")
+
+
+def _named(classes: list[str]) -> dict[str, int | str] | list[str]:
+    pairs = [one.partition("=") for one in classes]
+    if not any(equals for _, equals, _ in pairs):
+        return classes
+    return {name: int(value) if value.isdecimal() else value for name, _, value in pairs}

@@ -1,0 +1,312 @@
+"""Several classes from raw files to a prepared folder, a trained model, scores and predictions."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from copies import ROOT
+from dvc.utils.hydra import compose_and_dump
+from layouts import BOX, SIZE, picture, save
+from PIL import Image
+from runs import grey_vae, make_run
+
+from wavegms.classes import label_map
+from wavegms.config import ReadingParams
+from wavegms.data.batches import Augmentation
+from wavegms.data.catalog import find_cases
+from wavegms.data.dataset import PreparedDataset
+from wavegms.data.manifest import load_manifest
+from wavegms.data.prepare import prepare_dataset
+from wavegms.errors import InputError
+from wavegms.predict.inputs import Request
+from wavegms.predict.run import CLASS_COLUMNS, predict
+from wavegms.results.metrics import mask_metrics
+from wavegms.results.readable import readable_classes
+from wavegms.results.scores import predict_split, score_split, write_scores
+from wavegms.results.statistics import summarize, summarize_classes
+from wavegms.results.tables import class_table
+from wavegms.run.check import check_inputs
+from wavegms.training.publish import publish_model
+from wavegms.training.recipe import train
+
+NAMES = ("mass", "cyst")
+LEFT, TOP, RIGHT, BOTTOM = BOX
+
+
+def labels(odd=0):
+    """Class 1 in the left half of the lesion, 2 in the right one."""
+    map_ = np.zeros(SIZE[::-1], np.uint8)
+    middle = (LEFT + RIGHT) // 2
+    map_[TOP:BOTTOM, LEFT:middle], map_[TOP:BOTTOM, middle:RIGHT] = 1, 2
+    map_[0, 0] = odd
+    return map_
+
+
+def write_maps(folder, count=10, odd=0):
+    for number in range(count):
+        save(picture(number), folder / f"images/{number}.png")
+        save(Image.fromarray(labels(odd)), folder / f"masks/{number}.png")
+    return folder
+
+
+def write_folders(folder, count=10):
+    """The cyst lies on the mass, as two folders; the last images have only one."""
+    for number in range(count):
+        save(picture(number), folder / f"images/{number}.png")
+        mass = Image.fromarray(np.uint8(255) * (labels() > 0))
+        cyst = Image.fromarray(np.uint8(255) * (labels() == 2))
+        if number != count - 1:
+            save(mass, folder / f"masks/mass/{number}.png")
+        if number != count - 2:
+            save(cyst, folder / f"masks/cyst/{number}.png")
+    return folder
+
+
+def prepare(raw, out, name="mine", reading=None, size=32):
+    return prepare_dataset(
+        name,
+        raw,
+        out,
+        image_size=size,
+        split="random",
+        split_folder=raw,
+        test_fraction=0.2,
+        validation_fraction=0.2,
+        seed=0,
+        reading=reading and ReadingParams.check(reading),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("classes")
+    report = prepare(write_maps(root / "raw"), root / "prepared", reading={"classes": list(NAMES)})
+    assert report.evidence[1] == "masks: label maps of the classes mass 1, cyst 2"
+    return root / "prepared"
+
+
+def test_label_maps_are_prepared_with_names_and_colours(folder):
+    dataset = PreparedDataset(folder, ("train", "val", "test"))
+    assert dataset.classes == NAMES and set(dataset.masks.unique().tolist()) == {0, 1, 2}
+    wanted = Image.fromarray(labels()).resize((32, 32), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(dataset.masks[0, 0], np.array(wanted))
+    assert torch.equal(PreparedDataset(folder, "val", in_memory=False)[0]["mask"], dataset.masks[0])
+    with Image.open(folder / "masks/0.png") as mask:
+        assert mask.mode == "P"
+        colours = set(map(tuple, np.array(mask.convert("RGB")).reshape(-1, 3).tolist()))
+    assert colours == {(0, 0, 0), (255, 255, 0), (0, 255, 255)}
+    assert set(load_manifest(folder)["classes"]) == {"mass cyst"}
+
+
+def test_one_class_has_no_such_column(prepared):
+    assert "classes" not in pd.read_csv(prepared / "manifest.csv")
+    assert PreparedDataset(prepared, "train").classes == ()
+
+
+def test_folders_are_classes_and_the_later_lies_on_top(tmp_path):
+    raw = write_folders(tmp_path / "raw")
+    with pytest.raises(InputError, match=r"a folder for each of cyst, mass: name them as reading"):
+        prepare(raw, tmp_path / "out")
+    report = prepare(raw, tmp_path / "out", reading={"classes": list(NAMES)})
+    assert report.joined == 8
+    dataset = PreparedDataset(tmp_path / "out", ("train", "val", "test"))
+    by_id = dict(zip(dataset.ids, dataset.masks[:, 0].numpy(), strict=True))
+    whole = np.array(Image.fromarray(labels()).resize((32, 32), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(by_id["0"], whole)
+    np.testing.assert_array_equal(by_id["8"], whole > 0)
+    np.testing.assert_array_equal(by_id["9"], 2 * (whole == 2))
+    with pytest.raises(
+        InputError, match=r"masks/cyst is no folder of a class of mine \(mass, ball"
+    ):
+        prepare(raw, tmp_path / "other", reading={"classes": ["mass", "ball"]})
+    (raw / "masks/mass/0.jpg").write_bytes((raw / "masks/mass/0.png").read_bytes())
+    with pytest.raises(InputError, match="two masks in one folder of a class"):
+        find_cases("mine", raw)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [{"0": "background", "1": "mass", "2": "cyst"}, {"cyst": 2, "background": 0, "mass": "1"}],
+)
+def test_a_dataset_json_names_the_classes(tmp_path, written):
+    raw = write_maps(tmp_path / "raw")
+    (raw / "dataset.json").write_text(json.dumps({"labels": written}))
+    prepare(raw, tmp_path / "out")
+    assert PreparedDataset(tmp_path / "out", "train").classes == NAMES
+    # unless they are all one
+    prepare(raw, tmp_path / "one", reading={"foreground": [1, 2]})
+    assert PreparedDataset(tmp_path / "one", "train").classes == ()
+    (raw / "dataset.json").write_text('{"labels": [1]}')
+    with pytest.raises(InputError, match="does not say which value is of which class"):
+        prepare(raw, tmp_path / "out")
+
+
+def test_a_value_of_no_class_is_named_unless_it_is_ignored(tmp_path):
+    raw = write_maps(tmp_path / "raw", odd=7)
+    with pytest.raises(InputError, match=r"10 images .*masks/0\.png: it has the value 7"):
+        prepare(raw, tmp_path / "out", reading={"classes": list(NAMES)})
+    assert not (tmp_path / "out").exists()
+    report = prepare(raw, tmp_path / "out", reading={"classes": list(NAMES), "ignore": [7]})
+    assert report.ignored > 0 and not report.differences
+    assert 3 in PreparedDataset(tmp_path / "out", "train").masks
+    classes = {"mass": 1, "cyst": 2, "node": 3}
+    report = prepare(raw, tmp_path / "out", reading={"classes": classes, "ignore": [7]})
+    assert "No mask has a pixel of the class node" in report.differences[0]
+
+
+def test_augmentation_keeps_the_numbers(folder):
+    dataset = PreparedDataset(folder, "train")
+    chances = dict.fromkeys(
+        ("horizontal_flip", "vertical_flip", "rotate_90", "color_jitter", "shift_scale_rotate"), 1.0
+    )
+    torch.manual_seed(0)
+    images = PreparedDataset.to_float(dataset.images)
+    _, masks = Augmentation(**chances)(images, PreparedDataset.mask_to_float(dataset.masks))
+    assert set(masks.unique().tolist()) == {0, 1, 2}
+    assert not torch.equal(masks, dataset.masks.float())
+
+
+@pytest.fixture(scope="module", params=["wave_gms", pytest.param("unet", marks=pytest.mark.slow)])
+def trained(request, folder, training_params, tmp_path_factory):
+    train_set, selecting = PreparedDataset(folder, "train"), PreparedDataset(folder, "val")
+    vae = grey_vae() if request.param == "wave_gms" else None
+    settings = training_params(epochs=2, learning_rate=3e-3)
+    run = make_run(
+        tmp_path_factory.mktemp(request.param),
+        train_set,
+        selecting,
+        settings,
+        vae=vae,
+        variant=request.param,
+        dataset="phantom_c",
+    )
+    result = train(run)
+    assert result.history["loss"].iloc[-1] < result.history["loss"].iloc[0]
+    return run, publish_model(run, result)
+
+
+def test_a_model_of_several_classes_is_scored_class_by_class(trained, folder, tmp_path):
+    from wavegms import WaveGMSPipeline
+
+    run, card = trained
+    assert card.parameters["classes"] == list(NAMES)
+    pipeline = WaveGMSPipeline.from_pretrained(run.published)
+    test_set = PreparedDataset(folder, "test")
+    soft = predict_split(pipeline, test_set)
+    assert soft.shape == (2, 2, 32, 32) and pipeline.classes == NAMES
+    soft = np.stack([test_set.masks[:, 0] == 1, test_set.masks[:, 0] == 2], 1).astype(np.float32)
+    soft[0, 1, :, :14], soft[1, 1] = 1, 0  # too much of a cyst in the first, none in the second
+    soft[0, 0, :, :14] = 0
+    scores = score_split(soft, test_set, originals=True)
+    for row, probabilities, mask in zip(
+        scores.to_dict("records"), soft, test_set.masks[:, 0].numpy(), strict=True
+    ):
+        found = label_map(probabilities)
+        each = [mask_metrics(found == number, mask == number) for number in (1, 2)]
+        for metric in ("dsc", "iou", "hd95"):
+            assert row[f"{metric}:cyst"] == getattr(each[1], metric)
+            mean = np.mean([getattr(one, metric) for one in each])
+            assert row[metric] == pytest.approx(mean)
+    # the truth at its own size is drawn by the nearest pixel, what was found by resizing shares
+    assert abs(scores["dsc_original"] - scores["dsc"]).max() < 0.15
+    assert scores["dsc:cyst"][1] == 0 and scores["dsc:mass"][1] == 1
+    summary = summarize(scores, 100, 0)
+    write_scores(tmp_path / "scores/a.csv", scores, summary, card, "phantom_c")
+    table = class_table(tmp_path / "scores", 100, 0)
+    assert list(table["class"].unique()) == list(NAMES)
+    shown = readable_classes(table)
+    assert list(shown["Class"]) == list(NAMES) and set(shown["Images"]) == {"2"}
+    mean = summarize_classes(scores, 100, 0).set_index(["class", "metric"])["mean"]
+    assert 100 * mean["cyst", "dsc"] == pytest.approx(
+        table.set_index(["class", "metric"])["mean"]["cyst", "dsc"], abs=1e-3
+    )
+
+
+def test_a_class_that_neither_mask_has_is_not_scored(folder):
+    test_set = PreparedDataset(folder, "test")
+    test_set.masks = test_set.masks * (test_set.masks == 1)
+    soft = np.stack([test_set.masks[:, 0] == 1, test_set.masks[:, 0] > 9], 1).astype(np.float32)
+    scores = score_split(soft, test_set)
+    assert scores["dsc:cyst"].isna().all() and (scores["dsc"] == 1).all()
+    assert list(summarize_classes(scores, 100, 0)["class"].unique()) == ["mass"]
+
+
+def test_a_model_is_not_tested_on_other_classes(trained, prepared):
+    from wavegms import WaveGMSPipeline
+
+    pipeline = WaveGMSPipeline.from_pretrained(trained[0].published)
+    with pytest.raises(InputError, match="knows mass, cyst and the images have one class"):
+        predict_split(pipeline, PreparedDataset(prepared, "test"))
+
+
+def test_prediction_writes_label_maps_and_a_probability_for_each_class(trained, tmp_path):
+    save(picture(3, (50, 40)), tmp_path / "in/scan.png")
+    out = tmp_path / "out"
+    table = predict(Request([tmp_path / "in"], trained[0].published, out, threshold=0.3))
+    assert list(table["error"]) == [""]
+    with Image.open(out / "masks/scan.png") as mask:
+        assert mask.mode == "P" and mask.size == (50, 40)
+        found = np.array(mask)
+    soft = np.stack(
+        [np.array(Image.open(out / f"probabilities/scan.{name}.png")) / 65535 for name in NAMES]
+    )
+    best, background = soft.max(0), 1 - soft.sum(0)
+    sure = abs(best - 0.3 * (best + background)) > 1e-3
+    sure &= abs(soft[0] - soft[1]) > 1e-3
+    np.testing.assert_array_equal(found[sure], label_map(soft, 0.3)[sure])
+    with Image.open(out / "overlays/scan.png") as overlay:
+        assert overlay.width >= 50 and overlay.height > 40  # with a legend
+    classes = pd.read_csv(out / "classes.csv")
+    assert list(classes.columns) == list(CLASS_COLUMNS) and list(classes["class"]) == list(NAMES)
+    assert list(classes["area_px"]) == [(found == 1).sum(), (found == 2).sum()]
+    assert table["area_px"][0] == (found > 0).sum()
+
+
+def test_volumes_of_several_classes_are_refused_by_name(trained, tmp_path):
+    import SimpleITK as sitk
+
+    volume = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(4, 20, 20)))
+    sitk.WriteImage(volume, str(tmp_path / "scan.nii.gz"))
+    table = predict(Request([tmp_path / "scan.nii.gz"], trained[0].published, tmp_path / "out"))
+    assert "a model of several classes predicts images" in table["error"][0]
+
+
+def test_training_goes_on_from_a_model_of_the_same_classes_only(trained, prepared):
+    from wavegms.training.kept import start_network
+
+    run, _ = trained
+    start_network(str(run.published), run.variant, run.vae, NAMES)
+    with pytest.raises(InputError, match="knows mass, cyst, and the data have one class"):
+        start_network(str(run.published), run.variant, run.vae)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"variants": ["wave_gms", "swin_unet"]}, "phantom_c: variant swin_unet knows one class"),
+        (
+            {"variants": ["nnunet_small"], "training": {"recipe": "published"}},
+            "phantom_c: the published recipe of variant nnunet_small is of one class",
+        ),
+        ({"foundations": {"datasets": ["phantom_c"]}}, "foundations.datasets names phantom_c"),
+        ({"evaluation": {"decoder": "fast"}}, "evaluation.decoder is fast, which knows black and"),
+    ],
+)
+def test_what_cannot_be_run_on_classes_is_said_before_anything_is(tmp_path, changes, said):
+    target = tmp_path / "params.yaml"
+    compose_and_dump(target, str(ROOT / "conf"), None, "config", None, ["profile=classes"])
+    values = yaml.safe_load(target.read_text())
+    for key, value in changes.items():
+        values[key] = values[key] | value if isinstance(value, dict) else value
+    values["autoencoder"] |= {"source": "hub"}
+    target.write_text(yaml.safe_dump(values))
+    ask = partial(check_inputs, target, tmp_path, tmp_path / "out/check.txt")
+    if said is None:
+        return ask()
+    with pytest.raises(InputError, match=said):
+        ask()
