@@ -141,7 +141,7 @@ def test_a_dataset_json_names_the_classes(tmp_path, written):
     prepare(raw, tmp_path / "one", reading={"foreground": [1, 2]})
     assert PreparedDataset(tmp_path / "one", "train").classes == ()
     (raw / "dataset.json").write_text('{"labels": [1]}')
-    with pytest.raises(InputError, match="does not say which value is of which class"):
+    with pytest.raises(InputError, match="does not name single label values"):
         prepare(raw, tmp_path / "out")
 
 

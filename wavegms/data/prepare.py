@@ -150,7 +150,7 @@ def prepare_dataset(
         cases,
         split,
         folds,
-        folder=root_of(name, raw),
+        folder=root,
         split_file=Path(split_folder) / spec.split_file if spec.split_file else None,
         lists=split_folder,
         test_fraction=test_fraction,
@@ -191,7 +191,7 @@ def prepare_dataset(
         said = remarks_on_volumes(cases, opened, how.masks)
         evidence = (_volumes_by_split(split_of), *describe_volumes(opened))
     else:
-        said = remarks(chosen, seen)
+        said = remarks(chosen, seen, how.classes)
         evidence = tuple(pairing_rule(cases)) if name not in CATALOG else ()
     return PreparationReport(
         name=name,

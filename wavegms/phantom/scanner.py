@@ -209,11 +209,12 @@ def example(name: str, seed: int, index: int) -> Phantom:
     place = int(inside.sum((1, 2)).argmax())
     white = np.percentile(volume.voxels, 99.5)
     image = (volume.voxels[place] / white * 255).clip(0, 255).astype(np.uint8)
-    return Phantom(image, (inside[place],), f"slice {place}", SPACING[1])
+    return Phantom(image, (inside[place],), f"slice {place}", SPACING[1], kinds=("organ",))
 
 
 def _write_images(root: Path, name: str, count: int, seed: int) -> None:
-    write = {"phantom_a": _write_bus, "phantom_b": _write_busi}[name]
+    layouts = {"phantom_a": _write_bus, "phantom_b": _write_busi, "phantom_c": _write_classes}
+    write = layouts[name]
     # an image depends on its own index and nothing else; most of the work is scipy's filters,
     # which run side by side
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

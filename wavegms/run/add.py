@@ -49,6 +49,7 @@ from wavegms.data.volume_sets import (
 )
 from wavegms.errors import InputError, first_line
 from wavegms.files import missing_folder, replace_file, write_text
+from wavegms.images import of_class
 from wavegms.run.check import check_dataset
 
 _RAW = Path("data/raw")
