@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -79,6 +80,24 @@ def test_scores_are_those_of_the_images(tmp_path):
             mean, low, high = map(float, re.findall(r"[\d.]+", cell))
             assert low < mean < high
     assert "pixels of 96" in text
+
+
+def test_of_several_classes_each_has_its_scores(tmp_path):
+    assert "Class by class" not in render(tmp_path)[0]
+    made, scores = card(parameters={"classes": ["mass", "cyst"]}), invent_scores("busi")
+    for name in ("mass", "cyst"):
+        other = invent_scores("busi", seed=len(scores.columns))
+        for metric in ("dsc", "iou", "hd95", "hd95_zero_if_empty"):
+            scores[f"{metric}:{name}"] = other[metric]
+    scores.loc[:3, [name for name in scores if name.endswith(":cyst")]] = np.nan
+    model = ScoredModel(tmp_path, made, {"busi": scores}, pairs())
+    text = render_model_card(model, EVALUATION).split("Class by class")[1]
+    rows = table_rows(f"## Scores\n{text}", "Scores")
+    assert [row[:3] for row in rows] == [["BUSI", "mass", "16"], ["BUSI", "cyst", "12"]]
+    for row in rows:
+        columns = [scores[f"{metric}:{row[1]}"].mean() for metric in ("dsc", "iou", "hd95")]
+        means = np.array(columns) * (100, 100, 1)
+        assert first_numbers(row[3:6]) == pytest.approx(means, abs=0.051)
 
 
 def test_the_head_is_read_by_the_hub_and_names_no_licence(tmp_path):

@@ -12,7 +12,7 @@ from wavegms.config import EvaluationParams
 from wavegms.data.catalog import CATALOG, SOURCES, DatasetSpec, spec_of
 from wavegms.data.manifest import read_audit
 from wavegms.errors import InputError
-from wavegms.results.statistics import summarize_audited
+from wavegms.results.statistics import summarize_audited, summarize_classes
 from wavegms.results.tables import read_scores
 from wavegms.training.card import CARD_NAME, ModelCard, card_hash, read_card
 from wavegms.variants import variant_spec
@@ -89,6 +89,11 @@ def render_model_card(
             | shown_scores(part["all"])
             for name, part in parts.items()
         ],
+        of_classes=[
+            {"name": spec_of(name).title, "class": class_name} | shown_scores(part)
+            for name, scores in model.scores.items()
+            for class_name, part in _by_class(scores, evaluation, card.seed)
+        ],
         tested=own["all"].images.iloc[0],
         leaking=own["leaking"].images.iloc[0] if "leaking" in own else 0,
         audited=[
@@ -116,6 +121,15 @@ def _summarize(
     """By the part of the test images what `summarize` gives, with the metrics as index."""
     table = summarize_audited(scores, leaks, evaluation.bootstrap_resamples, seed, _METRICS)
     return {name: part.set_index("metric") for name, part in table.groupby("images_used")}
+
+
+def _by_class(
+    scores: pd.DataFrame, evaluation: EvaluationParams, seed: int
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """What `summarize_classes` gives, class by class, with the metrics as index."""
+    table = summarize_classes(scores, evaluation.bootstrap_resamples, seed)
+    for name, part in table.groupby("class", sort=False):
+        yield name, part.set_index("metric")
 
 
 def shown_scores(summary: pd.DataFrame) -> dict[str, Any]:
