@@ -1,7 +1,9 @@
 """Several classes from raw files to a prepared folder, a trained model, scores and predictions."""
 
 import json
+import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,13 +17,21 @@ from PIL import Image
 from runs import grey_vae, make_run
 
 from wavegms.classes import label_map
-from wavegms.config import ReadingParams
+from wavegms.config import (
+    AutoencoderParams,
+    LossParams,
+    ModelParams,
+    ReadingParams,
+    TrainingParams,
+)
 from wavegms.data.batches import Augmentation
 from wavegms.data.catalog import find_cases
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.manifest import load_manifest
 from wavegms.data.prepare import prepare_dataset
 from wavegms.errors import InputError
+from wavegms.models.autoencoder import encode_images
+from wavegms.models.palette import Palette
 from wavegms.predict.inputs import Request
 from wavegms.predict.run import CLASS_COLUMNS, predict
 from wavegms.results.metrics import mask_metrics
@@ -30,8 +40,19 @@ from wavegms.results.scores import predict_split, score_split, write_scores
 from wavegms.results.statistics import summarize, summarize_classes
 from wavegms.results.tables import class_table
 from wavegms.run.check import check_inputs
+from wavegms.training import autoencoder
+from wavegms.training.autoencoder import (
+    ReconstructionQuality,
+    Repainted,
+    class_quality,
+    colours_loss,
+    describe_autoencoder,
+    require_classes_apart,
+    write_quality,
+)
 from wavegms.training.publish import publish_model
 from wavegms.training.recipe import train
+from wavegms.training.run import Run
 
 NAMES = ("mass", "cyst")
 LEFT, TOP, RIGHT, BOTTOM = BOX
@@ -187,6 +208,87 @@ def trained(request, folder, training_params, tmp_path_factory):
     result = train(run)
     assert result.history["loss"].iloc[-1] < result.history["loss"].iloc[0]
     return run, publish_model(run, result)
+
+
+def test_a_training_asks_whether_its_autoencoder_tells_the_classes_apart(
+    folder, small_vae, tmp_path
+):
+    place = tmp_path / "data/prepared/phantom_c"
+    shutil.copytree(folder, place)
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings = AutoencoderParams.check(values["autoencoder"])
+    good = ReconstructionQuality(20.0, 0.99, 4)
+    small_vae.save_pretrained(tmp_path / "models/autoencoder/phantom_c")
+    write_quality(
+        tmp_path / "models/autoencoder/phantom_c", describe_autoencoder(settings, good, good)
+    )
+    sections = {"training": TrainingParams, "loss": LossParams, "model": ModelParams}
+    how = {name: kind.check(values[name]) for name, kind in sections.items()}
+    with pytest.raises(InputError, match="gives the class mass back with Dice 0"):
+        Run.of("phantom_c", "wave_gms", 1, autoencoder=settings, project=tmp_path, **how)
+    assert Run.of("phantom_c", "unet", 1, autoencoder=settings, project=tmp_path, **how).vae is None
+
+
+class Paint(torch.nn.Module):
+    """An autoencoder whose latents are the colours of 8x8 pixels, mixed by a matrix."""
+
+    def __init__(self, mixed):
+        super().__init__()
+        self.mixed, self.device = torch.tensor(mixed), torch.device("cpu")
+
+    def encode(self, pixels):
+        latents = torch.einsum("ij,bjhw->bihw", self.mixed, pixels[..., ::8, ::8])
+        return SimpleNamespace(latents=latents)
+
+    def decode(self, latents):
+        pixels = latents.repeat_interleave(8, 2).repeat_interleave(8, 3)
+        return SimpleNamespace(sample=pixels)
+
+
+def test_a_class_between_two_others_is_named_before_training(folder, monkeypatch):
+    dataset, truth = PreparedDataset(folder, "train"), {"mass": 1, "cyst": 2}
+
+    def repaint(_, dataset, *__):
+        masks = dataset.masks.float()
+        found = torch.cat([masks == number for number in truth.values()], 1).float()
+        yield Repainted(masks, found, torch.zeros(len(masks)))
+
+    monkeypatch.setattr(autoencoder, "repaint_split", repaint)
+    found = class_quality(Paint(np.eye(3, dtype=np.float32)), dataset)
+    # black, yellow and cyan are the corners of a triangle of equal sides
+    for one in found.values():
+        assert one.dice == 1 and one.apart == pytest.approx(3**0.5)
+    require_classes_apart(found, 0.9)
+    # a matrix that puts cyan beside the middle of black and yellow
+    for off in (0.1, 0.2):
+        mixed = np.float32([[0.5, 0.5, 0], [0, 0, off], [0, 0, 0]])
+        found = class_quality(Paint(mixed), dataset)
+        assert found["cyst"].apart == pytest.approx(2 * off)
+        assert found["cyst"].between == ("background", "mass")
+        if off == 0.2:
+            require_classes_apart(found, 0.9)
+            continue
+        with pytest.raises(InputError, match=r"class cyst from .* background and mass: .* 0\.20"):
+            require_classes_apart(found, 0.9)
+    with pytest.raises(InputError, match=r"class mass back with Dice 0\.500 only"):
+        require_classes_apart({"mass": found["mass"]._replace(dice=0.5)}, 0.9)
+
+
+def test_colours_are_learned_apart():
+    """Nothing is lost where latents are the colours; where one is doubled, what a formula says."""
+    palette = Palette.of(NAMES)
+    numbers = torch.randint(0, 3, (4, 1, 2, 2)).float()
+    painted = palette.paint(numbers.repeat_interleave(8, 2).repeat_interleave(8, 3))
+    for mixed in (np.eye(3), np.diag([1, 1, 2])):
+        vae = Paint(np.float32(mixed))
+        lost = colours_loss(vae, painted, encode_images(vae, painted), palette)
+        # from black to yellow and to cyan, and from one to the other
+        sides = np.linalg.norm(np.array([[1, 1, 0], [0, 1, 1], [1, 0, -1]]) @ mixed, axis=1)
+        apart = 0.1 * np.square(sides / sides.mean() - 1).mean()
+        if (mixed == np.eye(3)).all():
+            assert lost.item() == pytest.approx(0, abs=1e-6)
+        else:  # blends come back wrong, too
+            assert lost > apart > 0
 
 
 def test_a_model_of_several_classes_is_scored_class_by_class(trained, folder, tmp_path):

@@ -10,7 +10,12 @@ from wavegms.data.manifest import fold_folder, load_manifest, number_of_folds
 from wavegms.models.autoencoder import Autoencoder
 from wavegms.models.build import Network
 from wavegms.recipes import Recipe
-from wavegms.training.autoencoder import AutoencoderCard, frozen_autoencoder
+from wavegms.training.autoencoder import (
+    AutoencoderCard,
+    class_quality,
+    frozen_autoencoder,
+    require_classes_apart,
+)
 from wavegms.training.kept import start_network
 from wavegms.variants import followed_recipe, variant_spec
 
@@ -71,6 +76,8 @@ class Run:
         folder = fold_folder(project / "models/autoencoder" / dataset, trained_here)
         vae, card = frozen_autoencoder(variant, folder, autoencoder)
         train_set = PreparedDataset(prepared, training.train_splits, fold=fold)
+        if vae and train_set.classes:
+            require_classes_apart(class_quality(vae, train_set), autoencoder.min_mask_dice)
         return cls(
             dataset=dataset,
             variant=variant,
