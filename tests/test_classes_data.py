@@ -24,13 +24,16 @@ from wavegms.config import (
     ReadingParams,
     TrainingParams,
 )
+from wavegms.costs.autoencoders import repaint
 from wavegms.data.batches import Augmentation
 from wavegms.data.catalog import find_cases
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.manifest import load_manifest
 from wavegms.data.prepare import prepare_dataset
 from wavegms.errors import InputError
+from wavegms.explore.cases import Workbench
 from wavegms.models.autoencoder import encode_images
+from wavegms.models.build import as_pipeline, build_variant
 from wavegms.models.palette import Palette
 from wavegms.predict.inputs import Request
 from wavegms.predict.run import CLASS_COLUMNS, predict
@@ -50,6 +53,7 @@ from wavegms.training.autoencoder import (
     require_classes_apart,
     write_quality,
 )
+from wavegms.training.kept import keep_weights, start_network
 from wavegms.training.publish import publish_model
 from wavegms.training.recipe import train
 from wavegms.training.run import Run
@@ -377,9 +381,23 @@ def test_volumes_of_several_classes_are_refused_by_name(trained, tmp_path):
     assert "a model of several classes predicts images" in table["error"][0]
 
 
-def test_training_goes_on_from_a_model_of_the_same_classes_only(trained, prepared):
-    from wavegms.training.kept import start_network
+def test_explorer_kept_weights_and_comparison_know_one_class(folder, small_vae, tmp_path):
+    bench = Workbench(folder.parent, seed=0)
+    with pytest.raises(InputError, match="prepared has the classes mass, cyst, and the explorer"):
+        bench.open_split("prepared", "test")
+    pipeline = as_pipeline(build_variant("unet", classes=2), None, 32, classes=NAMES)
+    pipeline.save_pretrained(tmp_path / "unet")
+    with pytest.raises(InputError, match="U-Net on mine has the classes mass, cyst"):
+        bench.open_model(SimpleNamespace(folder=tmp_path / "unet", title="U-Net on mine"))
+    with pytest.raises(InputError, match="mine has several classes, and kept weights know one"):
+        keep_weights("mine", pipeline, None, {}, tmp_path)
+    assert not list(tmp_path.glob("mine*"))
+    with pytest.raises(InputError, match="mass, cyst are several classes, and autoencoders are"):
+        repaint(small_vae, PreparedDataset(folder, "test"))
 
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_model_of_the_same_classes_only(trained, prepared):
     run, _ = trained
     start_network(str(run.published), run.variant, run.vae, NAMES)
     with pytest.raises(InputError, match="knows mass, cyst, and the data have one class"):
