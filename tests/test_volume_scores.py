@@ -1,12 +1,16 @@
 """Scores of whole volumes, in millimetres, on the grid that prediction gives back."""
 
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from accelerate import Accelerator
 from dicoms import OBLIQUE, SPACING, write_decathlon
 from test_volume_sets import prepare
+from torch.utils.data import DataLoader
 
 from wavegms import InputError, WaveGMSPipeline
 from wavegms.config import EvaluationParams, ReadingParams
@@ -25,6 +29,7 @@ from wavegms.results.volumes import (
     volume_metrics,
 )
 from wavegms.training.card import ModelCard, weights_hash, write_card
+from wavegms.training.loop import mean_soft_dice
 
 
 def ellipsoid(half_axes, spacing=(2.0, 0.8, 0.7), shape=(26, 60, 70)):
@@ -122,6 +127,26 @@ def test_pictures_have_no_scores_in_3d(prepared, tmp_path):
     dataset = PreparedDataset(prepared, "test")
     with pytest.raises(InputError, match="prepared from pictures"):
         score_volumes(np.zeros((len(dataset), 8, 8), np.float32), dataset, prepared)
+
+
+def test_an_epoch_is_chosen_by_its_volumes(tmp_path):
+    """A network that finds nothing has most slices right here, and no volume."""
+    raw, out = write_decathlon(tmp_path / "raw", count=8, empty=2), tmp_path / "out"
+    prepare(raw, out)
+    dataset = PreparedDataset(out, "val")
+    batches = list(DataLoader(dataset, batch_size=5))
+    masks = dataset.masks.float()
+
+    def chosen(soft):
+        parts = iter(soft.split(5))
+        network = SimpleNamespace(predict=lambda _: next(parts))
+        return mean_soft_dice(Accelerator(cpu=True), network, batches, dataset.volume_of)
+
+    soft = (0.7 * masks + 0.01).clamp(0, 1)
+    truth, found = (one.numpy().reshape(2, -1).astype(float) for one in (masks, soft))
+    wanted = 2 * (truth * found).sum(1) / (truth.sum(1) + found.sum(1))
+    assert chosen(soft) == pytest.approx(wanted.mean(), rel=1e-4)
+    assert chosen(torch.zeros_like(masks)) < 1e-4 and chosen(masks) == pytest.approx(1)
 
 
 def test_networks_are_compared_over_volumes(untrained, tmp_path):
