@@ -28,7 +28,7 @@ from wavegms.results.volumes import (
     summarize_models,
     volume_metrics,
 )
-from wavegms.training.card import ModelCard, weights_hash, write_card
+from wavegms.training.card import ModelCard, card_hash, read_card, weights_hash, write_card
 from wavegms.training.loop import mean_soft_dice
 
 
@@ -154,7 +154,8 @@ def test_networks_are_compared_over_volumes(untrained, tmp_path):
     raw, out = write_decathlon(tmp_path / "raw", count=8), tmp_path / "brain"
     prepare(raw, out)
     dataset = PreparedDataset(out, "test")
-    known = {field.name: 1 for field in fields(ModelCard)} | {"selection": "best_on_validation"}
+    known = {field.name: 1 for field in fields(ModelCard)}
+    known |= {"selection": "best_on_validation", "parameters": {}}
     for seed in (1, 2):
         place = tmp_path / f"models/wave_gms/seed_{seed}"
         untrained.save_pretrained(place)
@@ -173,6 +174,19 @@ def test_networks_are_compared_over_volumes(untrained, tmp_path):
     (row,) = readable_models(summary.reset_index()).to_dict("records")
     assert row["System"] == "Wave-GMS" and row["Dice in 3-D (%)"].count("–") == 1
     assert len(show_volume_scores(scores).axes) == 3
+    prepare(raw, out, folds=2)
+    dataset = PreparedDataset.to_test(out)
+    with pytest.raises(InputError, match="holds 1 models, but its data have 2 folds"):
+        score_models(tmp_path / "models", dataset, out, ["wave_gms"], [1], wanted)
+    place = tmp_path / "models/wave_gms/seed_1"
+    changes = {"data_hash": dataset.data_hash, "weights": weights_hash(place)}
+    untrained.save_pretrained(place / "fold_2")
+    write_card(place / "fold_2", ModelCard(**known | about | changes))
+    others = {"others": [card_hash(read_card(place / "fold_2"))]}
+    changes["parameters"] = {"folds": others}
+    write_card(place, ModelCard(**known | about | changes))
+    every = score_models(tmp_path / "models", dataset, out, ["wave_gms"], [1], wanted)
+    assert every["id"].tolist() == load_volumes(out)["id"].tolist()
     (out / "volumes.csv").unlink()
     nothing = score_models(tmp_path / "models", dataset, out, ["wave_gms"], [1], wanted)
     assert nothing.empty and readable_models(summarize_models(nothing, 100, 1)).empty
