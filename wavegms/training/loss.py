@@ -50,19 +50,34 @@ def soft_dice(probabilities: Tensor, masks: Tensor) -> Tensor:
     -> (B,) in [0, 1], at least float32; 1 is a perfect match. Of several classes it is the mean
     over them, where one that an image lacks is judged by the pixels that are not of it.
     """
+    return dice_of_sums(dice_sums(probabilities, masks))
+
+
+def dice_sums(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """What the Dice of `soft_dice` follows from, and sums of it over several slices: (B, 4, K).
+
+    The sums over pixels that count of the products, of probabilities, of masks, and their number.
+    """
     classes = probabilities.shape[1]
     counted = masks <= classes
-    probabilities = at_least_float32(probabilities)
     if classes > 1:
         numbers = torch.arange(1, classes + 1, device=masks.device)[:, None, None]
-        masks = masks == numbers
-        lacking = ~masks.flatten(2).any(2)[..., None, None]
-        probabilities = torch.where(lacking, 1 - probabilities, probabilities)
-        masks = (masks ^ lacking).to(probabilities.dtype)
-    probabilities, masks = probabilities * counted, masks * counted
-    overlap = (probabilities * masks).flatten(2).sum(2)
-    total = probabilities.flatten(2).sum(2) + masks.flatten(2).sum(2)
-    return ((2 * overlap + _SMOOTHING) / (total + _SMOOTHING)).mean(1)
+        masks = (masks == numbers).to(masks.dtype)
+    probabilities, masks = at_least_float32(probabilities) * counted, masks * counted
+    pixels = counted.expand_as(masks).to(probabilities.dtype)
+    parts = probabilities * masks, probabilities, masks, pixels
+    return torch.stack([part.flatten(2).sum(2) for part in parts], 1)
+
+
+def dice_of_sums(sums: Tensor) -> Tensor:
+    """The soft Dice of what `dice_sums` gives, or of sums of it: (..., 4, K) -> (...)."""
+    overlap, found, wanted, pixels = sums.unbind(-2)
+    total = found + wanted
+    if sums.shape[-1] > 1:
+        lacking = wanted == 0
+        overlap = torch.where(lacking, pixels - found, overlap)
+        total = torch.where(lacking, 2 * pixels - found, total)
+    return ((2 * overlap + _SMOOTHING) / (total + _SMOOTHING)).mean(-1)
 
 
 def mask_loss(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
