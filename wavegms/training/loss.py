@@ -48,9 +48,17 @@ def soft_dice(probabilities: Tensor, masks: Tensor) -> Tensor:
 
     (B, K, H, W) in [0, 1] against masks (B, 1, H, W), 0 to K, or K + 1 for pixels that do not count
     -> (B,) in [0, 1], at least float32; 1 is a perfect match. Of several classes it is the mean
-    over them, where one that an image lacks is judged by the pixels that are not of it.
+    over them, where one that an image lacks is judged by the pixels that are not of it. Of a mask
+    of one class without foreground it is 1 less the mean probability: the smoothed quotient would
+    have gradients of up to 1e5 there, of which one spoils an optimiser's moments for hundreds of
+    steps.
     """
-    return dice_of_sums(dice_sums(probabilities, masks))
+    sums = dice_sums(probabilities, masks)
+    dice = dice_of_sums(sums)
+    if sums.shape[-1] > 1:
+        return dice
+    _, found, wanted, pixels = sums.squeeze(-1).unbind(-1)
+    return torch.where(wanted == 0, 1 - found / pixels.clamp_min(1), dice)
 
 
 def dice_sums(probabilities: Tensor, masks: Tensor) -> Tensor:
