@@ -27,8 +27,9 @@ from wavegms.models.autoencoder import freeze
 from wavegms.phantom.scanner import write_phantoms
 from wavegms.training.autoencoder import build_autoencoder, train_autoencoder
 
-# The first example pays for imports and warm-up, and a busy machine is not a failure.
-settings.register_profile("wavegms", deadline=None)
+# The first example pays for imports and warm-up, and a busy machine is not a failure. As each run
+# draws other examples, half of the usual hundred will do.
+settings.register_profile("wavegms", deadline=None, max_examples=50)
 settings.load_profile("wavegms")
 
 # Networks this small gain nothing from threads, and one thread adds in the same order every time.

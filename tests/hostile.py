@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,36 @@ def judge(reader: Reader, path: Path, names: Any = None) -> Any:
     return result
 
 
+# Of random inputs, a tenth is tried by default, and all by the test that is marked slow.
+SHARES = [0.1, pytest.param(1, marks=pytest.mark.slow)]
+
+
+def hunt(examples: int, *drawn: st.SearchStrategy) -> Callable[[Callable], Callable]:
+    """A test of so many random inputs, or of a share; its fixtures stand before what is drawn."""
+
+    def decorate(judge: Callable) -> Callable:
+        names = list(signature(judge).parameters)[: -len(drawn)]
+
+        @pytest.mark.parametrize("share", SHARES)
+        def test(request, share):
+            fixtures = [request.getfixturevalue(name) for name in names]
+
+            @fuzz(max(1, int(examples * share)))
+            @given(st.tuples(*drawn))
+            def each(values):
+                judge(*fixtures, *values)
+
+            each()
+
+        return test
+
+    return decorate
+
+
 def suite(readers: Mapping[str, Reader]) -> tuple[Callable, Callable, Callable]:
     """The tests of a table of readers, for a module to name `test_...`.
 
-    Valid inputs are read, broken ones are refused, and random ones are either. Of the random ones,
-    a tenth is tried by default, and all by the test that is marked slow.
+    Valid inputs are read, broken ones are refused, and random ones are either.
     """
 
     def listed(attribute: str) -> list:
@@ -146,7 +172,7 @@ def suite(readers: Mapping[str, Reader]) -> tuple[Callable, Callable, Callable]:
         assert judge(reader, path, change(path)) is None
         survived("inputs")
 
-    @pytest.mark.parametrize("share", [0.1, pytest.param(1, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("share", SHARES)
     @pytest.mark.parametrize(("reader", "way"), listed("random"))
     def random(survived, tmp_path, reader, way, share):
         number, change = way
@@ -155,13 +181,13 @@ def suite(readers: Mapping[str, Reader]) -> tuple[Callable, Callable, Callable]:
 
         @fuzz(max(1, int(number * share)))
         @given(st.data())
-        def hunt(data):
+        def each(data):
             with scratch() as folder:
                 path = made(folder, reader)
                 judge(reader, path, change(data.draw, path))
             survived("inputs")
 
-        hunt()
+        each()
 
     return valid, broken, random
 

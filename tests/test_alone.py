@@ -1,10 +1,11 @@
 """Networks without Wave-GMS beside them: whatever `variants` lists, it runs to the report."""
 
 import json
+import shutil
 
 import pytest
 import yaml
-from copies import TINY_SETTING, make_small_project
+from copies import SMALL_SAMPLE, TINY_SETTING, compose, copy_project, run, started, tiny_profile
 from test_variants import build_kl
 
 from wavegms.models.autoencoder import freeze
@@ -30,13 +31,25 @@ def said_by(notebook):
     [["unet"], ["gms"], ["tinyvae_multires_sft", "wave_gms_batch_2"]],
     ids=" ".join,
 )
-def test_any_networks_run_to_the_report(tmp_path, variants):
+def test_any_networks_run_to_the_report(small_project, tmp_path, variants):
+    """In a copy whose scanner, autoencoder and costs are there; no result of Wave-GMS is."""
     freeze(build_kl()).save_pretrained(tmp_path / "kl")
     autoencoder = yaml.safe_load(TINY_SETTING)["autoencoder"] | {"sd_vae": str(tmp_path / "kl")}
+    nothing = {"datasets": []}
+    other = {"variants": variants, "autoencoder": autoencoder, "external": []}
+    other |= {"ablation": nothing, "foundations": nothing}
     root = tmp_path / "wave-gms"
-    make_small_project(
-        root, variants=variants, autoencoder=autoencoder, ablation={"datasets": []}, external=[]
-    )
+    copy_project(small_project, root)
+    for left in ("models/phantom_a", "models/ablation", "models/foundations"):
+        shutil.rmtree(root / left)
+    for left in ("ablation/phantom_a", "figures", "foundations", "scores", "tables", "visualize"):
+        shutil.rmtree(root / "results" / left)
+    (root / "conf/profile/other.yaml").write_text(tiny_profile(**SMALL_SAMPLE | other))
+    compose(root, "other")
+    stages = started(run(root, "dvc", "repro"))
+    assert {stage.partition("@")[0] for stage in stages} == {
+        *("check", "train", "evaluate", "visualize", "tour", "results", "report")
+    }
     report = (root / "results/report.html").read_text()
     assert [name for name in variants if VARIANTS[name].title not in report] == []
     pictures = {path.name for path in (root / "results/visualize/phantom_a").glob("*.png")}

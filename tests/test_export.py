@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from onnxruntime import InferenceSession, SessionOptions
+from short import shorten
 
 import wavegms
 from wavegms import InputError, LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
@@ -43,20 +44,6 @@ def build_vae(kind):
         latent_channels=4,
     )
     return freeze(vae)
-
-
-def shorten(model):
-    """Leaves the outermost blocks: an export takes as long as there are operations.
-
-    Whole networks are not left to the tests: every export compares itself.
-    """
-    mapping = model.mapping
-    mapping.encoder = mapping.encoder[:1]
-    mapping.decoder, mapping.heads = mapping.decoder[-1:], mapping.heads[-1:]
-    if model.encoder is not None:
-        for part in (*model.encoder.feature_extraction, model.encoder.feature_aggregation):
-            part.encoder, part.middle = part.encoder[:1], torch.nn.Identity()
-            part.decoder = part.decoder[-1:]
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from hostile import damaged, fuzz, outcome, scratch
-from hypothesis import given
+from hostile import damaged, hunt, outcome, scratch
 from hypothesis import strategies as st
 from payloads import PAYLOADS, colliding, hashed, text
 from safetensors.torch import load_file, save, save_file
@@ -69,8 +68,7 @@ def judge(folder: Path, path: Path):
 GOOD = {".safetensors": save(STATE), ".pth": torch_file(STATE)}
 
 
-@fuzz(700)
-@given(st.sampled_from(sorted(GOOD)), st.data())
+@hunt(700, st.sampled_from(sorted(GOOD)), st.data())
 def test_damaged_files(survived, suffix, data):
     with scratch() as folder:
         path = folder / f"a{suffix}"
@@ -88,8 +86,8 @@ entries = st.one_of(
 )
 
 
-@fuzz(300)
-@given(
+@hunt(
+    300,
     st.dictionaries(
         st.sampled_from(["a", "0.weight", "__metadata__", "", "\n"]),
         st.one_of(
@@ -258,8 +256,7 @@ json_values = st.recursive(
 )
 
 
-@fuzz(100)
-@given(st.data())
+@hunt(100, st.data())
 def test_settings_of_any_kind(survived, saved, data):
     """The index and every config.json, with any value at any key, beside files of code."""
     with scratch() as root:
@@ -280,8 +277,7 @@ def test_settings_of_any_kind(survived, saved, data):
     survived("inputs")
 
 
-@fuzz(50)
-@given(st.data())
+@hunt(50, st.data())
 def test_bytes_of_any_file_of_a_folder(survived, saved, data):
     with scratch() as root:
         name = data.draw(st.sampled_from(["wave_gms", "unet", "vae"]))
@@ -409,8 +405,7 @@ def test_original_files_with_a_weight_that_is_no_number(survived, tmp_path):
         survived("inputs")
 
 
-@fuzz(200)
-@given(st.data())
+@hunt(200, st.data())
 def test_the_quality_of_an_autoencoder(survived, data):
     side = ReconstructionQuality(image_psnr=30.0, mask_dice=0.9, images=4)
     with scratch() as root:

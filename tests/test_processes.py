@@ -9,6 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from train_script import go
+
+from wavegms.training import loop as training_loop
 
 SCRIPT = Path(__file__).parent / "train_script.py"
 CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -18,7 +21,6 @@ def start(out, folder, supervision, launcher, **environment):
     out.mkdir(exist_ok=True)
     arguments = [str(SCRIPT), str(out), str(folder), supervision]
     commands = {
-        "alone": [sys.executable, *arguments],
         # "multi_gpu" is accelerate's word for several processes; the variable makes them use CPUs
         "accelerate launch": [
             *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
@@ -36,10 +38,17 @@ def start(out, folder, supervision, launcher, **environment):
     )
 
 
-def run(out, *arguments):
-    """Losses of every epoch, the weights that were kept, and what each process noted."""
-    done = start(out, *arguments)
-    assert done.returncode == 0, done.stderr[-3000:]
+def run(out, folder, supervision, launcher):
+    """Losses of every epoch, the weights that were kept, and what each process noted.
+
+    Without a launcher, of this process.
+    """
+    if launcher:
+        done = start(out, folder, supervision, launcher)
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        out.mkdir()
+        go(str(out), str(folder), supervision)
     weights = {
         f"{part}.{key}": value
         for part in ("encoder", "mapping")
@@ -57,9 +66,10 @@ def run(out, *arguments):
     ],
 )
 def test_two_processes_give_the_losses_and_weights_of_one(
-    prepared, tmp_path, launcher, supervision, interrupted, survived
+    prepared, tmp_path, launcher, supervision, interrupted, survived, monkeypatch
 ):
-    alone, weights, _ = run(tmp_path / "one", prepared, supervision, "alone")
+    monkeypatch.setattr(training_loop, "_SAVE_SECONDS", training_loop._SAVE_SECONDS)  # go sets it
+    alone, weights, _ = run(tmp_path / "one", prepared, supervision, None)
     if interrupted:
         # two of four images each: in the third epoch, and the first may not yet have saved two
         failed = start(tmp_path / "two", prepared, supervision, launcher, STOP_AT="6")

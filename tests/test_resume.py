@@ -6,6 +6,7 @@ import queue
 import random
 import re
 import resource
+import shutil
 import signal
 import time
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from layouts import tree
-from runs import grey_vae, make_run
+from runs import as_tiny, grey_vae, make_run
 
 from wavegms import InputError, WaveGMSPipeline
 from wavegms.config import AugmentationParams
@@ -80,7 +81,7 @@ def train_in(
     """Four epochs of two steps; keywords change settings, and `choices` loss and model."""
     if variant == "gms":
         vae = tiny_sd_vae()
-    elif variant != "unet":
+    elif variant not in ("unet", "tiny"):
         vae = vae or grey_vae()
     settings = training_params(
         **{"augmentation": EVERYTHING, "warmup_epochs": 1, "epochs": 4} | changes
@@ -91,8 +92,9 @@ def train_in(
 
 
 @pytest.fixture
-def run(prepared, training_params, tmp_path):
-    """A training in the folder of a name, see `train_in`."""
+def run(prepared, training_params, tmp_path, monkeypatch):
+    """A training in the folder of a name, see `train_in`; the variant `tiny` takes no time."""
+    as_tiny(monkeypatch)
     return lambda name, *arguments, **changes: train_in(
         tmp_path / name, prepared, training_params, *arguments, **changes
     )
@@ -153,10 +155,7 @@ def assert_alike(one, other):
     ("variant", "sample"),
     [
         ("wave_gms", True),
-        *(
-            pytest.param(name, False, marks=pytest.mark.slow)
-            for name in ("wave_gms", "gms", "unet")
-        ),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("gms", "unet")),
     ],
 )
 def test_a_failed_training_goes_on_bit_for_bit(run, saving_each_step, tmp_path, variant, sample):
@@ -207,7 +206,7 @@ MOMENTS = {
 
 def kill(child, ticks, folder, moment, dice):
     """SIGKILL at its moment; whether it came before the end."""
-    if MOMENTS[moment] is None:  # within six of the sixteen steps, however fast they are here
+    if MOMENTS[moment] is None:  # within six steps, however fast they are here
         left = dice.randrange(12)
         while left and child.is_alive():
             with suppress(queue.Empty):
@@ -231,11 +230,13 @@ def steps_done(folder):
     return (state["epoch"] - 1) * 2 + state["step"]
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(18, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "epochs"), [(3, 4), pytest.param(18, 8, marks=pytest.mark.slow)])
 def test_a_training_killed_again_and_again_ends_bit_for_bit(
-    prepared, training_params, tmp_path, survived, count
+    prepared, training_params, tmp_path, survived, count, epochs
 ):
-    params = training_params(augmentation=EVERYTHING, warmup_epochs=1, precision="fp32", epochs=8)
+    params = training_params(
+        augmentation=EVERYTHING, warmup_epochs=1, precision="fp32", epochs=epochs
+    )
 
     def start(name):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -274,6 +275,16 @@ def test_a_training_killed_again_and_again_ends_bit_for_bit(
     assert_alike(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.fixture(scope="module")
+def unfinished(prepared, training_params, tmp_path_factory):
+    """A training that failed in its second step, which whoever is refused leaves as it is."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(training_loop, "_SAVE_SECONDS", 0.0)
+        train_in(folder, prepared, training_params, at=3, act=fail)
+    return folder
+
+
 def refused(call, error=InputError):
     with pytest.raises(error) as caught:
         call()
@@ -309,19 +320,16 @@ def refused(call, error=InputError):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_another_training_does_not_go_on(run, saving_each_step, tmp_path, change, said):
-    with pytest.raises(ZeroDivisionError):
-        run("run", at=3, act=fail)
-    before = tree(tmp_path / "run")
-    message = refused(lambda: run("run", **change))
-    assert f"{tmp_path / 'run/model'} holds an unfinished training, but " in message
+def test_another_training_does_not_go_on(unfinished, prepared, training_params, change, said):
+    before = tree(unfinished)
+    message = refused(lambda: train_in(unfinished, prepared, training_params, **change))
+    assert f"{unfinished / 'model'} holds an unfinished training, but " in message
     assert said in message and "delete this folder to start over" in message
-    assert tree(tmp_path / "run") == before
+    assert tree(unfinished) == before
 
 
-def test_other_images_versions_or_code_do_not_go_on(run, saving_each_step, tmp_path, monkeypatch):
-    with pytest.raises(ZeroDivisionError):
-        run("run", at=3, act=fail)
+def test_other_images_versions_or_code_do_not_go_on(run, unfinished, tmp_path, monkeypatch):
+    shutil.copytree(unfinished, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(Disturbed, "__init__", one_less)
         assert "but the training images changed:" in refused(lambda: run("run"))
@@ -350,16 +358,14 @@ def test_the_code_that_is_compared_is_what_the_train_stage_depends_on():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_a_broken_state_is_refused_by_name(run, saving_each_step, tmp_path, share):
-    short = {"epochs": 1, "warmup_epochs": 0}
-    with pytest.raises(ZeroDivisionError):
-        run("run", at=3, act=fail, **short)
+def test_a_broken_state_is_refused_by_name(run, unfinished, tmp_path, share):
+    shutil.copytree(unfinished, tmp_path / "run")
     path = tmp_path / "run/model" / STATE_NAME
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    message = refused(lambda: run("run", **short))
+    message = refused(lambda: run("run"))
     assert f"{path} cannot be read" in message and "delete it to start over" in message
     path.unlink()
-    run("run", **short)
+    run("run", epochs=1, warmup_epochs=0)
 
 
 class Payload:
@@ -388,10 +394,11 @@ def press_ctrl_c_twice():
         time.sleep(0.05)
 
 
-def test_ctrl_c_saves_the_step_and_says_how_to_go_on(run, whole, tmp_path, survived, capsys):
+def test_ctrl_c_saves_the_step_and_says_how_to_go_on(run, tmp_path, survived, capsys):
     """Half a minute is not over, so nothing else has saved."""
+    whole = run("whole", "tiny")
     usual = signal.getsignal(signal.SIGINT)
-    message = refused(lambda: run("parts", at=5, act=press_ctrl_c), Stopped)
+    message = refused(lambda: run("parts", "tiny", at=5, act=press_ctrl_c), Stopped)
     model = tmp_path / "parts/model"
     assert message == (
         f"stopped in epoch 2 of 4 after step 1 of 2, which is saved in {model}: "
@@ -399,24 +406,26 @@ def test_ctrl_c_saves_the_step_and_says_how_to_go_on(run, whole, tmp_path, survi
     )
     assert signal.getsignal(signal.SIGINT) is usual
     assert "stopping after this step" in capsys.readouterr().err
-    message = refused(lambda: run("parts", at=3, act=press_ctrl_c), Stopped)  # at an epoch's end
+    # at an epoch's end
+    message = refused(lambda: run("parts", "tiny", at=3, act=press_ctrl_c), Stopped)
     assert "stopped after epoch 2 of 4" in message or "in epoch 3 of 4" in message
-    parts = run("parts")
+    parts = run("parts", "tiny")
     said = capsys.readouterr().err
     assert f"going on in epoch 2 of 4 after step 1 of 2, saved in {model}" in said
-    bars = re.findall(r"training wave_gms: .*? (\d+/\d+) \[", said)  # what was done counts as done
+    bars = re.findall(r"training tiny: .*? (\d+/\d+) \[", said)  # what was done counts as done
     assert bars[0] == "3/8" and bars[-1] == "8/8"
-    pd.testing.assert_frame_equal(parts.history, whole[1].history, check_exact=True)
-    assert_alike(whole[0], tmp_path / "parts")
+    pd.testing.assert_frame_equal(parts.history, whole.history, check_exact=True)
+    assert_alike(tmp_path / "whole", tmp_path / "parts")
     survived("faults", 2)
 
 
-def test_ctrl_c_twice_stops_at_once(run, whole, tmp_path, saving_each_step, survived):
+def test_ctrl_c_twice_stops_at_once(run, tmp_path, saving_each_step, survived):
+    whole = run("whole", "tiny")
     with pytest.raises(KeyboardInterrupt):
-        run("parts", at=5, act=press_ctrl_c_twice)
-    parts = run("parts")
-    pd.testing.assert_frame_equal(parts.history, whole[1].history, check_exact=True)
-    assert_alike(whole[0], tmp_path / "parts")
+        run("parts", "tiny", at=5, act=press_ctrl_c_twice)
+    parts = run("parts", "tiny")
+    pd.testing.assert_frame_equal(parts.history, whole.history, check_exact=True)
+    assert_alike(tmp_path / "whole", tmp_path / "parts")
     survived("faults")
 
 
@@ -490,23 +499,23 @@ def test_another_error_of_torch_is_not_called_one_of_memory(run, monkeypatch):
 def test_two_trainings_in_one_folder_are_refused(run, tmp_path, survived):
     folder = tmp_path / "run/model"
     with only_training(folder):
-        assert f"another process is training in {folder}" in refused(lambda: run("run"))
-    run("run", epochs=2)
+        assert f"another process is training in {folder}" in refused(lambda: run("run", "tiny"))
+    run("run", "tiny", epochs=2)
     survived("faults")
 
 
 def test_a_finished_training_is_not_done_again_until_it_is_published(run, tmp_path):
-    first = run("run")
-    again = run("run", at=1, act=fail)  # no image is looked at
+    first = run("run", "tiny")
+    again = run("run", "tiny", at=1, act=fail)  # no image is looked at
     pd.testing.assert_frame_equal(again.history, first.history, check_exact=True)
     assert (again.best_epoch, again.best_dice) == (first.best_epoch, first.best_dice)
     discard_state(first.folder)
     with pytest.raises(ZeroDivisionError):
-        run("run", at=1, act=fail)
+        run("run", "tiny", at=1, act=fail)
 
 
 def test_the_cost_on_a_cpu_is_said_after_a_few_steps(run, capsys):
-    run("run", batch_size=1)
+    run("run", "tiny", batch_size=1)
     said = [
         line for line in capsys.readouterr().err.splitlines() if "on this machine's CPU" in line
     ]

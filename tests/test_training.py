@@ -11,7 +11,7 @@ from conftest import NO_AUGMENTATION
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts import tree
-from runs import grey_vae, make_run
+from runs import as_tiny, grey_vae, make_run
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 
@@ -48,14 +48,19 @@ def vae():
 
 @pytest.fixture
 def run(vae, train_set, validation_set, training_params, tmp_path, monkeypatch):
-    """Three epochs of two steps; keywords change settings."""
+    """Three epochs of two steps; keywords change settings.
 
-    def start(name="run", loss=None, seed=1, **changes):
+    What holds for any network is asked of the variant `tiny`, whose training takes no time.
+    """
+    as_tiny(monkeypatch)
+
+    def start(name="run", loss=None, seed=1, variant="wave_gms", **changes):
         if loss:
             monkeypatch.setattr(recipe, "WaveGMSLoss", lambda **_: loss)
         settings = training_params(**{"epochs": 3} | changes)
         folder, sets = tmp_path / name, (train_set, validation_set)
-        return train(make_run(folder, *sets, settings, vae=vae, seed=seed))
+        names = {"variant": variant, "vae": None if variant == "tiny" else vae, "seed": seed}
+        return train(make_run(folder, *sets, settings, **names))
 
     return start
 
@@ -76,8 +81,13 @@ def states(monkeypatch):
 
 
 def trained_weights(pipe):
-    parts = {"encoder": pipe.encoder, "mapping": pipe.mapping}
-    return {f"{n}.{key}": v for n, part in parts.items() for key, v in part.state_dict().items()}
+    parts = {name: getattr(pipe, name) for name in ("encoder", "mapping", "network")}
+    return {
+        f"{name}.{key}": value
+        for name, part in parts.items()
+        if part is not None
+        for key, value in part.state_dict().items()
+    }
 
 
 def weights(folder):
@@ -144,11 +154,11 @@ def test_the_seed_decides_everything(run):
 def test_several_threads_give_the_same_again(run, train_set):
     """Beside others every test has one thread, a training on a machine of its own has more."""
     augment = AugmentationParams(**dict.fromkeys(NO_AUGMENTATION, 0.5))
-    small = AutoencoderTraining(channels=16, blocks=1, steps=20, batch_size=4, learning_rate=5e-3)
+    small = AutoencoderTraining(channels=16, blocks=1, steps=5, batch_size=4, learning_rate=5e-3)
     torch.set_num_threads(max(2, os.cpu_count()))
     try:
         vaes = [train_autoencoder(train_set, small, seed=0).state_dict() for _ in range(2)]
-        once, again = (run(name, epochs=4, augmentation=augment) for name in ("once", "again"))
+        once, again = (run(name, epochs=2, augmentation=augment) for name in ("once", "again"))
     finally:
         torch.set_num_threads(1)
     assert equal(*vaes)
@@ -157,11 +167,10 @@ def test_several_threads_give_the_same_again(run, train_set):
 
 
 def test_augmentation_is_applied_to_what_is_learnt_from(run):
-    plain = run("plain", epochs=1)
+    plain = run("plain", variant="tiny", epochs=1)
     jitter = AugmentationParams(**NO_AUGMENTATION | {"color_jitter": 1.0})
-    assert (
-        run("jitter", epochs=1, augmentation=jitter).history["loss"][0] != plain.history["loss"][0]
-    )
+    jittered = run("jitter", variant="tiny", epochs=1, augmentation=jitter)
+    assert jittered.history["loss"][0] != plain.history["loss"][0]
 
 
 def test_the_history_has_a_row_an_epoch(run):
@@ -185,7 +194,7 @@ def test_the_history_has_a_row_an_epoch(run):
 
 
 def test_dvclive_has_the_history(run, tmp_path):
-    history = run().history
+    history = run(variant="tiny").history
     live = tmp_path / "run" / "live"
     for name in history.columns.drop("epoch"):
         logged = pd.read_csv(live / "plots" / "metrics" / f"{name}.tsv", sep="\t")
@@ -201,7 +210,7 @@ def test_best_and_last_are_kept(run, states, scores, best):
     """Best is the first epoch with the highest selection Dice; last is the last one."""
     seen, wanted = states
     wanted += scores
-    result = run()
+    result = run(variant="tiny")
     assert (result.best_epoch, result.best_dice) == (best, max(scores))
     assert result.history["selection_dice"].tolist() == list(scores)
     assert names(result.folder) == ["best", "last", "resume.pt", "running.lock"]
@@ -211,7 +220,7 @@ def test_best_and_last_are_kept(run, states, scores, best):
 
 
 def test_what_is_kept_predicts_what_was_measured(run, validation_set):
-    result = run(learning_rate=2e-3)
+    result = run(variant="tiny", learning_rate=2e-3)
     history = result.history.set_index("epoch")["selection_dice"]
     assert result.best_epoch == history.idxmax() and result.best_dice == history.max()
     masks = validation_set.masks.float()
@@ -351,14 +360,14 @@ def test_git_is_left_alone(run, tmp_path, monkeypatch, commits):
         git("commit", "--allow-empty", "-m", "first")
     before = tree(repository)
     monkeypatch.chdir(repository)
-    run(epochs=1)
+    run(variant="tiny", epochs=1)
     assert tree(repository) == before
     assert (tmp_path / "run" / "live" / "metrics.json").is_file()
 
 
 def test_a_second_run_replaces_the_first(run):
-    result = run(epochs=1, seed=1)
+    result = run(variant="tiny", epochs=1, seed=1)
     first = weights(result.folder / "last")
     discard_state(result.folder)
-    second = run(epochs=1, seed=2)
+    second = run(variant="tiny", epochs=1, seed=2)
     assert not equal(weights(second.folder / "last"), first)

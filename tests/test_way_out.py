@@ -1,12 +1,9 @@
 """Sentences that lead to the way out: other folders, files for folders, slips in names."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
-from copies import environment
 from dicoms import make, random_voxels, write_series
 from PIL import Image
 
@@ -85,21 +82,11 @@ def test_so_do_commands(here, capfd, command):
     assert not Path("out").exists()
 
 
-def started_in(project, folder, *command):
-    return subprocess.run(
-        [sys.executable, "-m", "wavegms", *command],
-        cwd=folder,
-        env=environment(project),
-        capture_output=True,
-        encoding="utf-8",
-    )
-
-
 @pytest.mark.parametrize("folder", [".", "notebooks", "results/scores/phantom_a"])
-def test_trace_finds_the_project_from_below(small_project, folder):
-    done = started_in(small_project, small_project / folder, "trace", "phantom_a", "wave_gms")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("results/tables/segmentation.csv, line ")
+def test_trace_finds_the_project_from_below(small_project, folder, monkeypatch, capfd):
+    monkeypatch.chdir(small_project / folder)
+    assert main(["trace", "phantom_a", "wave_gms"]) == 0
+    assert capfd.readouterr().out.startswith("results/tables/segmentation.csv, line ")
 
 
 @pytest.mark.slow
@@ -108,9 +95,10 @@ def test_trace_finds_the_project_from_below(small_project, folder):
     [["share", f"../{MODEL}", "../../shared"], ["report", "--out", "../../out.html"]],
     ids=lambda command: command[0],
 )
-def test_paths_are_seen_from_where_a_command_starts(small_copy, command):
-    done = started_in(small_copy, small_copy / "notebooks", *command)
-    assert done.returncode == 0, done.stderr
+def test_paths_are_seen_from_where_a_command_starts(small_copy, monkeypatch, command):
+    monkeypatch.setattr(WaveGMSPipeline, "export_onnx", lambda self, path: path.touch())
+    monkeypatch.chdir(small_copy / "notebooks")
+    assert main(command) == 0
     assert (small_copy / "notebooks" / command[-1]).exists()
 
 
