@@ -178,7 +178,7 @@ def _training(card: ModelCard) -> Iterator[tuple[str, Any]]:
             yield name.replace("_", " "), value
     if recipe := card.parameters.get("recipe"):
         yield "published recipe", _listed(recipe)
-    for name in ("augmentation", "loss"):
+    for name in ("volumes", "augmentation", "loss"):
         if section := training.get(name) or card.parameters.get(name):
             yield name, _listed(section)
     if training.get("decoder", "exact") != "exact":
