@@ -1,12 +1,16 @@
 """Scores of whole volumes, in millimetres, on the grid that prediction gives back."""
 
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from accelerate import Accelerator
 from dicoms import OBLIQUE, SPACING, write_decathlon
 from test_volume_sets import prepare
+from torch.utils.data import DataLoader
 
 from wavegms import InputError, WaveGMSPipeline
 from wavegms.config import EvaluationParams, ReadingParams
@@ -24,7 +28,8 @@ from wavegms.results.volumes import (
     summarize_models,
     volume_metrics,
 )
-from wavegms.training.card import ModelCard, weights_hash, write_card
+from wavegms.training.card import ModelCard, card_hash, read_card, weights_hash, write_card
+from wavegms.training.loop import mean_soft_dice
 
 
 def ellipsoid(half_axes, spacing=(2.0, 0.8, 0.7), shape=(26, 60, 70)):
@@ -124,12 +129,33 @@ def test_pictures_have_no_scores_in_3d(prepared, tmp_path):
         score_volumes(np.zeros((len(dataset), 8, 8), np.float32), dataset, prepared)
 
 
+def test_an_epoch_is_chosen_by_its_volumes(tmp_path):
+    """A network that finds nothing has most slices right here, and no volume."""
+    raw, out = write_decathlon(tmp_path / "raw", count=8, empty=2), tmp_path / "out"
+    prepare(raw, out)
+    dataset = PreparedDataset(out, "val")
+    batches = list(DataLoader(dataset, batch_size=5))
+    masks = dataset.masks.float()
+
+    def chosen(soft):
+        parts = iter(soft.split(5))
+        network = SimpleNamespace(predict=lambda _: next(parts))
+        return mean_soft_dice(Accelerator(cpu=True), network, batches, dataset.volume_of)
+
+    soft = (0.7 * masks + 0.01).clamp(0, 1)
+    truth, found = (one.numpy().reshape(2, -1).astype(float) for one in (masks, soft))
+    wanted = 2 * (truth * found).sum(1) / (truth.sum(1) + found.sum(1))
+    assert chosen(soft) == pytest.approx(wanted.mean(), rel=1e-4)
+    assert chosen(torch.zeros_like(masks)) < 1e-4 and chosen(masks) == pytest.approx(1)
+
+
 def test_networks_are_compared_over_volumes(untrained, tmp_path):
     """What the notebook shows and writes: a row a volume, network and seed, and their means."""
     raw, out = write_decathlon(tmp_path / "raw", count=8), tmp_path / "brain"
     prepare(raw, out)
     dataset = PreparedDataset(out, "test")
-    known = {field.name: 1 for field in fields(ModelCard)} | {"selection": "best_on_validation"}
+    known = {field.name: 1 for field in fields(ModelCard)}
+    known |= {"selection": "best_on_validation", "parameters": {}}
     for seed in (1, 2):
         place = tmp_path / f"models/wave_gms/seed_{seed}"
         untrained.save_pretrained(place)
@@ -148,6 +174,19 @@ def test_networks_are_compared_over_volumes(untrained, tmp_path):
     (row,) = readable_models(summary.reset_index()).to_dict("records")
     assert row["System"] == "Wave-GMS" and row["Dice in 3-D (%)"].count("–") == 1
     assert len(show_volume_scores(scores).axes) == 3
+    prepare(raw, out, folds=2)
+    dataset = PreparedDataset.to_test(out)
+    with pytest.raises(InputError, match="holds 1 models, but its data have 2 folds"):
+        score_models(tmp_path / "models", dataset, out, ["wave_gms"], [1], wanted)
+    place = tmp_path / "models/wave_gms/seed_1"
+    changes = {"data_hash": dataset.data_hash, "weights": weights_hash(place)}
+    untrained.save_pretrained(place / "fold_2")
+    write_card(place / "fold_2", ModelCard(**known | about | changes))
+    others = {"others": [card_hash(read_card(place / "fold_2"))]}
+    changes["parameters"] = {"folds": others}
+    write_card(place, ModelCard(**known | about | changes))
+    every = score_models(tmp_path / "models", dataset, out, ["wave_gms"], [1], wanted)
+    assert every["id"].tolist() == load_volumes(out)["id"].tolist()
     (out / "volumes.csv").unlink()
     nothing = score_models(tmp_path / "models", dataset, out, ["wave_gms"], [1], wanted)
     assert nothing.empty and readable_models(summarize_models(nothing, 100, 1)).empty

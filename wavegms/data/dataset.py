@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
 from torch import Tensor
@@ -74,6 +75,10 @@ class PreparedDataset(Dataset):
         self.scale: Scale | None = None
         if self.manifest["foreground"][0]:
             self.scale = Scale.parse(self.manifest["scale"][0])
+        # the volume that each image is a slice of, counted from 0; of pictures each its own
+        self.volume_of: list[int] = list(range(len(self)))
+        if self.scale and self.scale.volumes:
+            self.volume_of = pd.factorize(self.manifest["source"])[0].tolist()
         self.data_hash = data_hash(self._folder)
         self.image_size = open_image(self._image_path(self.ids[0])).width
         self.images: Tensor | None = None

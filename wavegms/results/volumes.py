@@ -19,8 +19,8 @@ from wavegms.data.manifest import load_volumes, slice_id
 from wavegms.data.volume_sets import open_truth
 from wavegms.errors import InputError
 from wavegms.images import FOREGROUND, IGNORED, resize_mask
-from wavegms.models.pipeline import WaveGMSPipeline
-from wavegms.results.scores import predict_split, score_split
+from wavegms.results.folds import predict_unseen
+from wavegms.results.scores import score_split
 from wavegms.results.statistics import summarize
 from wavegms.results.tables import title_of
 from wavegms.training.card import card_hash, read_card
@@ -175,7 +175,8 @@ def score_models(
 ) -> pd.DataFrame:
     """The rows of `score_volumes` of all models of a dataset, each with what it was made from.
 
-    Empty where the dataset is of pictures.
+    `test_set` is of `PreparedDataset.to_test`: with folds, each volume is scored by the model that
+    did not see it. Empty where the dataset is of pictures.
     """
     if load_volumes(folder) is None:
         return pd.DataFrame()
@@ -183,8 +184,7 @@ def score_models(
     for variant, seed in product(variants, seeds):
         place = models / variant / f"seed_{seed}"
         card = read_card(place)
-        pipeline = WaveGMSPipeline.from_pretrained(place, decoder=evaluation.decoder)
-        soft = predict_split(pipeline, test_set)
+        soft = predict_unseen(place, test_set, evaluation.decoder)
         scores = score_volumes(soft, test_set, folder, evaluation.threshold)
         shared = ("variant", "seed", "image_size", "epochs", "selection")
         origin = {"train_set": card.dataset, "test_set": folder.name}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from wavegms.errors import InputError, Stopped
 from wavegms.files import replace_folder
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.training.graph import GraphedStep
-from wavegms.training.loss import soft_dice
+from wavegms.training.loss import dice_of_sums, dice_sums
 from wavegms.training.run import Run
 from wavegms.training.safeguards import Budget, Forecast, StopRequest, say
 from wavegms.training.state import TrainingState, discard_state, save_state
@@ -225,6 +225,7 @@ class TrainingLoop:
                 self.accelerator,
                 self.pipeline,
                 self.selection_batches,
+                self.run.selection_set.volume_of,
                 self.watch and partial(self.watch, state.epoch),
             ),
         }
@@ -261,7 +262,8 @@ class TrainingLoop:
             not self.checked
         ):  # the first one chose kernels, which takes a card several times as long
             started = time.monotonic()
-            mean_soft_dice(self.accelerator, self.pipeline, self.selection_batches)
+            volume_of = self.run.selection_set.volume_of
+            mean_soft_dice(self.accelerator, self.pipeline, self.selection_batches, volume_of)
             selection = time.monotonic() - started
         epochs = self.budget.epochs(state.epoch, selection)
         epochs = torch.tensor(epochs, device=self.accelerator.device)
@@ -368,17 +370,26 @@ def mean_soft_dice(
     accelerator: Accelerator,
     pipeline: WaveGMSPipeline,
     batches: DataLoader,
+    volume_of: Sequence[int],
     show: Callable[[torch.Tensor], None] | None = None,
 ) -> float:
-    """Mean soft Dice in [0, 1] of what the pipeline predicts and will be saved, which is shown."""
-    scores, shown = [], []
+    """Mean soft Dice in [0, 1] of what the pipeline predicts and will be saved, which is shown.
+
+    Slices count together as the volume that they are of: of slices one by one, those without
+    foreground score 1 only where nothing at all is found, and would choose a network that finds
+    nothing.
+    """
+    sums, shown = [], []
     for batch in batches:
         soft_masks = pipeline.predict(PreparedDataset.to_float(batch["image"]))
-        dice = soft_dice(soft_masks, PreparedDataset.mask_to_float(batch["mask"]))
-        scores.append(accelerator.gather_for_metrics(dice))
+        both = dice_sums(soft_masks, PreparedDataset.mask_to_float(batch["mask"]))
+        sums.append(accelerator.gather_for_metrics(torch.stack(both).T))
         if show:
             shown.append(soft_masks)
-    mean = torch.cat(scores).mean().item()
+    of_images = torch.cat(sums)
+    volumes = torch.tensor(volume_of, device=of_images.device)
+    whole = of_images.new_zeros(max(volume_of) + 1, 2).index_add(0, volumes, of_images)
+    mean = dice_of_sums(*whole.T).mean().item()
     if show:  # nobody has to wait for a card any more
         show(torch.cat(shown))
     return mean

@@ -51,10 +51,19 @@ def soft_dice(probabilities: Tensor, masks: Tensor) -> Tensor:
     (B, 1, H, W) in [0, 1] against 0, 1, or 2 for pixels that do not count -> (B,) in [0, 1], at
     least float32; 1 is a perfect match.
     """
+    return dice_of_sums(*dice_sums(probabilities, masks))
+
+
+def dice_sums(probabilities: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each image as in `soft_dice`: the sum of the products, and the sum of both, each (B,)."""
     counted = masks < IGNORED
     probabilities, masks = at_least_float32(probabilities) * counted, masks * counted
     overlap = (probabilities * masks).flatten(1).sum(1)
-    total = probabilities.flatten(1).sum(1) + masks.flatten(1).sum(1)
+    return overlap, probabilities.flatten(1).sum(1) + masks.flatten(1).sum(1)
+
+
+def dice_of_sums(overlap: Tensor, total: Tensor) -> Tensor:
+    """The soft Dice of what `dice_sums` gives, or of sums of it over several slices."""
     return (2 * overlap + _SMOOTHING) / (total + _SMOOTHING)
 
 

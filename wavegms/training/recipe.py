@@ -370,7 +370,8 @@ def _named(run: Run) -> str:
 def _keep_untrained(
     run: Run, accelerator: Accelerator, pipeline: WaveGMSPipeline, batches: DataLoader
 ) -> TrainingResult:
-    row = {"epoch": 0, "selection_dice": mean_soft_dice(accelerator, pipeline, batches)}
+    dice = mean_soft_dice(accelerator, pipeline, batches, run.selection_set.volume_of)
+    row = {"epoch": 0, "selection_dice": dice}
     if accelerator.is_main_process:
         save_weights(pipeline, run.checkpoints, ("best", "last"))
         with open_metrics(run.live) as live:
