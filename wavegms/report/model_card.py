@@ -74,6 +74,7 @@ def render_model_card(
         for name, scores in model.scores.items()
     }
     own = parts[data.name]
+    between = card.parameters.get("volumes", {}).get("context", "none") != "none"
     text = hub.ModelCard.from_template(
         _head(card, {name: part["all"] for name, part in parts.items()}),
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
@@ -83,6 +84,7 @@ def render_model_card(
         modality=_modality(data),
         simulated=data.modality.startswith("simulated"),
         shared=shared,
+        channels="the slices below, at and above" if between else "RGB",
         scores=[
             {"name": spec_of(name).title, "empty": model.scores[name]["empty_prediction"].sum()}
             | shown_scores(part["all"])
