@@ -167,6 +167,16 @@ def test_only_a_shared_model_has_an_onnx_file(tmp_path):
     assert "`images` (batch, 3, 96, 96)" in render(tmp_path, shared=True)[0]
 
 
+def test_a_model_of_neighbours_says_what_its_channels_are(tmp_path):
+    about = {"plane": "axial", "percentiles": [0.5, 99.5], "context": "neighbours"}
+    text, _ = render(tmp_path, shared=True, parameters={"volumes": about})
+    assert "(batch, 3, 96, 96), the slices below, at and above in [0, 1]" in text
+    assert ["volumes", "plane axial, percentiles [0.5, 99.5], context neighbours"] in table_rows(
+        text, "Training"
+    )
+    assert "(batch, 3, 96, 96), RGB in [0, 1]" in render(tmp_path, shared=True)[0]
+
+
 # found in a project
 
 

@@ -309,7 +309,8 @@ def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
     shutil.copy(source / "imagesTr/case_0.nii.gz", source / "imagesTs/new.nii.gz")
     (source / "imagesTr/._case_0.nii.gz").write_bytes(b"of a Mac")
     (project / "notebooks").mkdir()
-    assert main(["add", str(source), "--name", "brain", "--plane", "coronal"]) == 0
+    asked = ["--plane", "coronal", "--context", "neighbours"]
+    assert main(["add", str(source), "--name", "brain", *asked]) == 0
     said = capsys.readouterr().out
     assert "data/raw/brain: 6 volumes with masks" in said and "12×9×6 voxels of" in said
     assert "slices: coronal, as reading.brain says" in said and "2 body (" in said
@@ -319,6 +320,7 @@ def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
     assert (
         params.datasets == params.volumes == ["brain"]
         and params.reading["brain"].plane == "coronal"
+        and params.reading["brain"].context == "neighbours"
     )
     assert composed(project, tmp_path, "brain")["volumes"] == ["brain"]
     assert main(["add", str(source), "--name", "brain"]) == 1

@@ -22,7 +22,7 @@ from pydantic import (
 
 from wavegms.classes import MOST_CLASSES
 from wavegms.errors import InputError, first_line
-from wavegms.images import Plane, parse_ranges
+from wavegms.images import Context, Plane, parse_ranges
 from wavegms.variants import Decoder, RecipeName
 
 # Ten times what params.yaml has, aliases written out.
@@ -236,6 +236,7 @@ class ReadingParams(Section):
         list[Annotated[Number, Field(gt=0, allow_inf_nan=False)]], Field(max_length=2)
     ] = []
     plane: Plane | None = None
+    context: Context = "none"
     classes: Classes = {}
 
     @model_validator(mode="after")
@@ -441,6 +442,16 @@ class Params(Section):
                 raise ValueError(
                     f"external names {name}, which is among datasets and so trained on: remove it "
                     "on one side"
+                )
+        pairs = [("generalization", pair.train, pair.test) for pair in self.generalization]
+        pairs += [("external", one, other) for one in self.datasets for other in self.external]
+        for key, *both in pairs:
+            seen = [self.reading.get(name, ReadingParams()).context for name in both]
+            if seen[0] != seen[1]:
+                raise ValueError(
+                    f"{key} tests a model of {both[0]} on {both[1]}, but their images show other "
+                    f"slices (reading.{both[0]}.context is {seen[0]}, reading.{both[1]}.context "
+                    f"{seen[1]}): set both to the same"
                 )
         if self.training.minutes and len(self.seeds) > 1:
             raise ValueError(

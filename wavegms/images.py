@@ -53,6 +53,9 @@ _Pixels = TypeVar("_Pixels")
 # How a volume is cut into slices.
 Plane = Literal["axial", "coronal", "sagittal"]
 
+# What a network sees of it: each slice alone, or between the slices below and above.
+Context = Literal["none", "neighbours"]
+
 # `warnings.catch_warnings` changes the state of the whole process; images are opened by threads.
 _opening = threading.Lock()
 
@@ -229,27 +232,31 @@ class MaskRule:
 class VolumeRule:
     """How a dataset's volumes became images: the plane of their slices, and their greys.
 
-    Of each volume by itself, the two percentiles of all its voxels become 0 and 255.
+    Of each volume by itself, the two percentiles of all its voxels become 0 and 255. With the
+    context `neighbours`, red, green and blue of an image are the slices below, at and above.
     """
 
     plane: Plane
     percentiles: tuple[float, float] = (0.5, 99.5)
+    context: Context = "none"
 
     def __str__(self) -> str:
         low, high = self.percentiles
-        return f"{self.plane}:{low:g}-{high:g}"
+        around = "" if self.context == "none" else f":{self.context}"
+        return f"{self.plane}:{low:g}-{high:g}{around}"
 
     @classmethod
     def parse(cls, text: str) -> "VolumeRule | None":
         """From what `str` gives; None for anything else."""
         match = re.fullmatch(
-            rf"({'|'.join(get_args(Plane))}):([0-9.]{{1,6}})-([0-9.]{{1,6}})", text
+            rf"({'|'.join(get_args(Plane))}):([0-9.]{{1,6}})-([0-9.]{{1,6}})(:neighbours)?", text
         )
         try:
             plane, low, high = match[1], float(match[2]), float(match[3])
         except (TypeError, ValueError):
             return None
-        return cls(plane, (low, high)) if low < high <= 100 else None
+        context = "neighbours" if match[4] else "none"
+        return cls(plane, (low, high), context) if low < high <= 100 else None
 
 
 @dataclass(frozen=True)
@@ -280,6 +287,11 @@ class Scale:
                 raise ValueError("that is no scale of grey values")
             ranges[int(match[1])] = int(match[2]), int(match[3])
         return cls(ranges, volumes)
+
+    @property
+    def context(self) -> Context:
+        """What an image shows beside a slice; nothing where it is a picture."""
+        return self.volumes.context if self.volumes else "none"
 
     def items(self) -> list[tuple[int, tuple[int, int]]]:
         """Depths with their ranges, in order."""

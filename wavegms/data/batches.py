@@ -26,7 +26,8 @@ class Augmentation(torch.nn.Module):
     Geometry moves image and mask together; pixels from outside are mirrored in. Brightness,
     contrast, saturation and hue change by up to 0.1 each; the shift is up to 15 % of the side, the
     scale up to 10 %, the rotation up to 20 degrees. The random state is torch's global one, so a
-    seeded run repeats itself.
+    seeded run repeats itself. Where channels are slices and no colours, saturation and hue, which
+    would mix them, stay.
     """
 
     def __init__(
@@ -36,8 +37,11 @@ class Augmentation(torch.nn.Module):
         rotate_90: float,
         color_jitter: float,
         shift_scale_rotate: float,
+        in_colour: bool = True,
     ):
         super().__init__()
+        self.in_colour = in_colour
+        hues = 0.1 if in_colour else 0.0
         self._steps = [
             # the key also says that a mask keeps its values: it is resampled by the nearest pixel
             (probability, K.AugmentationSequential(step, data_keys=[DataKey.INPUT, DataKey.MASK]))
@@ -45,7 +49,7 @@ class Augmentation(torch.nn.Module):
                 (horizontal_flip, K.RandomHorizontalFlip(p=1)),
                 (vertical_flip, K.RandomVerticalFlip(p=1)),
                 (rotate_90, K.RandomRotation90(times=(0, 3), p=1)),
-                (color_jitter, K.ColorJitter(0.1, 0.1, 0.1, 0.1, p=1)),
+                (color_jitter, K.ColorJitter(0.1, 0.1, hues, hues, p=1)),
                 (
                     shift_scale_rotate,
                     K.RandomAffine(

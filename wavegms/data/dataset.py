@@ -113,6 +113,11 @@ class PreparedDataset(Dataset):
         return {"image": image, "mask": mask, "index": index}
 
     @property
+    def in_colour(self) -> bool:
+        """Whether the channels of an image are colours, and not a slice between its neighbours."""
+        return self.scale is None or self.scale.context == "none"
+
+    @property
     def has_originals(self) -> bool:
         """Whether masks were kept as they were before they were resized: not by all versions."""
         return bool((self.manifest["original_pixels"] != "").all())

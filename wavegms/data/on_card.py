@@ -32,7 +32,7 @@ class CardBatches(TrainingBatches):
     """See `TrainingBatches`; the latents' noise is drawn on the card, for the whole batch."""
 
     def _open(self, dataset: PreparedDataset, augmentation: Augmentation, processes: int) -> None:
-        self._chances = augmentation.chances
+        self._chances, self._in_colour = augmentation.chances, augmentation.in_colour
         self._images, self._masks = dataset.images.to(self._device), dataset.masks.to(self._device)
         self._noise = torch.Generator(self._device)
 
@@ -42,6 +42,8 @@ class CardBatches(TrainingBatches):
         steps = [[index for _, index in keys] for keys in self._order]
         warps, colours, order = draw(len(self._images), self._chances, self._seed, epoch)
         warps, colours = self._sent(warps), self._sent(colours)
+        # saturation and hue, the last two of the four, would mix slices
+        order = [place for place in order if self._in_colour or place < 2]
         rows = self._sent(np.array(steps, dtype=np.int64))
         at_once = max(1, _PIXELS_AT_ONCE // (self._order.batch_size * side**2))
         shape = (self._order.batch_size, self._latent_channels, side // 8, side // 8)

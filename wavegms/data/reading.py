@@ -82,8 +82,11 @@ def find_reading(
         InputError: the files allow more than one reading, or have nothing that `wanted` names.
     """
     wanted = wanted or ReadingParams()
-    if wanted.plane:
-        raise InputError(f"reading.{name}.plane is of volumes, and these are pictures: remove it.")
+    for key in ("plane", "context"):
+        if key in wanted.model_dump(exclude_defaults=True):
+            raise InputError(
+                f"reading.{name}.{key} is of volumes, and these are pictures: remove it."
+            )
     survey = _Survey()
     for_each_case(survey.look, cases, f"Looking at {name}")
     by_folder = in_folders(name, cases, wanted.classes)

@@ -49,6 +49,11 @@ from wavegms.images import (
     written_ranges,
 )
 
+_SAID_OF_NEIGHBOURS = (
+    "context: red, green and blue of an image are the slices below, at and above it; its mask is "
+    "of the one at it"
+)
+
 # Slices lie this much farther apart than pixels where a volume was recorded slice by slice.
 _THICKER = 1.1
 
@@ -115,11 +120,12 @@ def decide_reading(
     elif not plane:
         plane, because = "axial", "as no axis has the largest spacing"
     steps = ", ".join(f"{one} {step:.3g} mm" for one, step in across.items())
-    rule = VolumeRule(plane)
+    rule = VolumeRule(plane, context=wanted.context)
     said = (
         f"slices: {plane}, {because} (distances: {steps})",
         f"greys: percentiles {rule.percentiles[0]:g} and {rule.percentiles[1]:g} of each volume "
         "become black and white",
+        *[_SAID_OF_NEIGHBOURS] * (wanted.context == "neighbours"),
         f"labels: foreground is {written_ranges(foreground)}"
         + (f", and {written_ranges(ignored)} is ignored" if ignored else "")
         + f", {why}; they have {held}",
@@ -223,7 +229,8 @@ def prepare_volume(
     rows = []
     for number, place in sorted(zip(volume.numbers, range(len(volume)), strict=True)):
         id = slice_id(case.id, number)
-        image = resize_image(Image.fromarray(volume[place]).convert("RGB"), image_size)
+        picture = Image.fromarray(volume.seen(place, rule.context)).convert("RGB")
+        image = resize_image(picture, image_size)
         mask = resize_mask(kinds[place], image_size)
         image.save(folder / "images" / f"{id}.png")
         write_mask(folder / "masks" / f"{id}.png", mask, 1)

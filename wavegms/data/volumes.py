@@ -21,7 +21,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from wavegms.errors import InputError
-from wavegms.images import MAX_PIXELS, Plane
+from wavegms.images import MAX_PIXELS, Context, Plane
 
 # 512 x 512 x 1900 voxels: 1 GB as it is read, and 2 GB of probabilities
 MAX_VOXELS = 500_000_000
@@ -145,6 +145,17 @@ class Volume(Stack):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return _to_grey(self.voxels[index], self.window)
+
+    def seen(self, index: int, context: Context = "none") -> np.ndarray:
+        """A slice as a network sees it, uint8: (rows, columns), or with its neighbours (..., 3).
+
+        Those are the slices below, at and above, by the place in the body and not in the file; one
+        at an edge stands for the one that is missing.
+        """
+        if context == "none":
+            return self[index]
+        last = len(self) - 1
+        return np.stack([self[min(max(index + step, 0), last)] for step in (-1, 0, 1)], -1)
 
 
 def spacing_across(image: sitk.Image) -> dict[Plane, float]:

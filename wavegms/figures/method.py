@@ -40,7 +40,7 @@ def show_augmented(
 ) -> Figure:
     """Images as they are, and below them three of the many ways in which training sees them."""
     images, masks = _cases(dataset, range(min(count, len(dataset))))
-    augment = Augmentation(**settings.model_dump())
+    augment = Augmentation(**settings.model_dump(), in_colour=dataset.in_colour)
     figure, axes = new_grid(4, len(images), cell=1.4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -126,6 +126,8 @@ def _to_onnx(pipeline: DiffusionPipeline) -> bytes:
     import onnx
 
     side = pipeline.config.image_size
+    neighbours = pipeline.scale.context == "neighbours"
+    channels = "the slices below, at and above" if neighbours else "RGB"
     with _quiet_export(), torch.no_grad():
         program = torch.onnx.export(
             PlainPipeline(pipeline).eval(),
@@ -149,7 +151,7 @@ def _to_onnx(pipeline: DiffusionPipeline) -> bytes:
         {
             "wavegms_version": __version__,
             "image_size": str(side),
-            "input_range": "images are RGB in [0, 1], resized to image_size x image_size",
+            "input_range": f"images are {channels} in [0, 1], resized to image_size x image_size",
             "output": _meaning(pipeline.classes),
             "decoder": pipeline.decoder,
             "notice": "research software, not for clinical use",

@@ -272,9 +272,11 @@ class WaveGMSPipeline(DiffusionPipeline):
         or (H, W, 4), uint8, uint16 or float in [0, 1]; or a tensor (1, H, W) or (3, H, W), uint8 or
         float in [0, 1]. Several are a sequence of such, or an array or tensor with one more
         dimension in front; an array (3, H, W) or (4, H, W) is refused, as it may also be an image
-        with its channels in front. Values are taken on the scale of the training images, unless
-        they are `scaled` already. A pixel belongs to the mask from a probability of `threshold`,
-        above 0 and at most 1; of several classes see `wavegms.classes.label_map`.
+        with its channels in front. A model of slices between their neighbours (`scale.context`)
+        takes the slices below, at and above for the three channels. Values are taken on the scale
+        of the training images, unless they are `scaled` already. A pixel belongs to the mask from a
+        probability of `threshold`, above 0 and at most 1; of several classes see
+        `wavegms.classes.label_map`.
 
         Raises:
             InputError: an argument has no such form, or values of an image lie outside [0, 1].

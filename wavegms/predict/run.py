@@ -228,6 +228,11 @@ class _Run:
             if rule is None:
                 return read_volume(source.path, source.series, plane)
             return read_volume(source.path, source.series, plane or rule.plane, rule.percentiles)
+        if scale.context != "none":
+            raise InputError(
+                f"{source.path} is a picture, and the model looks at slices between their "
+                "neighbours: give the volume."
+            )
         if is_dicom(source.path):
             return read_picture(source.path)
 
@@ -302,11 +307,12 @@ class _Run:
 
     def _predict_volume(self, index: int, volume: Volume) -> None:
         source, batch_size = self.request.sources[index], self.request.batch_size
-        soft = np.empty(volume.shape, np.float32)
+        soft, context = np.empty(volume.shape, np.float32), self.pipeline.scale.context
         starts = range(0, len(volume), batch_size)
         for start in tqdm(starts, desc=source.path.name, unit="batch", leave=False):
             places = range(start, min(start + batch_size, len(volume)))
-            soft[places.start : places.stop] = self._call([volume[place] for place in places])[1]
+            seen = [volume.seen(place, context) for place in places]
+            soft[places.start : places.stop] = self._call(seen)[1]
         masks = soft >= self.request.threshold
         sheet = draw_slices(volume, masks, volume.spacing, volume.numbers)
         Image.fromarray(sheet).save(self._target("overlays", source, ".png"))

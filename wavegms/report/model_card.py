@@ -74,6 +74,7 @@ def render_model_card(
         for name, scores in model.scores.items()
     }
     own = parts[data.name]
+    between = card.parameters.get("volumes", {}).get("context", "none") != "none"
     text = hub.ModelCard.from_template(
         _head(card, {name: part["all"] for name, part in parts.items()}),
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
@@ -84,6 +85,7 @@ def render_model_card(
         simulated=data.modality.startswith("simulated"),
         shared=shared,
         classes=", ".join(card.parameters.get("classes", [])),
+        channels="the slices below, at and above" if between else "RGB",
         scores=[
             {"name": spec_of(name).title, "empty": model.scores[name]["empty_prediction"].sum()}
             | shown_scores(part["all"])
@@ -195,7 +197,7 @@ def _training(card: ModelCard) -> Iterator[tuple[str, Any]]:
             yield name.replace("_", " "), value
     if recipe := card.parameters.get("recipe"):
         yield "published recipe", _listed(recipe)
-    for name in ("augmentation", "loss"):
+    for name in ("volumes", "augmentation", "loss"):
         if section := training.get(name) or card.parameters.get(name):
             yield name, _listed(section)
     if training.get("decoder", "exact") != "exact":

@@ -39,7 +39,7 @@ def training_batches(run: Run, batch_size: int, accelerator: Accelerator) -> Tra
     kind = CardBatches if fits_on_card(run.train_set, accelerator.device) else TrainingBatches
     return kind(
         run.train_set,
-        Augmentation(**run.training.augmentation.model_dump()),
+        Augmentation(**run.training.augmentation.model_dump(), in_colour=run.train_set.in_colour),
         batch_size=batch_size,
         seed=run.seed,
         device=accelerator.device,

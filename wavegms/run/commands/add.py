@@ -46,6 +46,12 @@ def configure(parser: ArgumentParser) -> None:
         help="in which volumes are cut; across the axis with the largest spacing if left out",
     )
     parser.add_argument(
+        "--context",
+        choices=["none", "neighbours"],
+        default="none",
+        help="neighbours: the slices below, at and above are the colours of an image",
+    )
+    parser.add_argument(
         "--spacing",
         nargs="+",
         type=float,
@@ -70,6 +76,7 @@ def execute(options: Namespace) -> None:
             "drawn_on": options.drawn_on,
             "plane": options.plane,
             "classes": _named(options.classes),
+            "context": options.context,
             "spacing": options.spacing,
         }
     )
