@@ -15,6 +15,7 @@ from dvc.utils.hydra import compose_and_dump
 from layouts import BOX, SIZE, picture, save
 from PIL import Image
 from runs import grey_vae, make_run
+from scores import invent_scores, put
 
 from wavegms.classes import label_map
 from wavegms.config import (
@@ -41,7 +42,7 @@ from wavegms.results.metrics import mask_metrics
 from wavegms.results.readable import readable_classes
 from wavegms.results.scores import predict_split, score_split, write_scores
 from wavegms.results.statistics import summarize, summarize_classes
-from wavegms.results.tables import class_table
+from wavegms.results.tables import class_table, read_scores
 from wavegms.run.check import check_inputs
 from wavegms.training import autoencoder
 from wavegms.training.autoencoder import (
@@ -321,7 +322,8 @@ def test_a_model_of_several_classes_is_scored_class_by_class(trained, folder, tm
     assert abs(scores["dsc_original"] - scores["dsc"]).max() < 0.15
     assert scores["dsc:cyst"][1] == 0 and scores["dsc:mass"][1] == 1
     summary = summarize(scores, 100, 0)
-    write_scores(tmp_path / "scores/a.csv", scores, summary, card, "phantom_c")
+    path = tmp_path / "scores/phantom_c" / run.variant / "seed_1/phantom_c.csv"
+    write_scores(path, scores, summary, card, "phantom_c")
     table = class_table(tmp_path / "scores", 100, 0)
     assert list(table["class"].unique()) == list(NAMES)
     shown = readable_classes(table)
@@ -330,6 +332,16 @@ def test_a_model_of_several_classes_is_scored_class_by_class(trained, folder, tm
     assert 100 * mean["cyst", "dsc"] == pytest.approx(
         table.set_index(["class", "metric"])["mean"]["cyst", "dsc"], abs=1e-3
     )
+
+
+@pytest.mark.parametrize("odd", ["1.2", "-0.1", "good"])
+def test_what_is_no_score_of_a_class_is_told(odd, tmp_path):
+    scores = invent_scores().assign(**{"dsc:mass": 0.5, "dsc:cyst": ["", "1", *["0.5"] * 13, odd]})
+    path = put(tmp_path, scores)
+    with pytest.raises(InputError, match=rf"{path} has what is no score in its column dsc:cyst"):
+        read_scores(tmp_path)
+    put(tmp_path, scores.replace({"dsc:cyst": {odd: "0.25"}}))
+    assert read_scores(tmp_path)["dsc:cyst"].tolist()[1:] == [1, *[0.5] * 13, 0.25]
 
 
 def test_a_class_that_neither_mask_has_is_not_scored(folder):

@@ -268,6 +268,18 @@ def test_every_score_is_a_dot():
         np.testing.assert_allclose(np.sort(shown), np.sort(scores[column]))
 
 
+def test_of_several_classes_each_has_its_row_of_scores():
+    numbers = np.random.default_rng(0).random((3, 9))
+    columns = [f"{metric}{name}" for metric in ("dsc", "iou", "hd95") for name in ("", ":a", ":b")]
+    scores = pd.DataFrame(numbers, columns=columns).assign(label="")
+    scores.loc[0, "dsc:b"] = scores.loc[0, "iou:b"] = scores.loc[0, "hd95:b"] = np.nan
+    axis = show_scores(scores).axes[0]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["mean", "a", "b"]
+    shown = [np.sort(part.get_offsets()[:, 0]) for part in axis.collections]
+    for found, column in zip(shown, ("dsc", "dsc:a", "dsc:b"), strict=True):
+        np.testing.assert_allclose(found, np.sort(scores[column].dropna()))
+
+
 def test_figures_do_not_stay_open(train_set, predictions):
     show_cases(train_set, [0])
     show_comparison(train_set, predictions, {train_set.ids[0]: ""}, 0.5)

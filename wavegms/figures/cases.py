@@ -26,6 +26,7 @@ from wavegms.figures.style import (
 from wavegms.images import FOREGROUND, of_class, open_image
 from wavegms.phantom.scanner import Phantom
 from wavegms.results.metrics import mask_metrics, mean_of_classes
+from wavegms.results.statistics import classes_in
 
 if TYPE_CHECKING:  # pictures of what is simulated need no torch
     from torch import Tensor
@@ -91,7 +92,7 @@ def show_pairs(
         draw_case(axis, image, mask, classes=len(classes))
         axis.set_title(title, fontsize=7)
     if classes:
-        name_contours(figure, classes)
+        name_contours(figure, classes, contours=False)
     return figure
 
 
@@ -126,9 +127,19 @@ def show_split(manifest: pd.DataFrame) -> Figure:
 
 
 def show_scores(scores: pd.DataFrame) -> Figure:
-    """How the metrics of `score_split` are distributed over the images, by class."""
+    """How the metrics of `score_split` are distributed over the images, by class.
+
+    Of several classes in a mask they are those of each, and their mean.
+    """
     table = _name_classes(scores)
     names = {"dsc": "Dice", "iou": "IoU", "hd95": "HD95 (pixels)"}
+    if several := classes_in(scores):
+        each = [
+            scores[[f"{key}:{name}" for key in names]].set_axis(list(names), axis=1).dropna()
+            for name in several
+        ]
+        rows = dict(zip(["mean", *several], [scores[list(names)], *each], strict=True))
+        table = pd.concat(rows, names=["label"]).reset_index("label")
     figure, axes = new_panels(len(names), 10, 2.8)
     for axis, (column, name) in zip(axes, names.items(), strict=True):
         sns.stripplot(table, x=column, y="label", ax=axis, size=3, alpha=0.6, color="#0072b2")

@@ -107,11 +107,12 @@ def write_in_corner(axis: Axes, text: str) -> None:
     axis.text(0.04, 0.05, text, transform=place, fontsize=8, color="white", bbox=ground)
 
 
-def name_contours(figure: Figure, classes: Sequence[str] = ()) -> None:
-    """A legend of the two contours, and of several classes, below all pictures."""
+def name_contours(figure: Figure, classes: Sequence[str] = (), contours: bool = True) -> None:
+    """A legend of the two contours, if both are there, and of several classes, below all."""
     handles = [
         Line2D([], [], color=style["colors"], linestyle=style["linestyles"], label=label)
         for style, label in ((TRUTH_STYLE, "truth"), (PREDICTION_STYLE, "prediction"))
+        if contours
     ]
     if classes:
         for handle in handles:

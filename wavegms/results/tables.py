@@ -158,17 +158,17 @@ def class_table(folder: Path, resamples: int, seed: int) -> pd.DataFrame:
     """Class by class, of every system in a folder of scores that has several: means over seeds.
 
     As `summarize_classes` gives them, of each image its mean over the seeds where it is scored; DSC
-    and IoU in percent. Call it where `read_scores` took the folder. It may have no row.
+    and IoU in percent. It may have no row.
     """
     tables = []
-    runs = [pd.read_csv(path, dtype={"id": str}) for path in sorted(Path(folder).rglob("*.csv"))]
-    runs = [run for run in runs if classes_in(run)]
     keys = ["train_set", "test_set", "variant"]
-    systems = pd.concat(runs).groupby(keys, sort=False) if runs else ()
-    for key, rows in systems:
+    scores = read_scores(folder)
+    for key, rows in scores.groupby(keys, sort=False) if classes_in(scores) else ():
         # of several datasets together a run has columns of classes that are not its own
         rows = rows.dropna(axis=1, how="all")
         values = [f"{metric}:{name}" for name in classes_in(rows) for metric in METRICS]
+        if not values:
+            continue
         found = summarize_classes(rows.groupby("id")[values].mean(), resamples, seed)
         tables.append(found.assign(**dict(zip(keys, key, strict=True)), seeds=rows.seed.nunique()))
     if not tables:
@@ -395,7 +395,18 @@ def _read_run(path: Path, folder: Path) -> pd.DataFrame:
             f"{path} holds the scores that belong in {place / first['test_set']}.csv: "
             "put it there or delete it."
         )
-    return run
+    return run.join(_scores_of_classes(path, remedy))
+
+
+def _scores_of_classes(path: Path, remedy: str) -> pd.DataFrame:
+    """The columns of several classes, such as dsc:cyst, empty where one is in neither mask."""
+    table = pd.read_csv(path, usecols=lambda name: ":" in name)
+    for name, column in table.items():
+        most = 1 if name.startswith(("dsc:", "iou:")) else np.finfo(float).max
+        values = pd.to_numeric(column, errors="coerce")
+        if not (column.isna() | values.between(0, most)).all():
+            raise InputError(f"{path} has what is no score in its column {name}: {remedy}.")
+    return table
 
 
 def _in_reported_units(systems: pd.DataFrame) -> pd.DataFrame:
