@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads that share a core with another process wait for each other. What a test starts, a
     # kernel or a whole pipeline, keeps to one as well.
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # and those of the test of several sleep meanwhile
 
 import pytest
 import torch
