@@ -4,7 +4,6 @@ what has changed runs again. The sample at its own size is for test_end_to_end.p
 
 import hashlib
 import json
-import sys
 
 import nbformat
 import pandas as pd
@@ -38,13 +37,6 @@ def test_every_stage_left_its_executed_notebook(small_project):
         assert all(cell.execution_count for cell in cells)
         assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
         assert notebook.metadata["wavegms"]["changed"] == []
-
-
-def test_the_notebook_for_looking_opens(small_project, tmp_path):
-    command = [sys.executable, "-m", "wavegms", "run", "notebooks/09_explore.ipynb"]
-    run(small_project, *command, str(tmp_path / "explore.ipynb"))
-    last = nbformat.read(tmp_path / "explore.ipynb", as_version=4).cells[-1]
-    assert "application/vnd.jupyter.widget-view+json" in last.outputs[0].data
 
 
 def test_the_pipeline_spoke_to_no_other_machine(small_project):
