@@ -17,6 +17,7 @@ def soft_and_hard(draw):
     shape = (draw(st.integers(1, 3)), 1, draw(st.integers(1, 6)), draw(st.integers(1, 6)))
     soft = draw(arrays("float64", shape, elements=st.floats(0, 1)))
     hard = draw(arrays("bool", shape))
+    hard[:, :, 0, 0] = True
     return torch.from_numpy(soft), torch.from_numpy(hard).double()
 
 
@@ -34,8 +35,21 @@ def test_soft_dice_of_empty_and_full_masks():
     empty, full = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
     assert soft_dice(empty, empty).item() == 1
     assert soft_dice(full, full).item() == 1
-    assert soft_dice(full, empty).item() == pytest.approx(1e-5 / (64 + 1e-5))
+    assert soft_dice(full, empty).item() == 0
     assert soft_dice(empty, full).item() == pytest.approx(1e-5 / (64 + 1e-5))
+
+
+@given(st.floats(0, 1), st.integers(1, 63))
+def test_an_empty_mask_pulls_no_harder_than_its_pixels(probability, ignored):
+    """However little is found: the smoothed quotient would pull with up to 1e5."""
+    masks = torch.zeros(1, 1, 8, 8)
+    masks.view(-1)[:ignored] = 2
+    soft = torch.full_like(masks, probability).requires_grad_()
+    dice = soft_dice(soft, masks)
+    assert dice.item() == pytest.approx(1 - probability, abs=1e-6)
+    (gradient,) = torch.autograd.grad(dice.sum(), soft)
+    counted = masks < 2
+    torch.testing.assert_close(gradient, counted / -counted.sum())
 
 
 def test_soft_dice_is_per_image():
