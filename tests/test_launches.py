@@ -31,6 +31,7 @@ class Split(Held):
         super().__init__(count, side)
         self.image_size, self.data_hash, self.scale = side, f"{count}", None
         self.ids = [str(number) for number in range(count)]
+        self.classes, self.volume_of, self.in_colour = (), list(range(count)), True
 
     def __getitem__(self, index):
         return {"image": self.images[index], "mask": self.masks[index], "index": index}

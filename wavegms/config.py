@@ -22,8 +22,8 @@ from pydantic import (
 
 from wavegms.classes import MOST_CLASSES
 from wavegms.errors import InputError, first_line
-from wavegms.images import Context, Plane, parse_ranges
-from wavegms.variants import Decoder, RecipeName
+from wavegms.images import parse_ranges
+from wavegms.variants import Context, Decoder, Plane, RecipeName
 
 # Ten times what params.yaml has, aliases written out.
 MAX_BYTES = 100_000

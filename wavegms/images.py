@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from wavegms.errors import InputError, first_line
+from wavegms.variants import Context, Plane
 
 # Others are not even tried. Pillow also knows formats that are programs: it hands EPS, under
 # whatever name, to Ghostscript, which runs it.
@@ -49,12 +50,6 @@ DEEP = "16 bits a colour"
 _ORIENTATION, _TURNED = 0x0112, "turned by"
 
 _Pixels = TypeVar("_Pixels")
-
-# How a volume is cut into slices.
-Plane = Literal["axial", "coronal", "sagittal"]
-
-# What a network sees of it: each slice alone, or between the slices below and above.
-Context = Literal["none", "neighbours"]
 
 # `warnings.catch_warnings` changes the state of the whole process; images are opened by threads.
 _opening = threading.Lock()

@@ -1,4 +1,7 @@
-"""The trainable networks by name, as data without torch: the rows of Tables 4 and 2."""
+"""The trainable networks by name, as data without torch: the rows of Tables 4 and 2.
+
+And what else is chosen by name, in params.yaml and by commands.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,6 +15,12 @@ Decoder = Literal["exact", "fast"]
 
 # By what networks are trained: this project's loop, or what their authors published.
 RecipeName = Literal["common", "published"]
+
+# How a volume is cut into slices.
+Plane = Literal["axial", "coronal", "sagittal"]
+
+# What a network sees of it: each slice alone, or between the slices below and above.
+Context = Literal["none", "neighbours"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from wavegms.classes import colours_of
 from wavegms.data.cases import is_id
 from wavegms.errors import InputError
 from wavegms.files import read_table, sha256_of
-from wavegms.images import Plane, Scale
+from wavegms.images import Scale
+from wavegms.variants import Plane
 
 if TYPE_CHECKING:
     import pandas as pd

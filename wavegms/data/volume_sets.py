@@ -39,7 +39,6 @@ from wavegms.images import (
     FOREGROUND,
     IGNORED,
     MaskRule,
-    Plane,
     Ranges,
     Scale,
     VolumeRule,
@@ -53,6 +52,7 @@ _SAID_OF_NEIGHBOURS = (
     "context: red, green and blue of an image are the slices below, at and above it; its mask is "
     "of the one at it"
 )
+from wavegms.variants import Plane
 
 # Slices lie this much farther apart than pixels where a volume was recorded slice by slice.
 _THICKER = 1.1

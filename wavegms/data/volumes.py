@@ -21,7 +21,8 @@ import SimpleITK as sitk
 from PIL import Image
 
 from wavegms.errors import InputError
-from wavegms.images import MAX_PIXELS, Context, Plane
+from wavegms.images import MAX_PIXELS
+from wavegms.variants import Context, Plane
 
 # 512 x 512 x 1900 voxels: 1 GB as it is read, and 2 GB of probabilities
 MAX_VOXELS = 500_000_000

@@ -4,8 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import get_args
 
-from wavegms.images import Plane
-from wavegms.variants import Decoder
+from wavegms.variants import Decoder, Plane
 
 NAME = "predict"
 

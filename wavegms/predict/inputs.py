@@ -26,7 +26,7 @@ from wavegms.data.cases import (
 )
 from wavegms.errors import InputError, require_number
 from wavegms.files import is_hub_id, matching, missing_folder, walk
-from wavegms.images import Plane
+from wavegms.variants import Plane
 
 if TYPE_CHECKING:
     from wavegms.models.pipeline import WaveGMSPipeline

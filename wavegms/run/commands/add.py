@@ -2,6 +2,9 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import get_args
+
+from wavegms.variants import Context, Plane
 
 NAME = "add"
 HELP = "set up and check images of your own for training"
@@ -42,12 +45,12 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--plane",
-        choices=["axial", "coronal", "sagittal"],
+        choices=get_args(Plane),
         help="in which volumes are cut; across the axis with the largest spacing if left out",
     )
     parser.add_argument(
         "--context",
-        choices=["none", "neighbours"],
+        choices=get_args(Context),
         default="none",
         help="neighbours: the slices below, at and above are the colours of an image",
     )
