@@ -47,12 +47,12 @@ from wavegms.images import (
     resize_mask,
     written_ranges,
 )
+from wavegms.variants import Plane
 
 _SAID_OF_NEIGHBOURS = (
     "context: red, green and blue of an image are the slices below, at and above it; its mask is "
     "of the one at it"
 )
-from wavegms.variants import Plane
 
 # Slices lie this much farther apart than pixels where a volume was recorded slice by slice.
 _THICKER = 1.1
