@@ -25,8 +25,7 @@ from wavegms.costs.autoencoders import (
     summary_of,
 )
 from wavegms.costs.figure import show_repainting
-from wavegms.models import autoencoder
-from wavegms.training import autoencoder as training
+from wavegms.models import autoencoder, palette
 from wavegms.training.autoencoder import AutoencoderCard, ReconstructionQuality, write_quality
 from wavegms.training.autoencoder import reconstruction_quality as quality_of
 
@@ -58,7 +57,7 @@ class Perfect:
     def install(monkeypatch, blur=0.0):
         monkeypatch.setattr(autoencoder, "encode_images", lambda vae, images: images)
         monkeypatch.setattr(autoencoder, "decode_latents", lambda vae, x: 2 * (x + blur) - 1)
-        for place in (module, training):
+        for place in (module, palette):
             monkeypatch.setattr(place, "encode_masks", lambda vae, masks: masks)
             monkeypatch.setattr(place, "decode_masks", lambda vae, x: x)
         return SimpleNamespace(device="cpu")
