@@ -87,12 +87,14 @@ audit: $(VENV)/audit/installed
 	  echo "make audit: a pin has a known weakness, or the service was not reached; see above" >&2; \
 	  exit 1; }
 
-# For those who change a notebook: run all anew, in the order of the pipeline, and store their outputs
-# for git. DVC is told that the notebooks' new outputs are no reason to run the stages again.
+# For those who change a notebook: run all anew, in the order of the pipeline and with its threads, by
+# which the last digits differ, and store their outputs for git. DVC is told that the notebooks' new
+# outputs are no reason to run the stages again.
 notebooks: repro
-	$(BIN)/python -m wavegms refresh $(patsubst %,notebooks/%.ipynb,00b_phantom 01_prepare \
-	  01b_autoencoder 02_train 03_evaluate 03b_volumes 04_ablation 05_domain_generalization 06_visualize 00_tour \
-	  07_efficiency 08_results 09_explore 10_autoencoders)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} $(BIN)/python -m wavegms refresh $(patsubst \
+	  %,notebooks/%.ipynb,00b_phantom 01_prepare 01b_autoencoder 02_train 03_evaluate 03b_volumes \
+	  04_ablation 05_domain_generalization 06_visualize 00_tour 07_efficiency 08_results 09_explore \
+	  10_autoencoders)
 	$(BIN)/dvc commit --force
 
 $(VENV)/installed: pyproject.toml constraints.txt
