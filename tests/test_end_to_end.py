@@ -41,7 +41,7 @@ TABLE_4 = [
 # minutes, or only look.
 AGAIN = [
     *("00b_phantom", "01_prepare", "01b_autoencoder", "02_train", "03_evaluate", "03b_volumes"),
-    *("06_visualize", "08_results", "09_explore"),
+    *("06_visualize", "08_results", "09_explore", "10_autoencoders"),
 ]
 # What two runs on one machine give alike to the byte. Not so are the executed notebooks, which hold
 # times.
