@@ -33,6 +33,7 @@ class Repeated(Dataset):
         self.data_hash, self.ids = dataset.data_hash, dataset.ids * times
         self.dataset, self.times = dataset, times
         self.image_size, self.scale = dataset.image_size, dataset.scale
+        self.classes, self.in_colour = dataset.classes, dataset.in_colour
 
     def __len__(self):
         return len(self.dataset) * self.times
