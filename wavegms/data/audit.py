@@ -26,7 +26,6 @@ from wavegms.data.manifest import (
     load_manifest,
     load_volumes,
     number_of_folds,
-    slice_id,
 )
 from wavegms.files import write_text
 from wavegms.images import as_rgb, read_image
@@ -74,12 +73,12 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
     64, ten at 32. Of slices of volumes, copies of one file are found, and what is of one patient.
     """
     folder = Path(folder)
-    manifest, volumes = load_manifest(folder), load_volumes(folder)
+    manifest = load_manifest(folder)
     manifest["side"] = manifest["split"] == "test"
     if number_of_folds(manifest):
         manifest = manifest.assign(split="test", side=fold_of(manifest))
-    if volumes is not None:
-        found = _between_volumes(manifest, volumes)
+    if load_volumes(folder) is not None:
+        found = _between_volumes(manifest)
         pairs = _pairs_of(manifest, found)
         return pairs, _summarise(manifest, pairs)
     paths = [folder / "images" / f"{id}.png" for id in manifest["id"]]
@@ -98,19 +97,13 @@ def audit_prepared(folder: Path) -> tuple[pd.DataFrame, AuditSummary]:
     return pairs, _summarise(manifest, pairs)
 
 
-def _between_volumes(
-    manifest: pd.DataFrame, volumes: pd.DataFrame
-) -> dict[tuple[int, int], tuple[str, float]]:
+def _between_volumes(manifest: pd.DataFrame) -> dict[tuple[int, int], tuple[str, float]]:
     """Slices of copies of one file, and of one patient across the split.
 
     Neighbours in a volume and organs of different patients are alike, and no twins.
     """
-    owner = {
-        slice_id(one.id, number): one.id
-        for one in volumes.itertuples()
-        for number in range(one.slices)
-    }
-    owners, sides = [owner.get(id, id) for id in manifest["id"]], manifest["side"].tolist()
+    # the volume that a slice is of is its source
+    owners, sides = manifest["source"].tolist(), manifest["side"].tolist()
     found = dict.fromkeys(pairs_within(manifest["sha256"]), ("exact", 1.0))
     for i, j in pairs_within(manifest["group"]):
         if owners[i] != owners[j] and sides[i] != sides[j]:

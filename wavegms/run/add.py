@@ -101,10 +101,9 @@ def add_dataset(
 
     Files are copied to `data/raw/<name>` from `source`, a folder with a layout of `read_plain`, or
     from folders or patterns; or taken as they lie there already. Without any, empty folders are
-    made. All are opened and checked, read as `reading`
-    says or as params.yaml does. Then `conf/profile/<name>.yaml` is written and params.yaml set to
-    it, unless params.yaml names the dataset already; the reading is noted in any case. Whatever
-    fails leaves params.yaml as it was.
+    made. All are opened and checked, read as `reading` says or as params.yaml does. Then
+    `conf/profile/<name>.yaml` is written and params.yaml set to it, unless params.yaml names the
+    dataset already; the reading is noted in any case. Whatever fails leaves params.yaml as it was.
     """
     require_name(name)
     params = load_params(_PARAMS)
@@ -144,25 +143,26 @@ def add_dataset(
                 (folder / part).mkdir(parents=True)
             return Added(folder)
         cases = find_cases(name, root)
-        rest = unlabelled_volumes(root) if cases[0].volume else []
-        if not cases[0].volume and (root / UNLABELLED).is_dir():
-            rest = image_files(root / UNLABELLED)
+        if cases[0].volume:
+            rest = unlabelled_volumes(root)
+        else:
+            rest = image_files(root / UNLABELLED) if (root / UNLABELLED).is_dir() else []
     elif images is None or masks is None or source is not None:
         raise InputError(
             "--images and --masks belong together; images without any mask need not be added: "
             "give them to `python -m wavegms predict`."
         )
-    elif holds_volume_files(Path(images)):
-        root = Path(images)
-        cases, rest = checked_cases(pair_volumes(Path(images), Path(masks))), []
     else:
-        root = Path(images)
-        by_class = class_folders(Path(masks)) if reading and reading.classes else []
-        if by_class:
-            cases, rest = checked_cases(read_classes(Path(images), by_class)), []
+        root, masks = Path(images), Path(masks)
+        if holds_volume_files(root):
+            cases, rest = checked_cases(pair_volumes(root, masks)), []
+        elif reading and reading.classes and (by_class := class_folders(masks)):
+            cases, rest = checked_cases(read_classes(root, by_class)), []
         else:
-            cases, rest = match_folders(Path(images), Path(masks))
-    if volumes := cases[0].volume:
+            cases, rest = match_folders(root, masks)
+    volumes = cases[0].volume
+    what = "volumes" if volumes else "images"
+    if volumes:
         found, notes, how = _examine_volumes(name, cases, reading, root)
     else:
         reading = with_classes(name, source or folder, reading)
@@ -178,8 +178,8 @@ def add_dataset(
         if tests < _FEW_TESTS:
             more = f", or set split.folds to 5 in {_PARAMS}, which scores every image"
             notes.append(
-                f"a score is the mean over {tests} test {'volumes' if volumes else 'images'}: mind "
-                f"its interval{'' if params.split.folds else more}"
+                f"a score is the mean over {tests} test {what}: mind its interval"
+                + ("" if params.split.folds else more)
             )
     changed = {}
     if asked and written:
@@ -193,7 +193,6 @@ def add_dataset(
         write_text(profile, _PROFILE.format(name=name) + said)
     if asked or not known:
         changed = _change_params(values)
-    what = "volumes" if volumes else "images"
     return Added(folder, len(cases), len(rest), what, found, notes, preview, changed)
 
 
