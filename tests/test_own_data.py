@@ -304,7 +304,7 @@ def test_real_dermoscopy_is_taken_as_it_was_published(project, real_data, tmp_pa
 
 
 def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
-    source = write_decathlon(tmp_path / "Task04", count=6)
+    source = write_decathlon(tmp_path / "Task04", count=6, names=("head", "body"))
     (source / "imagesTs").mkdir()
     shutil.copy(source / "imagesTr/case_0.nii.gz", source / "imagesTs/new.nii.gz")
     (source / "imagesTr/._case_0.nii.gz").write_bytes(b"of a Mac")
@@ -313,7 +313,8 @@ def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
     assert main(["add", str(source), "--name", "brain", *asked]) == 0
     said = capsys.readouterr().out
     assert "data/raw/brain: 6 volumes with masks" in said and "12×9×6 voxels of" in said
-    assert "slices: coronal, as reading.brain says" in said and "2 body (" in said
+    assert "slices: coronal, as reading.brain says" in said
+    assert "labels: classes are head 1, body 2; they have 0 background (" in said
     assert "1 volumes without a mask are in data/raw/brain/unlabelled" in said
     assert (project / "reports/own_data/brain.png").is_file()
     params = load_params(project / "params.yaml")
@@ -327,7 +328,8 @@ def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
     assert "holds files already" in capsys.readouterr().err
     folders = ["--images", str(source / "imagesTr"), "--masks", str(source / "labelsTr")]
     assert main(["add", "again", *folders]) == 0
-    assert "data/raw/again: 6 volumes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "data/raw/again: 6 volumes" in said and "foreground is 1-2, as all labels" in said
 
 
 @pytest.mark.realdata

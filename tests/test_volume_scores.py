@@ -9,6 +9,7 @@ import SimpleITK as sitk
 import torch
 from accelerate import Accelerator
 from dicoms import OBLIQUE, SPACING, write_decathlon
+from medpy.metric import binary
 from test_volume_sets import prepare
 from torch.utils.data import DataLoader
 
@@ -21,6 +22,7 @@ from wavegms.predict.inputs import Request
 from wavegms.predict.run import predict
 from wavegms.results.scores import predict_split
 from wavegms.results.volumes import (
+    MEASURED,
     METRICS,
     readable_models,
     score_models,
@@ -97,6 +99,50 @@ def test_the_truth_scores_one_and_a_changed_one_is_refused(tmp_path):
     sitk.WriteImage(sitk.ReadImage(path) * 0, path)
     with pytest.raises(InputError, match="not what its slices were made of"):
         score_volumes(masks.astype(np.float32), dataset, out)
+
+
+def test_each_class_is_scored_and_the_mean(tmp_path):
+    """By MedPy, class by class, on the labels as they are stored; of one a slice is elsewhere."""
+    raw, out = write_decathlon(tmp_path / "raw", count=6), tmp_path / "out"
+    wanted = {"head": 1, "body": 2, "tail": 3}
+    prepare(raw, out, reading=ReadingParams(classes=wanted))
+    dataset = PreparedDataset(out, "test")
+    masks = dataset.masks[:, 0].numpy()
+    found = np.stack([masks == number for number in wanted.values()], 1).astype(np.float32)
+    exact = score_volumes(found, dataset, out)
+    assert (exact[["dsc", "nsd", "dsc:tail"]] == 1).all(axis=None)
+    assert (exact["hd95_mm"] == 0).all()
+    name = exact["id"][0]
+    last, first = (dataset.ids.index(f"{name}_s{number:03d}") for number in (5, 0))
+    found[first, 1] = found[last, 1]
+    found[last, 1] = 0
+    scores = score_volumes(found, dataset, out).set_index("id")
+    row, other = scores.iloc[0], scores.iloc[1]
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / f"labelsTr/{name}.nii.gz")))
+    body = labels == 2
+    moved = body.copy()
+    moved[5], moved[0] = False, body[5]
+    assert row["dsc:body"] == pytest.approx(binary.dc(moved, body))
+    assert row["hd95_mm:body"] == pytest.approx(binary.hd95(moved, body, SPACING[::-1]))
+    # one that is neither there nor found is right
+    assert [row[f"{key}:tail"] for key in MEASURED] == [1, 0, 1]
+    for metric in MEASURED:
+        each = [row[f"{metric}:{name}"] for name in wanted]
+        assert row[metric] == pytest.approx(np.mean(each)) and other[metric] == exact[metric][1]
+    millilitres = np.prod(SPACING) / 1000
+    assert row["true_ml:body"] == pytest.approx(body.sum() * millilitres)
+    assert row["true_ml"] == pytest.approx((labels > 0).sum() * millilitres)
+    assert (
+        not row["empty_prediction"] and score_volumes(0 * found, dataset, out)["dsc:head"][0] == 0
+    )
+    table = scores.reset_index().assign(variant="wave_gms")
+    shown = readable_models(summarize_models(table, 100, 1))
+    assert shown["Class"].tolist() == ["mean", *wanted]
+    assert shown["Dice of slices (%)"].tolist()[1:] == ["–"] * 3
+    (axis, *_) = show_volume_scores(table).axes
+    assert [label.get_text() for label in axis.get_yticklabels()][1:] == [
+        f"Wave-GMS, {name}" for name in wanted
+    ]
 
 
 def test_what_is_scored_is_what_prediction_writes(untrained, tmp_path):
