@@ -145,13 +145,21 @@ def test_each_class_is_scored_and_the_mean(tmp_path):
     ]
 
 
-def test_what_is_scored_is_what_prediction_writes(untrained, tmp_path):
+@pytest.mark.parametrize(
+    ("classes", "colours"), [((), ()), (("head", "body"), ("#000a11", "#000a16"))]
+)
+def test_what_is_scored_is_what_prediction_writes(classes, colours, untrained, tmp_path):
     """A file predicted with the model's own rule: on its grid, and with the score of the table."""
     raw, out = write_decathlon(tmp_path / "raw", direction=OBLIQUE), tmp_path / "out"
     # not the plane that is stored
-    prepare(raw, out, reading=ReadingParams(plane="coronal"))
+    prepare(raw, out, reading=ReadingParams(plane="coronal", classes=list(classes)))
     parts = untrained.encoder, untrained.mapping, untrained.vae
-    pipeline = WaveGMSPipeline(*parts, image_size=32, greys="coronal:0.5-99.5")
+    # colours on either side of the dark greys that it paints, so that both classes are found
+    seen = {
+        "greys": "coronal:0.5-99.5",
+        "classes": [*map(" ".join, zip(classes, colours, strict=True))],
+    }
+    pipeline = WaveGMSPipeline(*parts, image_size=32, **seen)
     dataset = PreparedDataset(out, "test")
     soft = predict_split(pipeline, dataset)
     threshold = float(np.median(soft))
@@ -163,10 +171,13 @@ def test_what_is_scored_is_what_prediction_writes(untrained, tmp_path):
     mask = sitk.ReadImage(str(next((tmp_path / "said/masks").glob("*.nii.gz"))))
     for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         np.testing.assert_allclose(getattr(mask, get)(), getattr(image, get)(), atol=1e-5)
-    voxels = [sitk.GetArrayFromImage(one) > 0 for one in (mask, labels)]
-    found = volume_metrics(*voxels, image.GetSpacing()[::-1])
-    assert 0 < found.dsc == pytest.approx(scores["dsc"][0], abs=0.01)
-    assert found.hd95_mm == pytest.approx(scores["hd95_mm"][0], abs=0.5)
+    voxels = [sitk.GetArrayFromImage(one) for one in (mask, labels)]
+    parts_of = {f":{name}": (number,) for number, name in enumerate(classes, 1)} or {"": (1, 2)}
+    for ending, kinds in parts_of.items():
+        own = [np.isin(one, kinds) for one in voxels]
+        found = volume_metrics(*own, image.GetSpacing()[::-1])
+        assert 0 < found.dsc == pytest.approx(scores[f"dsc{ending}"][0], abs=0.01)
+        assert found.hd95_mm == pytest.approx(scores[f"hd95_mm{ending}"][0], abs=0.5)
 
 
 def test_pictures_have_no_scores_in_3d(prepared, tmp_path):
