@@ -4,12 +4,14 @@ from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
 from accelerate import Accelerator
 from dicoms import OBLIQUE, SPACING, write_decathlon
 from medpy.metric import binary
+from scipy import stats
 from test_volume_sets import prepare
 from torch.utils.data import DataLoader
 
@@ -24,6 +26,8 @@ from wavegms.results.scores import predict_split
 from wavegms.results.volumes import (
     MEASURED,
     METRICS,
+    compare_models,
+    readable_compared,
     readable_models,
     score_models,
     score_volumes,
@@ -247,3 +251,32 @@ def test_networks_are_compared_over_volumes(untrained, tmp_path):
     (out / "volumes.csv").unlink()
     nothing = score_models(tmp_path / "models", dataset, out, ["wave_gms"], [1], wanted)
     assert nothing.empty and readable_models(summarize_models(nothing, 100, 1)).empty
+    assert compare_models(nothing, 100, 1).empty and compare_models(scores, 100, 1).empty
+
+
+def test_networks_are_tested_on_the_differences_of_their_volumes():
+    """Against the first, seeds averaged, by SciPy's test; corrected for all three metrics."""
+    numbers, tables = np.random.default_rng(3), []
+    for variant, better in (("wave_gms", 0.1), ("unet", 0.0)):
+        for seed in (1, 2):
+            dice = 0.7 + better + 0.05 * numbers.standard_normal(9)
+            values = {"dsc": dice, "hd95_mm": 5 * numbers.random(9), "nsd": dice / 2}
+            about = {"train_set": "brain", "test_set": "brain", "variant": variant, "seed": seed}
+            about |= {"image_size": 32, "epochs": 4, "selection": "best_on_validation"}
+            tables.append(pd.DataFrame({"id": [*"abcdefghi"], **values}).assign(**about))
+    scores = pd.concat(tables, ignore_index=True)
+    compared = compare_models(scores, 100, 1)
+    assert compared["metric"].tolist() == list(MEASURED)
+    assert (compared["reference"] == "wave_gms").all() and (compared["volumes"] == 9).all()
+    means = scores.groupby(["variant", "id"])[list(MEASURED)].mean()
+    for row in compared.itertuples():
+        differences = (means.loc["unet"] - means.loc["wave_gms"])[row.metric]
+        assert row.mean_difference == pytest.approx(differences.mean())
+        assert row.p == pytest.approx(stats.wilcoxon(differences.round(12)).pvalue)
+    assert compared["p_holm"].min() == pytest.approx(3 * compared["p"].min())
+    shown = readable_compared(compared).set_index("Metric")
+    assert shown.index.tolist()[:2] == ["Dice in 3-D (%)", "HD95 (mm)"]
+    assert shown["Volumes"].tolist() == ["9"] * 3
+    assert set(shown["System"]) == {"UNet"} and set(shown["Reference"]) == {"Wave-GMS"}
+    wanted = 100 * compared["mean_difference"][0]
+    assert float(shown["Difference"].iloc[0].replace("−", "-")) == pytest.approx(wanted, abs=0.005)

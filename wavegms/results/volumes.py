@@ -21,8 +21,9 @@ from wavegms.data.volume_sets import open_truth
 from wavegms.errors import InputError
 from wavegms.images import resize_mask
 from wavegms.results.folds import predict_unseen
+from wavegms.results.readable import readable_comparisons
 from wavegms.results.scores import score_split
-from wavegms.results.statistics import classes_in, summarize
+from wavegms.results.statistics import classes_in, compare_variants, summarize
 from wavegms.results.tables import title_of
 from wavegms.training.card import card_hash, read_card
 
@@ -252,3 +253,21 @@ def readable_models(summary: pd.DataFrame) -> pd.DataFrame:
             row[_TITLES[metric]] = f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
         rows.append(row)
     return pd.DataFrame(rows).fillna("–")
+
+
+def compare_models(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """Compares every network with the first, volume by volume, as `compare_variants` does images.
+
+    By `MEASURED`; of several classes by the means over them. Empty where there is one network.
+    """
+    if scores.empty:
+        return pd.DataFrame()
+    first, settings = scores["variant"].iloc[0], {"resamples": resamples, "seed": seed}
+    compared = compare_variants(scores, first, metrics=MEASURED, **settings)
+    return compared.rename(columns={"images": "volumes"})
+
+
+def readable_compared(compared: pd.DataFrame) -> pd.DataFrame:
+    """What `compare_models` gives as short texts: differences in percentage points and mm."""
+    shown = readable_comparisons(compared.rename(columns={"volumes": "images"}), _TITLES)
+    return shown.drop(columns=["Trained on", "Tested on"]).rename(columns={"Images": "Volumes"})
