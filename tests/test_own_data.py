@@ -17,12 +17,14 @@ from PIL import Image
 from test_reading import void
 from test_reading import write as write_scans
 from test_volume_sets import prepare as prepare_volumes
-from test_volume_sets import put_back
+from test_volume_sets import put_back, require_on_grid
 
 from wavegms import InputError
 from wavegms.__main__ import main
 from wavegms.config import ReadingParams, load_params
+from wavegms.data.dataset import PreparedDataset
 from wavegms.data.manifest import load_volumes
+from wavegms.data.volume_sets import open_truth
 from wavegms.run import add as own_data
 from wavegms.run.add import add_dataset
 
@@ -343,12 +345,20 @@ def test_real_volumes_are_added_prepared_and_come_back_on_their_grid(project, re
     added = add_dataset("hippocampus", source=tmp_path / "Task04")
     assert (added.cases, added.what) == (6, "volumes")
     out = tmp_path / "out"
-    report = prepare_volumes(added.folder, out, name="hippocampus", image_size=64)
-    assert report.largest[1] <= 64  # nothing was made smaller
+    for classes, kinds in (((), (0, 255, 255)), (("anterior", "posterior"), (0, 1, 2))):
+        reading = ReadingParams(classes=list(classes))
+        options = {"name": "hippocampus", "reading": reading}
+        report = prepare_volumes(added.folder, out, image_size=64, **options)
+        assert report.largest[1] <= 64  # nothing was made smaller
+        for row in load_volumes(out).itertuples():
+            labels = sitk.ReadImage(str(source / row.labels))
+            voxels = np.array(kinds)[sitk.GetArrayFromImage(labels)]
+            require_on_grid(put_back(out, row), labels, voxels)
+    # the truth is kept as it is where slices are smaller
+    prepare_volumes(added.folder, out, image_size=32, **options)
+    dataset = PreparedDataset(out, ("train", "val", "test"))
+    assert dataset.classes == classes and set(dataset.masks.unique().tolist()) == {0, 1, 2}
     for row in load_volumes(out).itertuples():
         labels = sitk.ReadImage(str(source / row.labels))
-        back = put_back(out, row)
-        wanted = 255 * (sitk.GetArrayFromImage(labels) > 0)
-        np.testing.assert_array_equal(sitk.GetArrayFromImage(back), wanted)
-        for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-            np.testing.assert_allclose(getattr(back, get)(), getattr(labels, get)(), atol=1e-6)
+        truth = open_truth(out, row.id, row.plane).image
+        require_on_grid(truth, labels, sitk.GetArrayFromImage(labels))
