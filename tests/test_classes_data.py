@@ -449,6 +449,8 @@ def test_training_goes_on_from_a_model_of_the_same_classes_only(trained, prepare
         ),
         ({"foundations": {"datasets": ["phantom_c"]}}, "foundations.datasets names phantom_c"),
         ({"evaluation": {"decoder": "fast"}}, "evaluation.decoder is fast, which knows black and"),
+        # of volumes that nobody has drawn yet
+        ({"datasets": ["phantom_v"], "training": {"decoder": "fast"}}, "phantom_v has 2 classes"),
     ],
 )
 def test_what_cannot_be_run_on_classes_is_said_before_anything_is(tmp_path, changes, said):

@@ -41,7 +41,7 @@ def with_classes(
         raise InputError(
             f"the classes of {name} in {Path(root) / DESCRIPTION} cannot be taken ({error}): name "
             f"them as reading.{name}.classes in params.yaml, or what is one class as "
-            f"reading.{name}.foreground."
+            f"reading.{name}.foreground (--classes or --foreground to `add`)."
         ) from error
 
 
