@@ -36,6 +36,7 @@ from wavegms.explore.panels import (
 from wavegms.explore.pictures import (
     FOUND,
     MISSED,
+    MISTAKEN,
     WRONG,
     Picture,
     outline,
@@ -224,14 +225,14 @@ def test_outlines_lie_on_the_border_and_tell_truth_from_prediction():
     assert not outline(picture, mask & False).any()
 
 
-def test_errors_have_three_colours_on_a_darkened_picture():
-    picture = np.full((2, 2, 3), 100, np.uint8)
-    places = [np.arange(4).reshape(2, 2) == place for place in range(3)]
-    painted = paint_errors(picture, Errors(*places)).reshape(4, 3)
-    for pixel, colour in zip(painted, (FOUND, WRONG, MISSED), strict=False):
+def test_errors_have_colours_on_a_darkened_picture():
+    picture = np.full((1, 5, 3), 100, np.uint8)
+    places = [np.arange(5)[None] == place for place in range(4)]
+    painted = paint_errors(picture, Errors(*places))[0]
+    for pixel, colour in zip(painted, (FOUND, WRONG, MISSED, MISTAKEN), strict=False):
         tint = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)])
         np.testing.assert_allclose(pixel, 0.72 * tint + 28, atol=1)
-    assert painted[3].tolist() == [55, 55, 55]
+    assert painted[4].tolist() == [55, 55, 55]
 
 
 def test_names_from_files_cannot_become_html(bench):
@@ -290,9 +291,9 @@ def test_tables_line_up_and_sort_by_every_metric():
     head, lines = table_lines(rows)
     assert {len(line) for line in (head, *lines)} == {len(head)}
     assert lines[1].split("\u00a0")[0] == "b" and "110.5" in lines[1] and " " not in lines[1]
-    assert [row["id"] for row in sort_rows(rows, "Dice", False)] == ["b", "long_name", "c"]
-    assert [row["id"] for row in sort_rows(rows, "HD95", True)] == ["b", "long_name", "c"]
-    assert [row["id"] for row in sort_rows(rows, "name", False)] == ["b", "c", "long_name"]
+    assert [row["id"] for row in sort_rows(rows, "dsc", False)] == ["b", "long_name", "c"]
+    assert [row["id"] for row in sort_rows(rows, "hd95", True)] == ["b", "long_name", "c"]
+    assert [row["id"] for row in sort_rows(rows, "id", False)] == ["b", "c", "long_name"]
 
 
 # How the widgets react.
@@ -388,7 +389,7 @@ def test_no_answer_waits_for_more_than_one_image(project, models, monkeypatch):
 
         # what the table has scored is kept
         assert cost(explorer.threshold, 0.1) == cost(explorer.image, 1) == 0
-        assert cost(explorer.table, 0) == cost(explorer.sort, "name") == 0
+        assert cost(explorer.table, 0) == cost(explorer.sort, "id") == 0
         assert cost(explorer.tabs, 1, "selected_index") == cost(explorer.image, 1) == 1
         assert cost(explorer.tabs, 2, "selected_index") == cost(explorer.bands[BANDS[0]], 50) == 1
         assert cost(explorer.tabs, 0, "selected_index") == 0

@@ -17,13 +17,13 @@ from wavegms.data.manifest import SPLITS, load_manifest
 from wavegms.errors import InputError
 from wavegms.explore.cases import BANDS, TABLE_ROWS, Case, Workbench, find_datasets, read_upload
 from wavegms.explore.panels import (
-    SORT_KEYS,
     band_label,
     model_label,
     show_bands,
     show_case,
     show_depths,
     show_filtered,
+    sort_keys,
     sort_rows,
     table_lines,
 )
@@ -108,7 +108,7 @@ class Explorer:
         self.message, self.heading, self.pictures, self.metrics, self.table_note = _texts(5)
         self.table_head, self.depths, self.filtered = _texts(3)
 
-        self.sort = _dropdown("Sort by", 270, list(SORT_KEYS))
+        self.sort = _dropdown("Sort by", 270, list(sort_keys().items()))
         self.order = _dropdown("Order", 190, ["lowest first", "highest first"])
         whole_width = widgets.Layout(width="100%")
         self.table = widgets.Select(rows=12, description="Images", layout=whole_width)
@@ -212,13 +212,20 @@ class Explorer:
         self._take_model_for(self._models[self.model.value].card.variant)
 
     def _take_model_for(self, variant: str) -> None:
-        """The best match: kept by that name; for the dataset with the variant, any; the one now."""
+        """The best match that knows the dataset's classes, or else the one now.
+
+        That is kept by that name; for the dataset with the variant, any; the one now; any.
+        """
         cards = [model.card for model in self._models]
         places = [model.folder.parts[-3:-1] for model in self._models]
         named = [n for n, place in enumerate(places) if place == ("kept", variant)]
         own = [n for n, card in enumerate(cards) if card.dataset == self.dataset.value]
         same = [n for n in own if cards[n].variant == variant]
-        self.model.value = (named or same or own or [self.model.value or 0])[0]
+        now = self.model.value or 0
+        classes = load_manifest(self._prepared / self.dataset.value)["classes"][0].split()
+        best = [*named, *same, *own, now, *range(len(cards))]
+        fitting = (n for n in best if cards[n].parameters.get("classes", []) == classes)
+        self.model.value = next(fitting, now)
         self._bench.open_model(self._models[self.model.value])
         self._open_dataset()
 
@@ -232,6 +239,9 @@ class Explorer:
     def _open_split(self) -> None:
         self._bench.open_split(self.dataset.value, self.split.value)
         self.image.options = [(name, place) for place, name in enumerate(self._bench.data.ids)]
+        chosen, keys = self.sort.value, sort_keys(self._bench.data.classes)
+        self.sort.options = list(keys.items())
+        self.sort.value = chosen if chosen in keys.values() else "dsc"
         self._show_case(0)
         self._fill_table()
 
@@ -334,7 +344,9 @@ class Explorer:
         self.table.value = self.case.index if self.case.index in places else None
 
 
-def _dropdown(label: str, width: int, options: Sequence[str] = ()) -> widgets.Dropdown:
+def _dropdown(
+    label: str, width: int, options: Sequence[str | tuple[str, str]] = ()
+) -> widgets.Dropdown:
     return widgets.Dropdown(
         options=options,
         description=label,

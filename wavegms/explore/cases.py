@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
+from wavegms.classes import label_map
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
-from wavegms.images import FOREGROUND, FULL_SCALE, IGNORED, Scale, as_rgb, open_image, resize_image
-from wavegms.models.autoencoder import channels_last, decode_masks
-from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.images import FOREGROUND, FULL_SCALE, Scale, as_rgb, of_class, open_image, resize_image
+from wavegms.models.autoencoder import channels_last
+from wavegms.models.pipeline import WaveGMSPipeline, resize_probabilities
 from wavegms.models.segmenter import map_latents
 from wavegms.models.wavelet import SUB_BANDS, haar_dwt, haar_idwt
-from wavegms.results.scores import score_mask
+from wavegms.results.scores import score_classes, score_mask
 from wavegms.training.card import CARD_NAME, read_card
 from wavegms.training.kept import model_folder
 from wavegms.training.publish import PublishedModel
@@ -48,10 +48,10 @@ class Case:
     """One image, and what is known about it."""
 
     name: str  # its id, or the name of an uploaded file
-    label: str  # its class, empty if it has none; of an uploaded image its size
+    label: str  # its own class, empty if it has none; of an uploaded image its size
     picture: np.ndarray  # for the eye, uint8 (H, W, 3)
     pixels: Tensor  # for the network, float32 (1, 3, S, S) in [0, 1]
-    truth: np.ndarray | None  # bool (H, W); None for an uploaded image
+    truth: np.ndarray | None  # bool (H, W), or a label map; None for an uploaded image
     counted: np.ndarray | None  # likewise: pixels that are not to be ignored
     index: int | None  # its place in the split; None for an uploaded image
 
@@ -62,6 +62,7 @@ class Errors(NamedTuple):
     found: np.ndarray  # in both (true positive)
     wrong: np.ndarray  # in the prediction alone (false positive)
     missed: np.ndarray  # in the truth alone (false negative)
+    mistaken: np.ndarray  # in both, and of another class
 
 
 def find_models(folder: Path, name: str = "") -> list[PublishedModel]:
@@ -90,8 +91,14 @@ def _require(found: list, folder: Path, kind: str) -> None:
 
 
 def compare(prediction: np.ndarray, truth: np.ndarray) -> Errors:
-    """Where a prediction is right and wrong; both are bool (H, W)."""
-    return Errors(prediction & truth, prediction & ~truth, truth & ~prediction)
+    """Where a prediction is right and wrong; both are bool (H, W), or label maps."""
+    marked, there, same = prediction > 0, truth > 0, prediction == truth
+    return Errors(there & same, marked & ~there, there & ~marked, marked & there & ~same)
+
+
+def mask_of(soft: np.ndarray, threshold: float) -> np.ndarray:
+    """The mask, bool (H, W), of a soft one; of several classes, (K, H, W), a label map."""
+    return label_map(soft, threshold) if soft.ndim == 3 else soft >= threshold
 
 
 def attenuate(images: Tensor, kept: Mapping[Band, float]) -> Tensor:
@@ -153,35 +160,50 @@ class Workbench:
     def open_split(self, dataset: str, split: str) -> None:
         """Takes another split; if it cannot be opened, the one before stays."""
         # decoding one image at a time lets a large dataset open at once
-        data = PreparedDataset(self._prepared / dataset, split, in_memory=False)
-        _require_one_class(dataset, data.classes)
-        self.data = data
+        self.data = PreparedDataset(self._prepared / dataset, split, in_memory=False)
         self.dataset, self.split = dataset, split
         self._seen = {}
 
     def open_model(self, model: PublishedModel) -> None:
         """Takes another model; if it cannot be opened, the one before stays."""
-        pipeline = self._load(model.folder)
-        _require_one_class(model.title, pipeline.classes)
-        self.pipeline, self.model = pipeline, model
+        self.pipeline, self.model = self._load(model.folder), model
         self._seen = {}
+
+    @property
+    def colours(self) -> dict[str, str]:
+        """The classes that the model knows with their colours, as #rrggbb; of one class none."""
+        return dict(zip(self.pipeline.classes, self.pipeline.palette.colours, strict=False))
 
     def case(self, index: int) -> Case:
         """One image of the split."""
         pair = self.data[index]
         image, mask = pair["image"], pair["mask"][0].numpy()
+        several = len(self.data.classes)
         return Case(
             self.data.ids[index],
             self.data.labels[index],
             image.movedim(0, -1).numpy(),
             PreparedDataset.to_float(image[None]),
-            mask == FOREGROUND,
-            mask != IGNORED,
+            mask * of_class(mask, several) if several else mask == FOREGROUND,
+            mask <= max(1, several),
             index,
         )
 
     def soft_mask(self, case: Case) -> np.ndarray:
-        """The prediction for a case, float32 (H, W) in [0, 1]; kept for images of the split."""
+        """The prediction for a case, float32 (H, W) in [0, 1]; kept for images of the split.
+
+        Of several classes it is (K, H, W), as all that follows.
+
+        Raises:
+            InputError: the model and the split are not of the same classes.
+        """
+        if self.pipeline.classes != self.data.classes:
+            each = self.pipeline.classes, self.data.classes
+            known, there = (", ".join(names) or "one class" for names in each)
+            raise InputError(
+                f"{self.model.title} knows {known} and {self.dataset} has {there}: choose a model "
+                "and a dataset of the same classes"
+            )
         if case.index is None:
             return self.predict(case.pixels, case)
         self._see([case])
@@ -203,12 +225,21 @@ class Workbench:
         networks = pipeline.encoder, pipeline.mapping, pipeline.vae
         images = channels_last(case.pixels)  # as in a prediction
         _, levels = map_latents(*networks, images, generator=self._generator())
-        return [_at_size(decode_masks(pipeline.vae, level), case) for level in levels]
+        return [_at_size(pipeline.palette.decode(pipeline.vae, level), case) for level in levels]
+
+    def score(
+        self, prediction: np.ndarray, truth: np.ndarray, counted: np.ndarray
+    ) -> dict[str, float | bool]:
+        """What `score_mask` gives; of several classes `score_classes`."""
+        if not self.data.classes:
+            return score_mask(prediction, truth, counted)
+        ignored = len(self.data.classes) + 1
+        return score_classes(prediction, np.where(counted, truth, ignored), self.data.classes)
 
     def rows(self, threshold: float) -> Iterator[dict]:
         """Scores the first `TABLE_ROWS` images of the split, one after the other.
 
-        A row has index, id, label, and what `score_mask` gives. It is lazy: between two rows a
+        A row has index, id, label, and what `score` gives. It is lazy: between two rows a
         caller may serve whoever waits.
         """
         count = min(len(self.data), TABLE_ROWS)
@@ -218,7 +249,9 @@ class Workbench:
             for index in indices:
                 soft, truth, counted = self._seen[index]
                 about = {"id": self.data.ids[index], "label": self.data.labels[index]}
-                yield {"index": index} | about | score_mask(soft >= threshold, truth, counted)
+                yield (
+                    {"index": index} | about | self.score(mask_of(soft, threshold), truth, counted)
+                )
 
     def _see(self, cases: list[Case]) -> None:
         cases = [case for case in cases if case.index not in self._seen]
@@ -226,23 +259,12 @@ class Workbench:
             images = torch.cat([case.pixels for case in cases])
             soft_masks = self.pipeline.predict(images, self._generator())
             for case, soft in zip(cases, soft_masks, strict=True):
-                self._seen[case.index] = soft[0].cpu().numpy(), case.truth, case.counted
+                self._seen[case.index] = _at_size(soft[None], case), case.truth, case.counted
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed)
 
 
-def _require_one_class(what: str, classes: tuple[str, ...]) -> None:
-    if classes:
-        raise InputError(
-            f"{what} has the classes {', '.join(classes)}, and the explorer shows masks of one: "
-            "look at 03_evaluate and 06_visualize"
-        )
-
-
 def _at_size(soft: Tensor, case: Case) -> np.ndarray:
-    """A soft mask (1, 1, S, S) at the size of the case's picture, as the pipeline does it."""
-    size = case.picture.shape[:2]
-    if tuple(soft.shape[2:]) != size:
-        soft = functional.interpolate(soft, size, mode="bilinear", antialias=True).clamp(0, 1)
-    return soft[0, 0].cpu().numpy()
+    """A soft mask (1, K, S, S) at the size of the case's picture, as the pipeline does it."""
+    return resize_probabilities(soft[0].cpu(), case.picture.shape[:2])

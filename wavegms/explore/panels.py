@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import isnan
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from wavegms.explore.cases import Band, Case, Workbench, attenuate, compare
+from wavegms.explore.cases import Band, Case, Workbench, attenuate, compare, mask_of
 from wavegms.explore.pictures import (
     FOUND,
     MISSED,
+    MISTAKEN,
     WRONG,
     Picture,
     as_html,
@@ -20,11 +23,9 @@ from wavegms.explore.pictures import (
 )
 from wavegms.figures.colours import PREDICTION, TRUTH
 from wavegms.models.wavelet import SUB_BANDS, multi_level_bands
-from wavegms.results.metrics import mask_metrics
 from wavegms.training.publish import PublishedModel
 
-# What a table can be sorted by: for a reader, and the column of `Workbench.rows`.
-SORT_KEYS = {
+_SORT_KEYS = {
     "Dice": "dsc",
     "IoU": "iou",
     "HD95": "hd95",
@@ -65,44 +66,46 @@ def band_label(band: Band) -> str:
 def show_case(bench: Workbench, case: Case, threshold: float) -> Panel:
     """The case as it is, as it should be segmented, as it was, and the difference."""
     soft = bench.soft_mask(case)
-    prediction = soft >= threshold
+    prediction = mask_of(soft, threshold)
     cover = f"{_percent(prediction)} of the image"
+    several = list(bench.colours.values())
     shown = Picture(
-        outline(shade(soft), prediction),
+        outline(_shade(bench, soft), prediction, classes=several),
         "Prediction",
-        f"Probability of each pixel in grey, with the outline of the prediction, {cover}.",
-        legend(PREDICTION, f"≥ {threshold:.2f}: {_percent(prediction)} of area"),
+        f"Probability of each pixel in {'the colours of classes' if several else 'grey'}, with the "
+        f"outline of the prediction, {cover}.",
+        f"<br>≥ {threshold:.2f} against the background{_areas(bench, prediction)}"
+        if several
+        else legend(PREDICTION, f"≥ {threshold:.2f}: {_percent(prediction)} of area"),
     )
     image = Picture(case.picture, "Image", f"The image {case.name}.")
     if case.truth is None:
-        both = outline(case.picture, prediction)
+        both = outline(case.picture, prediction, classes=several)
         outlined = Picture(both, "Image and prediction", "The image with the predicted outline.")
         pictures = [image, outlined, shown]
         metrics = f"<span>The prediction covers {cover}. There is no true mask to compare.</span>"
     else:
         errors = compare(prediction, case.truth)
         truth = Picture(
-            outline(case.picture, case.truth, TRUTH),
+            outline(case.picture, case.truth, TRUTH, several),
             "Truth",
             f"The image with the outline of the true region, {_percent(case.truth)} of it.",
-            legend(TRUTH, f"true region: {_percent(case.truth)} of area"),
+            _areas(bench, case.truth)
+            or legend(TRUTH, f"true region: {_percent(case.truth)} of area"),
         )
-        found, wrong, missed = (int(part.sum()) for part in errors)
+        found, wrong, missed, mistaken = (int(part.sum()) for part in errors)
         painted = Picture(
             paint_errors(case.picture, errors),
             "Errors",
-            f"{found} pixels found, {wrong} wrongly marked, {missed} missed.",
+            f"{found} pixels found, {wrong} wrongly marked, {missed} missed"
+            f"{f', {mistaken} taken for another class' if several else ''}.",
             legend(FOUND, f"found: {found} px (true positive)")
             + legend(WRONG, f"wrong: {wrong} px (false positive)")
-            + legend(MISSED, f"missed: {missed} px (false negative)"),
+            + legend(MISSED, f"missed: {missed} px (false negative)")
+            + (legend(MISTAKEN, f"another class: {mistaken} px") if several else ""),
         )
         pictures = [image, truth, shown, painted]
-        scores = mask_metrics(prediction, case.truth, case.counted)
-        metrics = (
-            f'<span>Dice <b class="dice">{scores.dsc:.3f}</b></span>'
-            f"<span>IoU <b>{scores.iou:.3f}</b></span>"
-            f"<span>HD95 <b>{scores.hd95:.1f}</b> px</span>"
-        )
+        metrics = _metrics(bench, bench.score(prediction, case.truth, case.counted))
     label = f" · {escape(case.label)}" if case.label else ""
     history = escape(_history(bench, case))
     return Panel(
@@ -118,12 +121,13 @@ def show_depths(bench: Workbench, case: Case, threshold: float) -> str:
     if not masks:
         return _note("This network has no latents, and so no supervised depths.")
     pictures = []
+    several = list(bench.colours.values())
     for depth, soft in enumerate(masks, 1):
-        prediction = soft >= threshold
-        score = _dice(case, prediction)
+        prediction = mask_of(soft, threshold)
+        score = _dice(bench, case, prediction)
         end = {1: ", the deepest", len(masks): ", the prediction"}.get(depth, "")
         text = f"The soft mask of depth {depth}, with its outline. {score}"
-        drawn = outline(shade(soft), prediction)
+        drawn = outline(_shade(bench, soft), prediction, classes=several)
         pictures.append(Picture(drawn, f"Depth {depth}{end}", text, f"<br>{score}"))
     text = (
         "The latent mapping model gives a mask at each of its four depths. Training supervises all "
@@ -137,29 +141,32 @@ def show_filtered(
 ) -> str:
     """What is left of an image when only shares of its bands are kept, and its prediction."""
     pixels = attenuate(case.pixels, kept)
-    before = bench.soft_mask(case) >= threshold
-    after = bench.predict(pixels, case) >= threshold
+    before = mask_of(bench.soft_mask(case), threshold)
+    after = mask_of(bench.predict(pixels, case), threshold)
     left = np.round(pixels[0].movedim(0, -1).numpy() * 255).astype(np.uint8)
     # an uploaded image has proportions of its own, which the network does not see
     ground = case.picture if case.index is None else left
-    same, new, gone = (int(part.sum()) for part in compare(after, before))
-    score = _dice(case, after)
-    compared = f"<br>{score}, {_dice(case, before).removeprefix('Dice ')} before" if score else ""
+    changes, several = compare(after, before), list(bench.colours.values())
+    same, new, gone, other = (int(part.sum()) for part in changes)
+    score, earlier = _dice(bench, case, after), _dice(bench, case, before)
+    compared = f"<br>{score}, {earlier.removeprefix('Dice ')} before" if score else ""
     pictures = [
         Picture(left, "What is left", "The image with its bands as the sliders say."),
         Picture(
-            outline(ground, after),
+            outline(ground, after, classes=several),
             "Its prediction",
             f"The same with the outline of its prediction. {score}",
-            compared,
+            compared + _areas(bench, after),
         ),
         Picture(
-            paint_errors(ground, compare(after, before)),
+            paint_errors(ground, changes),
             "What changed",
-            f"{same} pixels as before, {new} new, {gone} gone.",
+            f"{same} pixels as before, {new} new, {gone} gone"
+            f"{f', {other} of another class' if several else ''}.",
             legend(FOUND, f"as before: {same} px")
             + legend(WRONG, f"new: {new} px")
-            + legend(MISSED, f"gone: {gone} px"),
+            + legend(MISSED, f"gone: {gone} px")
+            + (legend(MISTAKEN, f"another class: {other} px") if several else ""),
         ),
     ]
     text = (
@@ -189,13 +196,30 @@ def show_bands(case: Case, kept: Mapping[Band, float]) -> dict[Band, str]:
     return shown
 
 
-def sort_rows(rows: Sequence[dict], key: str, highest_first: bool) -> list[dict]:
-    """Rows of `Workbench.rows` by a key of `SORT_KEYS`; equal ones stay in the split's order."""
-    return sorted(rows, key=lambda row: row[SORT_KEYS[key]], reverse=highest_first)
+def sort_keys(classes: Sequence[str] = ()) -> dict[str, str]:
+    """What a table can be sorted by: for a reader, and the column of `Workbench.rows`."""
+    return _SORT_KEYS | {f"Dice of {name}": f"dsc:{name}" for name in classes}
+
+
+def sort_rows(rows: Sequence[dict], column: str, highest_first: bool) -> list[dict]:
+    """Rows of `Workbench.rows` by a column; equal ones stay in the split's order.
+
+    Those without a value, where an image has nothing of a class, are the last.
+    """
+    known = [row for row in rows if row[column] == row[column]]
+    missing = [row for row in rows if row[column] != row[column]]
+    return sorted(known, key=lambda row: row[column], reverse=highest_first) + missing
 
 
 def table_lines(rows: Sequence[dict]) -> tuple[str, list[str]]:
-    """The head and the lines of a table of `Workbench.rows`, in letters of equal width."""
+    """The head and the lines of a table of `Workbench.rows`, in letters of equal width.
+
+    Of several classes each has a column for its Dice.
+    """
+    several = [key for key in rows[0] if key.startswith("dsc:")] if rows else []
+    columns = ["Dice", "IoU", "HD95 px", "HD95 or 0", "true %", "predicted %"]
+    columns += [key.replace("dsc:", "Dice ") for key in several]
+    widths = [max(13, 2 + len(column)) for column in columns]
     names = max([len(row["id"]) for row in rows] + [len("image")])
     labels = max(len(row["label"]) for row in rows) if rows else 0
     labels = max(labels, len("class")) if labels else 0
@@ -203,7 +227,8 @@ def table_lines(rows: Sequence[dict]) -> tuple[str, list[str]]:
     def line(name: str, label: str, *values: str) -> str:
         first = f"{name:<{names}}  {label:<{labels}}" if labels else f"{name:<{names}}"
         # a list on a page would swallow usual spaces
-        return f"{first}{''.join(f'{value:>13}' for value in values)}".replace(" ", "\u00a0")
+        rest = "".join(f"{text:>{width}}" for text, width in zip(values, widths, strict=True))
+        return f"{first}{rest}".replace(" ", "\u00a0")
 
     lines = [
         line(
@@ -215,10 +240,10 @@ def table_lines(rows: Sequence[dict]) -> tuple[str, list[str]]:
             f"{row['hd95_zero_if_empty']:.1f}",
             f"{100 * row['true_area']:.1f}",
             f"{100 * row['predicted_area']:.1f}",
+            *("–" if isnan(row[key]) else f"{row[key]:.3f}" for key in several),
         )
         for row in rows
     ]
-    columns = "Dice", "IoU", "HD95 px", "HD95 or 0", "true %", "predicted %"
     return line("image", "class", *columns), lines
 
 
@@ -239,12 +264,47 @@ def _history(bench: Workbench, case: Case) -> str:
     return {"train": learned, "val": chosen, "test": unseen}[bench.split]
 
 
-def _dice(case: Case, prediction: np.ndarray) -> str:
-    return "" if case.truth is None else f"Dice {mask_metrics(prediction, case.truth).dsc:.3f}"
+def _metrics(bench: Workbench, scores: Mapping[str, float]) -> str:
+    """The scores of an image, and of several classes those of each below their means."""
+    means = (
+        f'<span>Dice <b class="dice">{scores["dsc"]:.3f}</b></span>'
+        f"<span>IoU <b>{scores['iou']:.3f}</b></span>"
+        f"<span>HD95 <b>{scores['hd95']:.1f}</b> px</span>"
+    )
+    if not bench.colours:
+        return means
+    lines = []
+    for name, colour in bench.colours.items():
+        dsc, iou, hd95 = (scores[f"{metric}:{name}"] for metric in ("dsc", "iou", "hd95"))
+        said = f"Dice {dsc:.3f}, IoU {iou:.3f}, HD95 {hd95:.1f} px"
+        lines.append(legend(colour, f"{name}: {'neither here nor found' if isnan(dsc) else said}"))
+    return f"{means}<span>, means of classes{''.join(lines)}</span>"
+
+
+def _areas(bench: Workbench, mask: np.ndarray) -> str:
+    """What the colours of several classes mean, and how much of the image each is."""
+    named = enumerate(bench.colours.items(), 1)
+    return "".join(
+        legend(colour, f"{name}: {_percent(mask == number)} of area")
+        for number, (name, colour) in named
+    )
+
+
+def _shade(bench: Workbench, soft: np.ndarray) -> np.ndarray:
+    if soft.ndim == 2:
+        return shade(soft)
+    mixed = bench.pipeline.palette.mix(torch.from_numpy(soft)[None])[0]
+    return np.round(mixed.movedim(0, -1).numpy() * 255).astype(np.uint8)
+
+
+def _dice(bench: Workbench, case: Case, prediction: np.ndarray) -> str:
+    if case.truth is None:
+        return ""
+    return f"Dice {bench.score(prediction, case.truth, case.counted)['dsc']:.3f}"
 
 
 def _percent(mask: np.ndarray) -> str:
-    return f"{100 * mask.mean():.1f} %"
+    return f"{100 * (mask > 0).mean():.1f} %"
 
 
 def _note(text: str) -> str:

@@ -1,8 +1,9 @@
 """The explorer's pictures: arrays drawn by NumPy, which takes milliseconds, and put into HTML.
 
 Each picture has a caption and a description for those who cannot see it. Outlines are those of the
-other figures: truth solid cyan, prediction dashed orange. What a prediction found, marked wrongly
-and missed is white, orange and blue, which stay apart for colour-blind eyes and in grey.
+other figures: truth solid cyan, prediction dashed orange, and of several classes the same lines in
+their colours. What a prediction found, marked wrongly and missed is white, orange and blue, which
+stay apart for colour-blind eyes and in grey; what it took for another class is dark red.
 """
 
 from base64 import b64encode
@@ -18,7 +19,7 @@ from wavegms.explore.cases import Errors
 from wavegms.figures.colours import PREDICTION
 from wavegms.predict.overlays import draw_contour
 
-FOUND, WRONG, MISSED = "#ffffff", "#ff8c1a", "#2a9df4"
+FOUND, WRONG, MISSED, MISTAKEN = "#ffffff", "#ff8c1a", "#2a9df4", "#c1121f"
 
 _DRAWN_SIDE = 240  # pixels to which small images are blown up before an outline is drawn
 
@@ -93,20 +94,27 @@ def as_html(pictures: Sequence[Picture], side: int) -> str:
     return f'<div class="row">{"".join(picture.html(side) for picture in pictures)}</div>'
 
 
-def outline(picture: np.ndarray, mask: np.ndarray, colour: str = PREDICTION) -> np.ndarray:
-    """A picture, blown up by a whole factor if it is small, with the outline of a mask."""
+def outline(
+    picture: np.ndarray, mask: np.ndarray, colour: str = PREDICTION, classes: Sequence[str] = ()
+) -> np.ndarray:
+    """A picture, blown up by a whole factor if it is small, with the outline of a mask.
+
+    Where `classes` have colours, the mask is a label map, and the outline of each has its own.
+    """
     factor = max(1, -(-_DRAWN_SIDE // max(mask.shape)))
     picture, mask = (
         values.repeat(factor, axis=0).repeat(factor, axis=1) for values in (picture, mask)
     )
-    return draw_contour(picture, mask, colour, dashed=colour == PREDICTION, reach=2)
+    for number, own in enumerate(classes or [colour], 1):
+        picture = draw_contour(picture, mask == number, own, dashed=colour == PREDICTION, reach=2)
+    return picture
 
 
 def paint_errors(picture: np.ndarray, errors: Errors) -> np.ndarray:
     """A darkened grey picture, uint8 (H, W, 3), on which agreement and errors are painted."""
     grey = picture.mean(-1, keepdims=True)
     painted = np.repeat(grey * 0.55, 3, axis=-1)
-    for part, colour in zip(errors, (FOUND, WRONG, MISSED), strict=True):
+    for part, colour in zip(errors, (FOUND, WRONG, MISSED, MISTAKEN), strict=True):
         tint = np.array(ImageColor.getrgb(colour))
         painted[part] = (0.72 * tint + 0.28 * grey)[part]
     return painted.astype(np.uint8)
