@@ -278,7 +278,7 @@ def _metrics(bench: Workbench, scores: Mapping[str, float]) -> str:
         dsc, iou, hd95 = (scores[f"{metric}:{name}"] for metric in ("dsc", "iou", "hd95"))
         said = f"Dice {dsc:.3f}, IoU {iou:.3f}, HD95 {hd95:.1f} px"
         lines.append(legend(colour, f"{name}: {'neither here nor found' if isnan(dsc) else said}"))
-    return f"{means}<span>, means of classes{''.join(lines)}</span>"
+    return f"{means}<span>means of{''.join(lines)}</span>"
 
 
 def _areas(bench: Workbench, mask: np.ndarray) -> str:

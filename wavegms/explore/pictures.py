@@ -3,7 +3,7 @@
 Each picture has a caption and a description for those who cannot see it. Outlines are those of the
 other figures: truth solid cyan, prediction dashed orange, and of several classes the same lines in
 their colours. What a prediction found, marked wrongly and missed is white, orange and blue, which
-stay apart for colour-blind eyes and in grey; what it took for another class is dark red.
+stay apart for colour-blind eyes and in grey; what it took for another class is magenta.
 """
 
 from base64 import b64encode
@@ -19,7 +19,7 @@ from wavegms.explore.cases import Errors
 from wavegms.figures.colours import PREDICTION
 from wavegms.predict.overlays import draw_contour
 
-FOUND, WRONG, MISSED, MISTAKEN = "#ffffff", "#ff8c1a", "#2a9df4", "#c1121f"
+FOUND, WRONG, MISSED, MISTAKEN = "#ffffff", "#ff8c1a", "#2a9df4", "#e000a0"
 
 _DRAWN_SIDE = 240  # pixels to which small images are blown up before an outline is drawn
 
