@@ -78,10 +78,12 @@ RIVALS = {
     "gss": 49_892_194,
     "gss_small": 148_938,
 }
-SIZES |= RIVALS
+# Those of windows of slices; see test_volumetric.py.
+VOLUMETRIC = {"unet_3d": 4_807_262, "wave_gms_3d": 7_125_184}
+SIZES |= RIVALS | VOLUMETRIC
 # The others are the same networks at another batch size.
-NETWORKS = [name for name in SIZES if "_batch_" not in name and name not in RIVALS]
-ALIGNED = {"wave_gms", "wave_gms_batch_2", "wave_gms_batch_4"}
+NETWORKS = [name for name in SIZES if "_batch_" not in name and name not in RIVALS | VOLUMETRIC]
+ALIGNED = {"wave_gms", "wave_gms_3d", "wave_gms_batch_2", "wave_gms_batch_4"}
 
 
 def build_kl(channels=8, latent_channels=4, levels=4, **options):

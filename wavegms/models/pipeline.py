@@ -35,6 +35,7 @@ from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
 from wavegms.models.mask_network import ClassesMaskNetwork, MaskNetwork, SizedMaskNetwork
 from wavegms.models.palette import BLACK_AND_WHITE, Palette
 from wavegms.models.segmenter import map_latents
+from wavegms.models.volumetric import LatentMappingModel3d, MultiResolutionEncoder3d
 from wavegms.models.weights import (
     AUTOENCODERS,
     quiet_loading,
@@ -49,8 +50,8 @@ _DOWNLOADED = ["model_index.json", "*/config.json", "*/*.safetensors"]
 
 # What may stand in a saved pipeline.
 _NETWORKS = {
-    "encoder": (MultiResolutionEncoder,),
-    "mapping": (LatentMappingModel, GuidedLatentMappingModel),
+    "encoder": (MultiResolutionEncoder, MultiResolutionEncoder3d),
+    "mapping": (LatentMappingModel, GuidedLatentMappingModel, LatentMappingModel3d),
     "vae": AUTOENCODERS,
     "network": (MaskNetwork, SizedMaskNetwork, ClassesMaskNetwork, GenerativeNetwork),
     "mask_decoder": (MaskDecoder,),
@@ -207,6 +208,13 @@ class WaveGMSPipeline(DiffusionPipeline):
         parts = self._parts()
         total = sum(part.num_parameters() for part in parts)
         return ParameterCounts(total, sum(part.num_parameters(True) for part in parts))
+
+    @property
+    def depth(self) -> int:
+        """Of how many consecutive slices of a volume a window of the network is; 1: of images."""
+        if self.mapping is not None:
+            return self.mapping.config.get("depth", 1)
+        return getattr(self.network.network, "depth", 1)
 
     def choose_decoder(self, decoder: Decoder) -> None:
         """What decodes masks from now on; a network without latents has nothing to choose.
