@@ -256,3 +256,13 @@ def require_classes(name: str, count: int, recipe: RecipeName = "common") -> Non
             f"variant {name} knows one class, and the data have {count}: leave it out, or choose "
             f"among {able}"
         )
+
+
+def require_volumes(name: str, volumes: bool) -> None:
+    """Checks that a variant which takes windows of slices is given volumes, and not pictures."""
+    depth = variant_spec(name).depth
+    if depth > 1 and not volumes:
+        raise InputError(
+            f"variant {name} takes windows of {depth} consecutive slices of a volume, and the data "
+            "are pictures: leave it out"
+        )

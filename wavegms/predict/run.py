@@ -38,6 +38,7 @@ from wavegms.errors import InputError
 from wavegms.files import replace_folder, write_text
 from wavegms.images import as_rgb, read_image
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.models.windows import in_parts
 from wavegms.predict.inputs import Request, Source
 from wavegms.predict.overlays import draw_classes, draw_contour, draw_slices
 from wavegms.predict.tta import AugmentedPipeline, add_views
@@ -233,6 +234,11 @@ class _Run:
                 f"{source.path} is a picture, and the model looks at slices between their "
                 "neighbours: give the volume."
             )
+        if self.pipeline.depth > 1:
+            raise InputError(
+                f"{source.path} is a picture, and the model takes windows of {self.pipeline.depth} "
+                "consecutive slices: give the volume."
+            )
         if is_dicom(source.path):
             return read_picture(source.path)
 
@@ -308,11 +314,16 @@ class _Run:
     def _predict_volume(self, index: int, volume: Volume) -> None:
         source, batch_size = self.request.sources[index], self.request.batch_size
         soft, context = np.empty(volume.shape, np.float32), self.pipeline.scale.context
-        starts = range(0, len(volume), batch_size)
-        for start in tqdm(starts, desc=source.path.name, unit="batch", leave=False):
-            places = range(start, min(start + batch_size, len(volume)))
+
+        def predicted(places: range) -> torch.Tensor:
             seen = [volume.seen(place, context) for place in places]
-            soft[places.start : places.stop] = self._call(seen)[1]
+            return torch.from_numpy(np.stack(self._call(seen)[1]))
+
+        with tqdm(total=len(volume), desc=source.path.name, unit="slice", leave=False) as bar:
+            depth = self.pipeline.depth
+            for places, part in in_parts(predicted, len(volume), batch_size, depth):
+                soft[places.start : places.stop] = part
+                bar.update(len(places))
         masks = soft >= self.request.threshold
         sheet = draw_slices(volume, masks, volume.spacing, volume.numbers)
         Image.fromarray(sheet).save(self._target("overlays", source, ".png"))
