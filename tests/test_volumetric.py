@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from runs import grey_vae
 from test_variants import SIZES, VOLUMETRIC
+from torch.nn import functional
 
 from wavegms import LatentMappingModel, MultiResolutionEncoder, WaveGMSPipeline
 from wavegms.models.build import as_pipeline, build_variant
@@ -209,14 +210,22 @@ def test_other_networks_take_images():
         assert as_pipeline(*build(name), 32).depth == VARIANTS[name].depth == 1
 
 
-def test_a_convolution_across_slices_is_scipys_with_the_nearest():
-    from scipy.ndimage import correlate
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_across_slices_is_the_3d_one_of_a_repeated_edge(bias):
+    layer = AcrossSlices(3, 5, bias).double()
+    x = torch.rand(2, 3, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+    padded = functional.pad(x, (0, 0, 0, 0, 1, 1), mode="replicate")
+    wanted = functional.conv3d(padded, layer.weight, layer.bias, padding=(0, 1, 1))
+    found = layer(x)
+    torch.testing.assert_close(found, wanted)
+    weighing = torch.rand_like(wanted)
+    gradients = [
+        torch.autograd.grad((y * weighing).sum(), [x, *layer.parameters()]) for y in (found, wanted)
+    ]
+    torch.testing.assert_close(*gradients)
 
-    layer = AcrossSlices(1, 1)
-    x = torch.rand(1, 1, 5, 7, 6)
-    padded = np.pad(x[0, 0].numpy(), ((0, 0), (1, 1), (1, 1)))
-    kernel = layer.weight.detach()[0, 0].numpy()
-    wanted = correlate(padded, kernel, mode="nearest")[:, 1:-1, 1:-1]
-    with torch.no_grad():
-        found = layer(x)[0, 0] - layer.bias
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+def test_half_precision_stays_half():
+    x = torch.rand(1, 3, 4, 6, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert AcrossSlices(3, 5)(x).dtype == torch.bfloat16

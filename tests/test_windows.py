@@ -26,6 +26,7 @@ from wavegms.data.manifest import load_volumes
 from wavegms.data.on_card import CardBatches
 from wavegms.data.volumes import Stack
 from wavegms.data.windows import Stacks, runs_upwards
+from wavegms.explore.cases import Workbench
 from wavegms.images import FOREGROUND
 from wavegms.models.build import as_pipeline, build_variant
 from wavegms.models.windows import in_parts
@@ -325,6 +326,10 @@ def test_pictures_are_refused(train_set, validation_set, training_params, prepar
     assert str(path) in said and said.endswith("give the volume.")
     with pytest.raises(InputError, match="an ONNX file here is of single images"):
         pipeline.export_onnx(tmp_path / "model.onnx")
+    pipeline.save_pretrained(tmp_path / "model")
+    bench = Workbench(prepared.parent, seed=0)
+    with pytest.raises(InputError, match="UNet 3-D takes windows of 8 slices, and the explorer"):
+        bench.open_model(SimpleNamespace(folder=tmp_path / "model", title="UNet 3-D"))
 
 
 def test_processes_that_cannot_share_windows_are_told(run_of, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  a pipeline looks it up here
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.mapping import (
@@ -48,11 +49,23 @@ class AcrossSlices(nn.Conv3d):
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=(0, 1, 1), bias=bias)
+        super().__init__(in_channels, out_channels, kernel_size=3, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, D, h, w) -> (B, out_channels, D, h, w)."""
-        return super().forward(torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2))
+        """(B, in_channels, D, h, w) -> (B, out_channels, D, h, w).
+
+        By three 2-D convolutions in one, whose sums are those of the 3-D one: on a CPU, that one
+        took 2 to 6 times as long.
+        """
+        kernels = self.weight.permute(2, 0, 1, 3, 4).flatten(0, 1)
+        # once, to what is of the slice itself; added later, it would turn half precision to single
+        out = self.out_channels
+        bias = None if self.bias is None else functional.pad(self.bias, (out, out))
+        parts = functional.conv2d(as_slices(x), kernels, bias, padding=1)
+        before, at, after = parts.unflatten(0, (-1, x.shape[2])).chunk(3, dim=2)
+        below = torch.cat([before[:, :1], before[:, :-1]], dim=1)
+        above = torch.cat([after[:, 1:], after[:, -1:]], dim=1)
+        return (below + at + above).transpose(1, 2)
 
 
 def inflate(module: nn.Module) -> None:
