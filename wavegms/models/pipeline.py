@@ -215,7 +215,7 @@ class WaveGMSPipeline(DiffusionPipeline):
         """Of how many consecutive slices of a volume a window of the network is; 1: of images."""
         if self.mapping is not None:
             return self.mapping.config.get("depth", 1)
-        return getattr(self.network.network, "depth", 1)
+        return getattr(getattr(self.network, "network", None), "depth", 1)
 
     def choose_decoder(self, decoder: Decoder) -> None:
         """What decodes masks from now on; a network without latents has nothing to choose.
