@@ -58,7 +58,7 @@ test: repository $(VENV)/installed
 # What `make test` leaves out: the sample's own pipeline twice, all that the documentation tells one to
 # type, browsers, and many more hostile inputs.
 test-full: repository $(VENV)/installed
-	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m slow --timeout 2700 $(SIDE_BY_SIDE)
 
 # On an idle machine: about 25 minutes on two cores, less on a GPU. BENCH="--batch-sizes 1 4 12" and
 # the like change what is measured, see `python -m wavegms bench --help`.

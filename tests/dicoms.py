@@ -1,5 +1,7 @@
 """Volumes for tests: images of SimpleITK, and DICOM series on the disk."""
 
+import json
+
 import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
@@ -24,8 +26,11 @@ def random_voxels(shape=(4, 9, 12), seed=0, dtype=np.int16):
     return np.random.default_rng(seed).integers(0, 500, shape).astype(dtype)
 
 
-def write_decathlon(folder, count=4, shape=(6, 9, 12), empty=2, **geometry):
-    """Volumes with labels 0, 1, 2 in a box; the first `empty` slices show nothing."""
+def write_decathlon(folder, count=4, shape=(6, 9, 12), empty=2, names=(), **geometry):
+    """Volumes with labels 0, 1, 2 in a box; the first `empty` slices show nothing.
+
+    Names of 1 and 2 come into a dataset.json.
+    """
     for number in range(count):
         voxels = random_voxels(shape, seed=number)
         labels = np.zeros(shape, np.uint8)
@@ -37,8 +42,9 @@ def write_decathlon(folder, count=4, shape=(6, 9, 12), empty=2, **geometry):
                 values.astype(labels.dtype if part == "labelsTr" else np.int16), **geometry
             )
             sitk.WriteImage(image, str(folder / part / f"case_{number}.nii.gz"))
-    text = '{"labels": {"0": "background", "1": "head", "2": "body"}}'
-    (folder / "dataset.json").write_text(text)
+    if names:
+        labels = dict(enumerate(("background", *names)))
+        (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
     return folder
 
 

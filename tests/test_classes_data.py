@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 import torch
 import yaml
 from copies import ROOT
@@ -384,13 +385,34 @@ def test_prediction_writes_label_maps_and_a_probability_for_each_class(trained, 
     assert table["area_px"][0] == (found > 0).sum()
 
 
-def test_volumes_of_several_classes_are_refused_by_name(trained, tmp_path):
-    import SimpleITK as sitk
-
-    volume = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(4, 20, 20)))
-    sitk.WriteImage(volume, str(tmp_path / "scan.nii.gz"))
-    table = predict(Request([tmp_path / "scan.nii.gz"], trained[0].published, tmp_path / "out"))
-    assert "a model of several classes predicts images" in table["error"][0]
+def test_prediction_writes_a_label_map_on_the_grid_of_a_volume(trained, tmp_path):
+    """Its voxels are those of the probabilities beside it, by the rule of pictures."""
+    scan = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(5, 24, 20)))
+    scan.SetSpacing((0.8, 0.7, 3.0))
+    scan.SetDirection((0, -1, 0, 1, 0, 0, 0, 0, 1))
+    scan.SetOrigin((5.0, -3.0, 9.0))
+    sitk.WriteImage(scan, str(tmp_path / "scan.nii.gz"))
+    out, model = tmp_path / "out", trained[0].published
+    table = predict(Request([tmp_path / "scan.nii.gz"], model, out, threshold=0.3))
+    assert list(table["error"]) == [""]
+    mask = sitk.ReadImage(str(out / "masks/scan.nii.gz"))
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(mask, get)(), getattr(scan, get)(), atol=1e-6)
+    found = sitk.GetArrayFromImage(mask)
+    soft = [sitk.ReadImage(str(out / f"probabilities/scan.{name}.nii.gz")) for name in NAMES]
+    soft = np.stack([sitk.GetArrayFromImage(one) for one in soft], 1)
+    np.testing.assert_array_equal(found, label_map(soft, 0.3))
+    assert found.any() and soft.sum(1).max() <= 1 + 1e-6
+    classes = pd.read_csv(out / "classes.csv")
+    assert list(classes["class"]) == list(NAMES)
+    for row, inside in zip(classes.to_dict("records"), (found == 1, found == 2), strict=True):
+        assert row["area_px"] == inside.sum()
+        assert row["volume_ml"] == pytest.approx(inside.sum() * 0.7 * 0.8 * 3 / 1000)
+    assert table["area_px"][0] == (found > 0).sum() == pd.read_csv(out / "slices.csv").area_px.sum()
+    with Image.open(out / "overlays/scan.png") as sheet:
+        shown = set(map(tuple, np.array(sheet).reshape(-1, 3).tolist()))
+    assert {(255, 255, 0), (0, 255, 255)} <= shown  # in the legend, if nowhere else
 
 
 def test_explorer_kept_weights_and_comparison_know_one_class(folder, small_vae, tmp_path):
@@ -427,6 +449,8 @@ def test_training_goes_on_from_a_model_of_the_same_classes_only(trained, prepare
         ),
         ({"foundations": {"datasets": ["phantom_c"]}}, "foundations.datasets names phantom_c"),
         ({"evaluation": {"decoder": "fast"}}, "evaluation.decoder is fast, which knows black and"),
+        # of volumes that nobody has drawn yet
+        ({"datasets": ["phantom_v"], "training": {"decoder": "fast"}}, "phantom_v has 2 classes"),
     ],
 )
 def test_what_cannot_be_run_on_classes_is_said_before_anything_is(tmp_path, changes, said):

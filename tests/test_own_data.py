@@ -17,12 +17,14 @@ from PIL import Image
 from test_reading import void
 from test_reading import write as write_scans
 from test_volume_sets import prepare as prepare_volumes
-from test_volume_sets import put_back
+from test_volume_sets import put_back, require_on_grid
 
 from wavegms import InputError
 from wavegms.__main__ import main
 from wavegms.config import ReadingParams, load_params
+from wavegms.data.dataset import PreparedDataset
 from wavegms.data.manifest import load_volumes
+from wavegms.data.volume_sets import open_truth
 from wavegms.run import add as own_data
 from wavegms.run.add import add_dataset
 
@@ -304,7 +306,7 @@ def test_real_dermoscopy_is_taken_as_it_was_published(project, real_data, tmp_pa
 
 
 def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
-    source = write_decathlon(tmp_path / "Task04", count=6)
+    source = write_decathlon(tmp_path / "Task04", count=6, names=("head", "body"))
     (source / "imagesTs").mkdir()
     shutil.copy(source / "imagesTr/case_0.nii.gz", source / "imagesTs/new.nii.gz")
     (source / "imagesTr/._case_0.nii.gz").write_bytes(b"of a Mac")
@@ -313,7 +315,8 @@ def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
     assert main(["add", str(source), "--name", "brain", *asked]) == 0
     said = capsys.readouterr().out
     assert "data/raw/brain: 6 volumes with masks" in said and "12×9×6 voxels of" in said
-    assert "slices: coronal, as reading.brain says" in said and "2 body (" in said
+    assert "slices: coronal, as reading.brain says" in said
+    assert "labels: classes are head 1, body 2; they have 0 background (" in said
     assert "1 volumes without a mask are in data/raw/brain/unlabelled" in said
     assert (project / "reports/own_data/brain.png").is_file()
     params = load_params(project / "params.yaml")
@@ -327,7 +330,8 @@ def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):
     assert "holds files already" in capsys.readouterr().err
     folders = ["--images", str(source / "imagesTr"), "--masks", str(source / "labelsTr")]
     assert main(["add", "again", *folders]) == 0
-    assert "data/raw/again: 6 volumes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "data/raw/again: 6 volumes" in said and "foreground is 1-2, as all labels" in said
 
 
 @pytest.mark.realdata
@@ -341,12 +345,20 @@ def test_real_volumes_are_added_prepared_and_come_back_on_their_grid(project, re
     added = add_dataset("hippocampus", source=tmp_path / "Task04")
     assert (added.cases, added.what) == (6, "volumes")
     out = tmp_path / "out"
-    report = prepare_volumes(added.folder, out, name="hippocampus", image_size=64)
-    assert report.largest[1] <= 64  # nothing was made smaller
+    for classes, kinds in (((), (0, 255, 255)), (("anterior", "posterior"), (0, 1, 2))):
+        reading = ReadingParams(classes=list(classes))
+        options = {"name": "hippocampus", "reading": reading}
+        report = prepare_volumes(added.folder, out, image_size=64, **options)
+        assert report.largest[1] <= 64  # nothing was made smaller
+        for row in load_volumes(out).itertuples():
+            labels = sitk.ReadImage(str(source / row.labels))
+            voxels = np.array(kinds)[sitk.GetArrayFromImage(labels)]
+            require_on_grid(put_back(out, row), labels, voxels)
+    # the truth is kept as it is where slices are smaller
+    prepare_volumes(added.folder, out, image_size=32, **options)
+    dataset = PreparedDataset(out, ("train", "val", "test"))
+    assert dataset.classes == classes and set(dataset.masks.unique().tolist()) == {0, 1, 2}
     for row in load_volumes(out).itertuples():
         labels = sitk.ReadImage(str(source / row.labels))
-        back = put_back(out, row)
-        wanted = 255 * (sitk.GetArrayFromImage(labels) > 0)
-        np.testing.assert_array_equal(sitk.GetArrayFromImage(back), wanted)
-        for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-            np.testing.assert_allclose(getattr(back, get)(), getattr(labels, get)(), atol=1e-6)
+        truth = open_truth(out, row.id, row.plane).image
+        require_on_grid(truth, labels, sitk.GetArrayFromImage(labels))

@@ -52,12 +52,15 @@ stages:
     deps: [out]
     outs: [total.txt]
 """
-# A cluster of one machine: it starts all tasks of an array at once.
+# A cluster of one machine: it starts all tasks of an array at once. Like the real one, it has read
+# the script when it answers: submitit then moves the file, and a task that opened it then was
+# lost, and waited for without end.
 SBATCH = r"""#!/bin/sh
+script=$(cat "$1")
 last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\)%.*/\1/p' "$1")
 export SLURM_JOB_ID=8 SLURM_ARRAY_JOB_ID=7
 for task in $(seq 0 "$last"); do
-  SLURM_ARRAY_TASK_ID=$task sh "$1" > /dev/null 2>&1 &
+  SLURM_ARRAY_TASK_ID=$task sh -c "$script" > /dev/null 2>&1 &
 done
 echo Submitted batch job 7
 """

@@ -4,11 +4,14 @@ from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
 from accelerate import Accelerator
 from dicoms import OBLIQUE, SPACING, write_decathlon
+from medpy.metric import binary
+from scipy import stats
 from test_volume_sets import prepare
 from torch.utils.data import DataLoader
 
@@ -21,7 +24,10 @@ from wavegms.predict.inputs import Request
 from wavegms.predict.run import predict
 from wavegms.results.scores import predict_split
 from wavegms.results.volumes import (
+    MEASURED,
     METRICS,
+    compare_models,
+    readable_compared,
     readable_models,
     score_models,
     score_volumes,
@@ -99,13 +105,65 @@ def test_the_truth_scores_one_and_a_changed_one_is_refused(tmp_path):
         score_volumes(masks.astype(np.float32), dataset, out)
 
 
-def test_what_is_scored_is_what_prediction_writes(untrained, tmp_path):
+def test_each_class_is_scored_and_the_mean(tmp_path):
+    """By MedPy, class by class, on the labels as they are stored; of one a slice is elsewhere."""
+    raw, out = write_decathlon(tmp_path / "raw", count=6), tmp_path / "out"
+    wanted = {"head": 1, "body": 2, "tail": 3}
+    prepare(raw, out, reading=ReadingParams(classes=wanted))
+    dataset = PreparedDataset(out, "test")
+    masks = dataset.masks[:, 0].numpy()
+    found = np.stack([masks == number for number in wanted.values()], 1).astype(np.float32)
+    exact = score_volumes(found, dataset, out)
+    assert (exact[["dsc", "nsd", "dsc:tail"]] == 1).all(axis=None)
+    assert (exact["hd95_mm"] == 0).all()
+    name = exact["id"][0]
+    last, first = (dataset.ids.index(f"{name}_s{number:03d}") for number in (5, 0))
+    found[first, 1] = found[last, 1]
+    found[last, 1] = 0
+    scores = score_volumes(found, dataset, out).set_index("id")
+    row, other = scores.iloc[0], scores.iloc[1]
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / f"labelsTr/{name}.nii.gz")))
+    body = labels == 2
+    moved = body.copy()
+    moved[5], moved[0] = False, body[5]
+    assert row["dsc:body"] == pytest.approx(binary.dc(moved, body))
+    assert row["hd95_mm:body"] == pytest.approx(binary.hd95(moved, body, SPACING[::-1]))
+    # one that is neither there nor found is right
+    assert [row[f"{key}:tail"] for key in MEASURED] == [1, 0, 1]
+    for metric in MEASURED:
+        each = [row[f"{metric}:{name}"] for name in wanted]
+        assert row[metric] == pytest.approx(np.mean(each)) and other[metric] == exact[metric][1]
+    millilitres = np.prod(SPACING) / 1000
+    assert row["true_ml:body"] == pytest.approx(body.sum() * millilitres)
+    assert row["true_ml"] == pytest.approx((labels > 0).sum() * millilitres)
+    assert (
+        not row["empty_prediction"] and score_volumes(0 * found, dataset, out)["dsc:head"][0] == 0
+    )
+    table = scores.reset_index().assign(variant="wave_gms")
+    shown = readable_models(summarize_models(table, 100, 1))
+    assert shown["Class"].tolist() == ["mean", *wanted]
+    assert shown["Dice of slices (%)"].tolist()[1:] == ["–"] * 3
+    (axis, *_) = show_volume_scores(table).axes
+    assert [label.get_text() for label in axis.get_yticklabels()][1:] == [
+        f"Wave-GMS, {name}" for name in wanted
+    ]
+
+
+@pytest.mark.parametrize(
+    ("classes", "colours"), [((), ()), (("head", "body"), ("#000a11", "#000a16"))]
+)
+def test_what_is_scored_is_what_prediction_writes(classes, colours, untrained, tmp_path):
     """A file predicted with the model's own rule: on its grid, and with the score of the table."""
     raw, out = write_decathlon(tmp_path / "raw", direction=OBLIQUE), tmp_path / "out"
     # not the plane that is stored
-    prepare(raw, out, reading=ReadingParams(plane="coronal"))
+    prepare(raw, out, reading=ReadingParams(plane="coronal", classes=list(classes)))
     parts = untrained.encoder, untrained.mapping, untrained.vae
-    pipeline = WaveGMSPipeline(*parts, image_size=32, greys="coronal:0.5-99.5")
+    # colours on either side of the dark greys that it paints, so that both classes are found
+    seen = {
+        "greys": "coronal:0.5-99.5",
+        "classes": [*map(" ".join, zip(classes, colours, strict=True))],
+    }
+    pipeline = WaveGMSPipeline(*parts, image_size=32, **seen)
     dataset = PreparedDataset(out, "test")
     soft = predict_split(pipeline, dataset)
     threshold = float(np.median(soft))
@@ -117,10 +175,13 @@ def test_what_is_scored_is_what_prediction_writes(untrained, tmp_path):
     mask = sitk.ReadImage(str(next((tmp_path / "said/masks").glob("*.nii.gz"))))
     for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         np.testing.assert_allclose(getattr(mask, get)(), getattr(image, get)(), atol=1e-5)
-    voxels = [sitk.GetArrayFromImage(one) > 0 for one in (mask, labels)]
-    found = volume_metrics(*voxels, image.GetSpacing()[::-1])
-    assert 0 < found.dsc == pytest.approx(scores["dsc"][0], abs=0.01)
-    assert found.hd95_mm == pytest.approx(scores["hd95_mm"][0], abs=0.5)
+    voxels = [sitk.GetArrayFromImage(one) for one in (mask, labels)]
+    parts_of = {f":{name}": (number,) for number, name in enumerate(classes, 1)} or {"": (1, 2)}
+    for ending, kinds in parts_of.items():
+        own = [np.isin(one, kinds) for one in voxels]
+        found = volume_metrics(*own, image.GetSpacing()[::-1])
+        assert 0 < found.dsc == pytest.approx(scores[f"dsc{ending}"][0], abs=0.01)
+        assert found.hd95_mm == pytest.approx(scores[f"hd95_mm{ending}"][0], abs=0.5)
 
 
 def test_pictures_have_no_scores_in_3d(prepared, tmp_path):
@@ -190,3 +251,32 @@ def test_networks_are_compared_over_volumes(untrained, tmp_path):
     (out / "volumes.csv").unlink()
     nothing = score_models(tmp_path / "models", dataset, out, ["wave_gms"], [1], wanted)
     assert nothing.empty and readable_models(summarize_models(nothing, 100, 1)).empty
+    assert compare_models(nothing, 100, 1).empty and compare_models(scores, 100, 1).empty
+
+
+def test_networks_are_tested_on_the_differences_of_their_volumes():
+    """Against the first, seeds averaged, by SciPy's test; corrected for all three metrics."""
+    numbers, tables = np.random.default_rng(3), []
+    for variant, better in (("wave_gms", 0.1), ("unet", 0.0)):
+        for seed in (1, 2):
+            dice = 0.7 + better + 0.05 * numbers.standard_normal(9)
+            values = {"dsc": dice, "hd95_mm": 5 * numbers.random(9), "nsd": dice / 2}
+            about = {"train_set": "brain", "test_set": "brain", "variant": variant, "seed": seed}
+            about |= {"image_size": 32, "epochs": 4, "selection": "best_on_validation"}
+            tables.append(pd.DataFrame({"id": [*"abcdefghi"], **values}).assign(**about))
+    scores = pd.concat(tables, ignore_index=True)
+    compared = compare_models(scores, 100, 1)
+    assert compared["metric"].tolist() == list(MEASURED)
+    assert (compared["reference"] == "wave_gms").all() and (compared["volumes"] == 9).all()
+    means = scores.groupby(["variant", "id"])[list(MEASURED)].mean()
+    for row in compared.itertuples():
+        differences = (means.loc["unet"] - means.loc["wave_gms"])[row.metric]
+        assert row.mean_difference == pytest.approx(differences.mean())
+        assert row.p == pytest.approx(stats.wilcoxon(differences.round(12)).pvalue)
+    assert compared["p_holm"].min() == pytest.approx(3 * compared["p"].min())
+    shown = readable_compared(compared).set_index("Metric")
+    assert shown.index.tolist()[:2] == ["Dice in 3-D (%)", "HD95 (mm)"]
+    assert shown["Volumes"].tolist() == ["9"] * 3
+    assert set(shown["System"]) == {"UNet"} and set(shown["Reference"]) == {"Wave-GMS"}
+    wanted = 100 * compared["mean_difference"][0]
+    assert float(shown["Difference"].iloc[0].replace("−", "-")) == pytest.approx(wanted, abs=0.005)

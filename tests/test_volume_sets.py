@@ -23,6 +23,8 @@ from wavegms.data.volume_sets import open_truth
 from wavegms.data.volumes import read_volume
 from wavegms.images import Scale, VolumeRule, resize_mask
 
+NAMES = ("head", "body")
+
 
 def prepare(raw, out, name="mine", **changes):
     values = {
@@ -46,21 +48,69 @@ def put_back(folder, row):
     return truth.restore(view)
 
 
+def require_on_grid(back, labels, voxels):
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(back), voxels)
+    assert (back.GetSize(), back.GetSpacing()) == (labels.GetSize(), labels.GetSpacing())
+    np.testing.assert_allclose(back.GetOrigin(), labels.GetOrigin(), atol=1e-4)
+    np.testing.assert_allclose(back.GetDirection(), labels.GetDirection(), atol=1e-5)
+
+
 @given(direction=rotations(), plane=st.sampled_from([None, "axial", "coronal", "sagittal"]))
 @settings(max_examples=6, deadline=None)
 def test_labels_come_back_voxel_by_voxel(direction, plane, tmp_path_factory):
     """However a volume lies and is cut: enlarged slices, put back, are the labels as they were."""
     folder = tmp_path_factory.mktemp("set")
     raw = write_decathlon(folder / "raw", count=4, spacing=SPACING, direction=direction)
-    prepare(raw, folder / "out", reading=ReadingParams(plane=plane))
-    for row in load_volumes(folder / "out").itertuples():
-        labels = sitk.ReadImage(str(raw / "labelsTr" / f"{row.id}.nii.gz"))
-        back = put_back(folder / "out", row)
-        found, wanted = sitk.GetArrayFromImage(back), sitk.GetArrayFromImage(labels)
-        np.testing.assert_array_equal(found, 255 * (wanted > 0))
-        assert (back.GetSize(), back.GetSpacing()) == (labels.GetSize(), labels.GetSpacing())
-        np.testing.assert_allclose(back.GetOrigin(), labels.GetOrigin(), atol=1e-4)
-        np.testing.assert_allclose(back.GetDirection(), labels.GetDirection(), atol=1e-5)
+    for classes, kinds in (((), (0, 255, 255)), (NAMES, (0, 1, 2))):
+        prepare(raw, folder / "out", reading=ReadingParams(plane=plane, classes=list(classes)))
+        for row in load_volumes(folder / "out").itertuples():
+            labels = sitk.ReadImage(str(raw / "labelsTr" / f"{row.id}.nii.gz"))
+            voxels = np.array(kinds)[sitk.GetArrayFromImage(labels)]
+            require_on_grid(put_back(folder / "out", row), labels, voxels)
+
+
+def test_a_dataset_json_names_the_classes(tmp_path):
+    raw, out = write_decathlon(tmp_path / "raw", names=NAMES), tmp_path / "out"
+    report = prepare(raw, out)
+    assert any(
+        "classes are head 1, body 2; they have 0 background (" in one for one in report.evidence
+    )
+    dataset = PreparedDataset(out, "test")
+    assert dataset.classes == NAMES and set(dataset.masks.unique().tolist()) == {0, 1, 2}
+    truth = open_truth(out, "case_1", "axial")
+    labels = sitk.ReadImage(str(raw / "labelsTr/case_1.nii.gz"))
+    require_on_grid(truth.image, labels, sitk.GetArrayFromImage(labels))
+    row = load_volumes(out).set_index("id").loc["case_1"]
+    assert row["foreground_voxels"] == (sitk.GetArrayFromImage(labels) > 0).sum()
+    manifest = load_manifest(out)
+    assert manifest["classes"].unique().tolist() == ["head body"]
+    assert manifest["foreground"].unique().tolist() == ["head 1, body 2"]
+    # unless all are one, as if nothing were named
+    prepare(raw, out, reading=ReadingParams(foreground=["1-2"]))
+    (raw / "dataset.json").unlink()
+    prepare(raw, tmp_path / "other")
+    assert load_manifest(out)["pixels"].equals(load_manifest(tmp_path / "other")["pixels"])
+    assert PreparedDataset(out, "test").classes == ()
+
+
+def test_a_label_of_no_class_is_named_unless_it_is_ignored(tmp_path):
+    raw, out = write_decathlon(tmp_path / "raw"), tmp_path / "out"
+    change(raw / LABELS, with_value(3, sitk.sitkUInt8))
+    wanted = ReadingParams(classes=list(NAMES))
+    with pytest.raises(InputError, match=r"case_1\.nii\.gz has the label 3 \(1 voxels\).*no class"):
+        prepare(raw, out, reading=wanted)
+    report = prepare(raw, out, reading=ReadingParams(classes=list(NAMES), ignore=[3]))
+    assert report.ignored > 0
+    assert sitk.GetArrayFromImage(open_truth(out, "case_1", "axial").image)[1, 1, 1] == 3
+    more = {"head": 1, "body": 2, "stray": 3, "tail": 4}
+    report = prepare(raw, out, reading=ReadingParams(classes=more))
+    assert "No label is of the class tail" in report.differences[0]
+    labels = dict(enumerate(["background", *"abcdefgh"]))
+    (raw / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(
+        InputError, match=r"2 to 7.*or what is one class as reading\.mine\.foreground"
+    ):
+        prepare(raw, out)
 
 
 def test_slices_are_the_images_and_volumes_are_split(tmp_path):
@@ -73,7 +123,7 @@ def test_slices_are_the_images_and_volumes_are_split(tmp_path):
     assert (manifest["mask_area"] == 0).sum() == 8 * 2
     assert manifest["scale"].unique().tolist() == ["axial:0.5-99.5"]
     assert manifest["foreground"].unique().tolist() == ["1-2"]
-    assert any("1 head (" in said and "2 body (" in said for said in report.evidence)
+    assert any("foreground is 1-2, as all labels above 0" in said for said in report.evidence)
     assert any("8 volumes, each in one split: 4 for train" in one for one in report.evidence)
     assert volumes["foreground_voxels"].min() > 0 and volumes["slices_mm"].unique() == [3.0]
     # every slice as prediction sees it
@@ -210,7 +260,7 @@ LABELS, IMAGE = "labelsTr/case_1.nii.gz", "imagesTr/case_1.nii.gz"
     ],
 )
 def test_what_does_not_fit_is_named(name, call, said, tmp_path):
-    raw = write_decathlon(tmp_path / "raw")
+    raw = write_decathlon(tmp_path / "raw", names=NAMES)
     change(raw / name, call)
     with pytest.raises(InputError) as error:
         prepare(raw, tmp_path / "out")
@@ -233,8 +283,7 @@ def test_files_that_are_missing_or_broken_are_named(tmp_path):
     (raw / "dataset.json").write_text(json.dumps({"labels": {"lesion": [1, 2]}}))
     with pytest.raises(InputError, match=r"dataset\.json does not name single label values"):
         prepare(raw, tmp_path / "out")
-    (raw / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2}}))
-    assert "1 a (" in " ".join(prepare(raw, tmp_path / "out").evidence)
+    (raw / "dataset.json").unlink()
     with pytest.raises(InputError, match=r"masks holds no labels"):
         (tmp_path / "bare/masks").mkdir(parents=True)
         shutil.copytree(raw / "imagesTr", tmp_path / "bare/images")

@@ -21,7 +21,7 @@ from wavegms.data.cases import (
     with_spacing,
 )
 from wavegms.errors import InputError
-from wavegms.phantom.settings import CLASSES
+from wavegms.phantom.settings import CLASSES, PARTS
 
 
 @dataclass(frozen=True)
@@ -388,6 +388,7 @@ CATALOG: dict[str, DatasetSpec] = {
             source="wavegms.phantom.scanner.write_phantoms, which draws it",
             layout="imagesTr/phantom_001.nii.gz with labelsTr/phantom_001.nii.gz, and so on",
             read=read_volumes,
+            classes=PARTS,
         ),
         DatasetSpec(
             name="phantom_c",

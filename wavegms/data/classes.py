@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wavegms.config import ReadingParams
-from wavegms.data.cases import DESCRIPTION, Case, class_folders, holds_volumes
+from wavegms.data.cases import DESCRIPTION, Case, class_folders
 from wavegms.errors import InputError, first_line
 from wavegms.images import parse_ranges
 
@@ -19,10 +19,10 @@ def with_classes(
 ) -> ReadingParams:
     """`wanted` with the classes of a dataset, if it names none: those known, or of `dataset.json`.
 
-    Where `wanted` names values of the foreground, there is one class; and in volumes.
+    Where `wanted` names values of the foreground, there is one class.
     """
     wanted = wanted or ReadingParams()
-    if wanted.classes or wanted.foreground or holds_volumes(root):
+    if wanted.classes or wanted.foreground:
         return wanted
     if not known and (folders := [path.name for path in class_folders(Path(root) / "masks")]):
         raise InputError(
@@ -40,7 +40,8 @@ def with_classes(
     except InputError as error:
         raise InputError(
             f"the classes of {name} in {Path(root) / DESCRIPTION} cannot be taken ({error}): name "
-            f"them as reading.{name}.classes in params.yaml."
+            f"them as reading.{name}.classes in params.yaml, or what is one class as "
+            f"reading.{name}.foreground (--classes or --foreground to `add`)."
         ) from error
 
 

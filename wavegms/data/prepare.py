@@ -137,12 +137,12 @@ def prepare_dataset(
     cases = find_cases(name, raw)
     volumes = cases[0].volume
     root = root_of(name, raw)
+    reading = with_classes(name, root, reading, spec.classes)
     if volumes:
         opened, problems = look_at_volumes(name, cases, root)
         _refuse(spec, "volumes", problems)
         how = decide_reading(name, cases, opened, label_names(root), reading)
     else:
-        reading = with_classes(name, root, reading, spec.classes)
         how = find_reading(name, cases, reading, spec.masks_at_another_size)
     if split == "grouped":
         cases = group_copies(cases) if volumes else _group_duplicates(cases, how.scale)

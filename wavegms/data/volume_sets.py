@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from wavegms.config import ReadingParams
 from wavegms.data.cases import DESCRIPTION, Case
-from wavegms.data.classes import label_names
+from wavegms.data.classes import label_names, values_of
 from wavegms.data.duplicates import merge_groups, pairs_within
 from wavegms.data.foreground import as_ranges
 from wavegms.data.manifest import mask_hash, pixels_hash, slice_id, write_mask
@@ -36,12 +37,11 @@ from wavegms.data.volumes import (
 from wavegms.errors import InputError
 from wavegms.files import sha256_of
 from wavegms.images import (
-    FOREGROUND,
-    IGNORED,
     MaskRule,
     Ranges,
     Scale,
     VolumeRule,
+    of_class,
     parse_ranges,
     resize_image,
     resize_mask,
@@ -88,27 +88,15 @@ def decide_reading(
 ) -> Reading:
     """How all volumes of a dataset are read, as far as `wanted` does not say it.
 
-    Foreground are all labels above 0. The slices are those across the axis with the largest
-    spacing, where it is a tenth larger than the others in the median volume; else axial.
+    Without classes, foreground are all labels above 0. The slices are those across the axis with
+    the largest spacing, where it is a tenth larger than the others in the median volume; else
+    axial.
     """
     wanted = wanted or ReadingParams()
-    for key in ("drawn_on", "spacing", "classes"):
+    for key in ("drawn_on", "spacing"):
         if key in wanted.model_dump(exclude_defaults=True):
             raise InputError(f"reading.{name}.{key} is of pictures, not of volumes: remove it.")
-    counts = sum((Counter(one.counts) for one in seen), Counter())
-    held = ", ".join(_shown_label(value, counts[value], names) for value in sorted(counts))
-    ignored = _asked(name, "ignore", wanted.ignore, counts, held)
-    foreground = _asked(name, "foreground", wanted.foreground, counts, held)
-    why = f"as reading.{name} says" if foreground else "as all labels above 0"
-    if not foreground:
-        labels = (value for value in sorted(counts) if value)
-        counted = [n for n in labels if not any(low <= n <= high for low, high in ignored)]
-        foreground = as_ranges(np.array(counted))
-    if not any(low <= value <= high for value in counts for low, high in foreground if value):
-        raise InputError(
-            f"The labels of {name} have no foreground ({held}), first {cases[0].masks[0]}: correct "
-            "them."
-        )
+    masks, told = _mask_rule(name, cases, seen, names, wanted)
     across = {
         plane: float(np.median([one.across[plane] for one in seen])) for plane in get_args(Plane)
     }
@@ -126,11 +114,64 @@ def decide_reading(
         f"greys: percentiles {rule.percentiles[0]:g} and {rule.percentiles[1]:g} of each volume "
         "become black and white",
         *[_SAID_OF_NEIGHBOURS] * (wanted.context == "neighbours"),
-        f"labels: foreground is {written_ranges(foreground)}"
-        + (f", and {written_ranges(ignored)} is ignored" if ignored else "")
-        + f", {why}; they have {held}",
+        told,
     )
-    return Reading(MaskRule({16: foreground}, ignored), Scale(volumes=rule), evidence=said)
+    classes = tuple(wanted.classes)
+    return Reading(masks, Scale(volumes=rule), evidence=said, classes=classes)
+
+
+def _mask_rule(
+    name: str,
+    cases: Sequence[Case],
+    seen: Sequence[SeenVolume],
+    names: Mapping[int, str],
+    wanted: ReadingParams,
+) -> tuple[MaskRule, str]:
+    """What the labels mean, and a sentence that says so."""
+    counts = sum((Counter(one.counts) for one in seen), Counter())
+    held = ", ".join(_shown_label(value, counts[value], names) for value in sorted(counts))
+    ignored = _asked(name, "ignore", wanted.ignore, counts, held)
+    labels = [value for value in sorted(counts) if value]
+    if wanted.classes:
+        rule = MaskRule({}, ignored, classes=values_of(wanted.classes))
+        _require_classes(cases, seen, rule)
+        what, why = f"classes are {rule}", ""
+    else:
+        foreground = _asked(name, "foreground", wanted.foreground, counts, held)
+        why = f", as reading.{name} says" if foreground else ", as all labels above 0"
+        if not foreground:
+            counted = [n for n in labels if not any(low <= n <= high for low, high in ignored)]
+            foreground = as_ranges(np.array(counted))
+        rule = MaskRule({16: foreground}, ignored)
+        what = f"foreground is {rule}"
+    if not _has_class(rule, labels):
+        raise InputError(
+            f"The labels of {name} have no foreground ({held}), first {cases[0].masks[0]}: correct "
+            "them."
+        )
+    leaving_out = f", and {written_ranges(ignored)} is ignored" if ignored else ""
+    return rule, f"labels: {what}{leaving_out}{why}; they have {held}"
+
+
+def _require_classes(cases: Sequence[Case], seen: Sequence[SeenVolume], rule: MaskRule) -> None:
+    known = ((0, 0), *rule.ignored, *chain.from_iterable(ranges for _, ranges in rule.classes))
+    odd = {
+        case: f"{value} ({count:,} voxels)"
+        for case, one in zip(cases, seen, strict=True)
+        for value, count in one.counts.items()
+        if not any(low <= value <= high for low, high in known)
+    }
+    if odd:
+        first = next(iter(odd))
+        raise InputError(
+            f"{first.masks[0]} has the label {odd[first]}, which is no class (classes are {rule})"
+            f"{_and_others(odd)}: name it among them, or let it be ignored."
+        )
+
+
+def _has_class(rule: MaskRule, values: Iterable[int]) -> bool:
+    kinds = rule.of(np.array(list(values), np.uint16))
+    return bool(of_class(kinds, len(rule.classes) or 1).any())
 
 
 def describe_volumes(seen: Sequence[SeenVolume]) -> list[str]:
@@ -156,11 +197,11 @@ def remarks_on_volumes(
             f"{odd[0][1]} voxels of {odd[0][0].image} are no numbers (NaN or infinite) and "
             f"count as dark{_and_others(case for case, _ in odd)}."
         )
-    bare = [
-        case
-        for case, one in zip(cases, seen, strict=True)
-        if not (rule.of(np.array(list(one.counts), np.uint16)) == FOREGROUND).any()
-    ]
+    values = set(chain.from_iterable(one.counts for one in seen))
+    for class_, ranges in rule.classes:
+        if not any(low <= value <= high for value in values for low, high in ranges):
+            said.append(f"No label is of the class {class_}: correct its value in reading.")
+    bare = [case for case, one in zip(cases, seen, strict=True) if not _has_class(rule, one.counts)]
     if bare:
         said.append(
             f"{bare[0].masks[0]} has no foreground, which is right only if there is nothing to "
@@ -206,7 +247,7 @@ def prepare_volume(
 
     Gives their rows of the manifest, its row of volumes.csv, and the share of ignored voxels.
     """
-    rule = reading.scale.volumes
+    rule, classes = reading.scale.volumes, len(reading.classes) or 1
     volume, labels = open_case(case, rule)
     kinds = reading.masks.of(labels)
     write_volume(folder / "volumes" / f"{case.id}.nii.gz", volume.restore(kinds))
@@ -218,13 +259,14 @@ def prepare_volume(
         "original_width": volume.shape[2],
         "original_height": volume.shape[1],
         "label": case.label,
-        "foreground": written_ranges(reading.masks.foreground[16]),
+        "foreground": str(reading.masks),
         "ignored": written_ranges(reading.masks.ignored),
         "scale": str(reading.scale),
         "drawn_on": "",
         "row_spacing": volume.spacing[0],
         "column_spacing": volume.spacing[1],
         "evidence": "; ".join(reading.evidence),
+        "classes": " ".join(reading.classes),
     }
     rows = []
     for number, place in sorted(zip(volume.numbers, range(len(volume)), strict=True)):
@@ -233,14 +275,14 @@ def prepare_volume(
         image = resize_image(picture, image_size)
         mask = resize_mask(kinds[place], image_size)
         image.save(folder / "images" / f"{id}.png")
-        write_mask(folder / "masks" / f"{id}.png", mask, 1)
+        write_mask(folder / "masks" / f"{id}.png", mask, classes)
         if kinds[place].shape != mask.shape:
             (folder / "originals").mkdir(exist_ok=True)
-            write_mask(folder / "originals" / f"{id}.png", kinds[place], 1)
+            write_mask(folder / "originals" / f"{id}.png", kinds[place], classes)
         facts = {
             "id": id,
             "sha256": hashlib.sha256(f"{file_hash} {number}".encode()).hexdigest(),
-            "mask_area": float((mask == FOREGROUND).mean()),
+            "mask_area": float(of_class(mask, classes).mean()),
             "pixels": pixels_hash(np.asarray(image), mask),
             "original_pixels": mask_hash(kinds[place]),
         }
@@ -260,9 +302,9 @@ def prepare_volume(
         "columns_mm": volume.spacing[1],
         "black": volume.window[0],
         "white": volume.window[1],
-        "foreground_voxels": int((kinds == FOREGROUND).sum()),
+        "foreground_voxels": int(of_class(kinds, classes).sum()),
     }
-    return rows, about, float((kinds == IGNORED).mean())
+    return rows, about, float((kinds > classes).mean())
 
 
 def open_truth(folder: Path, id: str, plane: Plane) -> Stack:

@@ -24,7 +24,7 @@ from wavegms.errors import InputError
 from wavegms.images import MAX_PIXELS
 from wavegms.variants import Context, Plane
 
-# 512 x 512 x 1900 voxels: 1 GB as it is read, and 2 GB of probabilities
+# 512 x 512 x 1900 voxels: 1 GB as it is read, and 2 GB of probabilities of each class
 MAX_VOXELS = 500_000_000
 
 # Columns, rows and slices run towards these sides of the patient (left, posterior, superior,

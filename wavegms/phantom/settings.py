@@ -45,6 +45,8 @@ class Scanner:
 VOLUMES = "phantom_v"
 # What phantom_c tells apart: the classes of its label maps 1 and 2.
 CLASSES = ("mass", "cyst")
+# Likewise phantom_v, parts of one organ.
+PARTS = ("head", "body")
 
 SCANNERS: dict[str, Scanner] = {
     "phantom_a": Scanner(

@@ -16,11 +16,12 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from wavegms.files import write_text
+from wavegms.phantom.settings import PARTS
 
 # Slices, rows and columns, and their distances, mm.
 SHAPE, SPACING = (32, 64, 64), (2.0, 1.0, 1.0)
 
-LABELS = {0: "background", 1: "head", 2: "body"}
+LABELS = dict(enumerate(("background", *PARTS)))
 
 # Steps across one slice.
 _FINE = 3

@@ -53,9 +53,17 @@ def draw_classes(
 
     The picture is as wide as the image, uint8 (H, W, 3), or as its legend.
     """
+    return _with_legend(_outlined(image, labels, colours), names, colours)
+
+
+def _outlined(image: np.ndarray, labels: np.ndarray, colours: Sequence[str]) -> np.ndarray:
     for value, colour in enumerate(colours, 1):
         if (labels == value).any():
             image = draw_contour(image, labels == value, colour)
+    return image
+
+
+def _with_legend(image: np.ndarray, names: Sequence[str], colours: Sequence[str]) -> np.ndarray:
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     width = max(_LINE + pen.textlength(name) + 4 for name in names)
     size = max(image.shape[1], math.ceil(width)), image.shape[0] + _LINE * len(names)
@@ -71,21 +79,24 @@ def draw_classes(
 
 def draw_slices(
     slices: Sequence[np.ndarray],
-    masks: np.ndarray,
+    labels: np.ndarray,
     spacing: tuple[float, float],
     numbers: Sequence[int],
+    names: Sequence[str] = (),
+    colours: Sequence[str] = (PREDICTION,),
     count: int = 12,
 ) -> np.ndarray:
     """A sheet of slices in true proportions, spread evenly over those with a mask, or over all.
 
-    Slices are uint8 (H, W) each and the masks bool (slices, H, W); `spacing` is the distance of
-    rows and of columns in any common unit, and `numbers` is written on the slices. At most `count`
-    are shown, as one picture, uint8 (height, width, 3).
+    Slices are uint8 (H, W) each and the masks uint8 (slices, H, W), 0 or the number of a class;
+    `spacing` is the distance of rows and of columns in any common unit, and `numbers` is written on
+    the slices. At most `count` are shown, as one picture, uint8 (height, width, 3), with a legend
+    below if classes have names.
     """
-    found = np.flatnonzero(masks.any(axis=(1, 2)))
-    first, last = (found[0], found[-1]) if len(found) else (0, len(masks) - 1)
+    found = np.flatnonzero(labels.any(axis=(1, 2)))
+    first, last = (found[0], found[-1]) if len(found) else (0, len(labels) - 1)
     shown = np.unique(np.linspace(first, last, min(count, last - first + 1)).round().astype(int))
-    size = np.array(masks.shape[1:]) * spacing
+    size = np.array(labels.shape[1:]) * spacing
     height, width = np.maximum(1, (size * _TILE / size.max()).round().astype(int))
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
@@ -93,10 +104,11 @@ def draw_slices(
     pen = ImageDraw.Draw(sheet)
     for place, index in enumerate(shown):
         tile = Image.fromarray(slices[index]).resize((width, height), Image.Resampling.BILINEAR)
-        mask = Image.fromarray(masks[index]).resize((width, height), Image.Resampling.NEAREST)
-        drawn = draw_contour(np.asarray(tile.convert("RGB")), np.asarray(mask))
+        mask = Image.fromarray(labels[index]).resize((width, height), Image.Resampling.NEAREST)
+        drawn = _outlined(np.asarray(tile.convert("RGB")), np.asarray(mask), colours)
         x, y = place % columns * width, place // columns * height
         sheet.paste(Image.fromarray(drawn), (x, y))
         text = {"fill": "white", "stroke_width": 1, "stroke_fill": "black"}
         pen.text((x + 4, y + 3), str(numbers[index]), **text)
-    return np.asarray(sheet)
+    picture = np.asarray(sheet)
+    return _with_legend(picture, names, colours) if names else picture

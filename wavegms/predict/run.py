@@ -8,8 +8,9 @@ The folder that is written holds
 - `overlays/`: the image with the contour of the mask as PNG; of a volume a sheet of slices;
 - `slices.csv`: where there are volumes, one row a slice, with the columns of `SLICE_COLUMNS`;
 - `classes.csv`: of a model of several classes, one row a source and class, with those of
-  `CLASS_COLUMNS`. Then masks are label maps, 0 or the number of a class, whose palette has the
-  colours; a probability is named after source and class; and overlays have a legend;
+  `CLASS_COLUMNS`. Then masks are label maps, 0 or the number of a class, those of images with the
+  colours in their palette; a probability is named after source and class; and overlays have a
+  legend;
 - `settings.json`: what it was made with.
 """
 
@@ -31,10 +32,12 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from wavegms import __version__
+from wavegms.classes import label_map
 from wavegms.data.cases import is_dicom, is_volume
 from wavegms.data.manifest import write_mask
 from wavegms.data.volumes import Volume, read_picture, read_volume, write_volume
 from wavegms.errors import InputError
+from wavegms.figures.colours import PREDICTION
 from wavegms.files import replace_folder, write_text
 from wavegms.images import as_rgb, read_image
 from wavegms.models.pipeline import WaveGMSPipeline
@@ -77,11 +80,12 @@ SLICE_COLUMNS = {
 }
 
 CLASS_COLUMNS = {
-    "file": "the image, as in predictions.csv",
+    "file": "the image or volume, as in predictions.csv",
     "class": "its name",
     "value": "of its pixels in the mask",
-    **{name: COLUMNS[name] for name in ("area_px", "area_share", "regions")},
+    **{name: COLUMNS[name] for name in ("area_px", "area_share", "volume_ml", "regions")},
     **{name: COLUMNS[name] for name in ("left", "top", "right", "bottom")},
+    **{name: COLUMNS[name] for name in ("first_slice", "end_slice")},
     "confidence": "mean probability of the class over its pixels; empty if it has none",
     "empty": "whether the class has no pixel",
 }
@@ -220,11 +224,6 @@ class _Run:
     def _open(self, source: Source) -> Image.Image | Volume:
         scale = self.pipeline.scale
         if source.series or is_volume(source.path):
-            if self.pipeline.classes:
-                raise InputError(
-                    f"{source.path} is a volume, and a model of several classes predicts images: "
-                    "save its slices as images"
-                )
             rule, plane = scale.volumes, self.request.plane
             if rule is None:
                 return read_volume(source.path, source.series, plane)
@@ -313,23 +312,28 @@ class _Run:
 
     def _predict_volume(self, index: int, volume: Volume) -> None:
         source, batch_size = self.request.sources[index], self.request.batch_size
-        soft, context = np.empty(volume.shape, np.float32), self.pipeline.scale.context
+        names, context = self.pipeline.classes, self.pipeline.scale.context
+        soft = np.empty((len(names) or 1, *volume.shape), np.float32)
+        labels = np.empty(volume.shape, np.uint8)
 
         def predicted(places: range) -> torch.Tensor:
             seen = [volume.seen(place, context) for place in places]
             return torch.from_numpy(np.stack(self._call(seen)[1]))
 
+        depth = self.pipeline.depth
         with tqdm(total=len(volume), desc=source.path.name, unit="slice", leave=False) as bar:
-            depth = self.pipeline.depth
             for places, part in in_parts(predicted, len(volume), batch_size, depth):
-                soft[places.start : places.stop] = part
+                shares = part.numpy().reshape(len(places), len(soft), *volume.shape[1:])
+                found = slice(places.start, places.stop)
+                labels[found] = label_map(shares, self.request.threshold)
+                soft[:, found] = shares.swapaxes(0, 1)
                 bar.update(len(places))
-        masks = soft >= self.request.threshold
-        sheet = draw_slices(volume, masks, volume.spacing, volume.numbers)
+        colours = self.pipeline.palette.colours if names else (PREDICTION,)
+        sheet = draw_slices(volume, labels, volume.spacing, volume.numbers, names, colours)
         Image.fromarray(sheet).save(self._target("overlays", source, ".png"))
-        area = math.prod(volume.spacing)
+        area, anything = math.prod(volume.spacing), soft.sum(axis=0) if names else soft[0]
         for number, place in sorted(zip(volume.numbers, range(len(volume)), strict=True)):
-            found = measure(masks[place], soft[place])
+            found = measure(labels[place] > 0, anything[place])
             self.slices.append(
                 {
                     "file": _shown(source.path),
@@ -340,14 +344,15 @@ class _Run:
                     "confidence": found["confidence"],
                 }
             )
-        stored_mask = volume.restore(masks.astype(np.uint8))
-        stored_soft = volume.restore(soft)
+        stored_mask, stored_soft = volume.restore(labels), volume.restore(anything)
         write_volume(self._target("masks", source, ".nii.gz"), stored_mask)
-        write_volume(self._target("probabilities", source, ".nii.gz"), stored_soft)
+        if names:
+            self._write_class_volumes(source, volume, stored_mask, soft)
+        else:
+            write_volume(self._target("probabilities", source, ".nii.gz"), stored_soft)
         width, height, slices = volume.image.GetSize()
         found = measure(
-            sitk.GetArrayFromImage(stored_mask).astype(bool),
-            sitk.GetArrayViewFromImage(stored_soft),
+            sitk.GetArrayViewFromImage(stored_mask) > 0, sitk.GetArrayViewFromImage(stored_soft)
         )
         self.rows[index] = {
             "file": _shown(source.path),
@@ -360,6 +365,18 @@ class _Run:
             "volume_ml": found["area_px"] * math.prod(volume.image.GetSpacing()) / 1000,
             "error": "",
         }
+
+    def _write_class_volumes(
+        self, source: Source, volume: Volume, labels: sitk.Image, soft: np.ndarray
+    ) -> None:
+        """Probabilities (K, D, H, W), in the view of a volume, of its stored label map."""
+        stored, voxel = sitk.GetArrayViewFromImage(labels), math.prod(labels.GetSpacing()) / 1000
+        for value, (name, own) in enumerate(zip(self.pipeline.classes, soft, strict=True), 1):
+            image = volume.restore(own)
+            write_volume(self._target("probabilities", source, f".{name}.nii.gz"), image)
+            found = measure(stored == value, sitk.GetArrayViewFromImage(image))
+            about = {"file": _shown(source.path), "class": name, "value": value}
+            self.classes.append(about | found | {"volume_ml": found["area_px"] * voxel})
 
 
 def measure(mask: np.ndarray, probability: np.ndarray) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Tables for a reader: the results as text, written as CSV, Markdown and LaTeX."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ _SHOWN = (
 )
 
 _HONEST = "HD95 (diagonal if empty)"
+
+_COMPARED = {metric: heading for metric, _, heading in _SHOWN} | {"hd95": _HONEST}
 
 _ORIGINAL = {
     "dsc_original": "DSC",
@@ -134,12 +136,14 @@ def explain_signs() -> str:
     return f"DSC and IoU of the paper marked so are: {meanings} (docs/published.md)."
 
 
-def readable_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:
+def readable_comparisons(
+    comparisons: pd.DataFrame, headings: Mapping[str, str] = _COMPARED
+) -> pd.DataFrame:
     """The comparisons of variants as short texts, with the paper's table if a column names it.
 
-    Differences of shares are in percentage points, of distances in pixels.
+    `headings` name the metrics. Differences of shares are in percentage points, of distances in
+    their unit: pixels, or mm.
     """
-    headings = {metric: heading for metric, _, heading in _SHOWN} | {"hd95": _HONEST}
     scale = np.where(comparisons["metric"].str.startswith("hd95"), 1, 100)
     mean, low, high = (
         [_number(value, signed=True) for value in scale * comparisons[column]]

@@ -121,7 +121,7 @@ def paired_differences(
     """
     sides = []
     for name in (variant, reference):
-        rows = mean_over_seeds(scores[scores["variant"] == name])
+        rows = mean_over_seeds(scores[scores["variant"] == name], [metric])
         if rows.empty:
             raise InputError(
                 f"{variant} cannot be compared with {reference}: there are no scores of {name}, "

@@ -13,24 +13,29 @@ import torch
 from medpy.metric import binary
 from torch.nn import functional
 
+from wavegms.classes import label_map
 from wavegms.config import EvaluationParams
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.manifest import load_volumes, slice_id
 from wavegms.data.volume_sets import open_truth
 from wavegms.errors import InputError
-from wavegms.images import FOREGROUND, IGNORED, resize_mask
+from wavegms.images import resize_mask
 from wavegms.results.folds import predict_unseen
+from wavegms.results.readable import readable_comparisons
 from wavegms.results.scores import score_split
-from wavegms.results.statistics import summarize
+from wavegms.results.statistics import classes_in, compare_variants, summarize
 from wavegms.results.tables import title_of
 from wavegms.training.card import card_hash, read_card
 
 # What the Decathlon allowed the hippocampus; a border this near counts as the same.
 TOLERANCE_MM = 1.0
 
-# Of a volume, and of its slices: all of them, where an empty one that is found empty counts 1, and
-# those with foreground.
-METRICS = ("dsc", "hd95_mm", "nsd", "slices_dsc", "foreground_slices_dsc")
+# Of a volume, and of each of several classes in it.
+MEASURED = ("dsc", "hd95_mm", "nsd")
+
+# And of its slices: all of them, where an empty one that is found empty counts 1, and those with
+# foreground.
+METRICS = (*MEASURED, "slices_dsc", "foreground_slices_dsc")
 
 _TITLES = {
     "dsc": "Dice in 3-D (%)",
@@ -105,7 +110,10 @@ def score_volumes(
 
     Each slice is resized to its own size before the threshold, as in prediction. One row a volume:
     id, slices, the fields of `VolumeMetrics`, the mean Dice of its slices at the run's size (see
-    `METRICS`; NaN where none has foreground), true and predicted volume in ml, and data_hash.
+    `METRICS`; NaN where none has foreground), true and predicted volume in ml, and data_hash. Of
+    several classes, with soft masks (N, K, S, S), metrics are means over all of them, volumes are
+    of all together, and columns such as `dsc:liver` have each class; one that is neither there nor
+    found counts as two empty masks do.
 
     Raises:
         InputError: the folder holds no volumes, or a truth is not what its slices were made of.
@@ -149,19 +157,34 @@ def _score(
             f"{folder / 'volumes' / volume['id']}.nii.gz is not what its slices were made of: run "
             "the prepare stage again."
         )
-    resized = functional.interpolate(
-        torch.from_numpy(soft[numbers])[:, None], truth.shape[1:], mode="bilinear", antialias=True
-    )
-    prediction = resized[:, 0].numpy() >= threshold
-    inside, counted = truth.voxels == FOREGROUND, truth.voxels != IGNORED
-    spacing = (truth.thickness, *truth.spacing)
-    millilitres = float(np.prod(spacing)) / 1000
+    several = torch.from_numpy(soft[numbers] if dataset.classes else soft[numbers][:, None])
+    resized = functional.interpolate(several, truth.shape[1:], mode="bilinear", antialias=True)
+    prediction = label_map(resized.clamp(0, 1).numpy(), threshold)
+    classes, spacing = len(dataset.classes) or 1, (truth.thickness, *truth.spacing)
+    counted = truth.voxels <= classes
+    of_classes = [
+        _compare(prediction == number, truth.voxels == number, spacing, counted)
+        for number in range(1, classes + 1)
+    ]
+    together = {"dsc": np.mean, "hd95_mm": np.mean, "nsd": np.mean, "empty_prediction": all}
+    together |= {"true_ml": sum, "predicted_ml": sum}
+    row = {"id": volume["id"], "slices": len(truth)}
+    row |= {key: join([one[key] for one in of_classes]) for key, join in together.items()}
+    for key in (*MEASURED, "true_ml", "predicted_ml"):
+        for name, one in zip(dataset.classes, of_classes, strict=False):
+            row[f"{key}:{name}"] = one[key]
+    return row
+
+
+def _compare(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], counted: np.ndarray
+) -> dict[str, Any]:
+    """The fields of `VolumeMetrics`, and both volumes in ml."""
+    voxel = float(np.prod(spacing)) / 1000
     return {
-        "id": volume["id"],
-        "slices": len(truth),
-        **asdict(volume_metrics(prediction, inside, spacing, counted)),
-        "true_ml": float((inside & counted).sum()) * millilitres,
-        "predicted_ml": float((prediction & counted).sum()) * millilitres,
+        **asdict(volume_metrics(prediction, truth, spacing, counted)),
+        "true_ml": float((truth & counted).sum()) * voxel,
+        "predicted_ml": float((prediction & counted).sum()) * voxel,
     }
 
 
@@ -196,13 +219,14 @@ def score_models(
 def summarize_models(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
     """One row a network and metric: mean over volumes, each averaged over the seeds, and interval.
 
-    Empty for no scores.
+    Of several classes, further metrics such as `dsc:liver` are each's. Empty for no scores.
     """
-    tables = {}
+    of_classes = [f"{metric}:{name}" for name in classes_in(scores) for metric in MEASURED]
+    metrics, tables = [*METRICS, *of_classes], {}
     for variant, rows in scores.groupby("variant", sort=False) if len(scores) else ():
-        per_volume = rows.groupby("id", sort=False)[list(METRICS)].mean().reset_index()
+        per_volume = rows.groupby("id", sort=False)[metrics].mean().reset_index()
         kept = per_volume.dropna()
-        found = summarize(kept if len(kept) else per_volume, resamples, seed, METRICS)
+        found = summarize(kept if len(kept) else per_volume, resamples, seed, metrics)
         tables[title_of(variant)] = found.rename(columns={"images": "volumes"})
     if not tables:
         return pd.DataFrame()
@@ -210,15 +234,40 @@ def summarize_models(scores: pd.DataFrame, resamples: int, seed: int) -> pd.Data
 
 
 def readable_models(summary: pd.DataFrame) -> pd.DataFrame:
-    """What `summarize_models` gives, one row a network, in percent and mm, with intervals."""
+    """What `summarize_models` gives, one row a network, in percent and mm, with intervals.
+
+    Of several classes, the means over them come first, then a row for each.
+    """
     if summary.empty:
         return summary
+    summary = summary.assign(**{"class": summary["metric"].str.partition(":")[2]})
+    several = summary["class"].any()
     rows = []
-    for system, part in summary.groupby("system", sort=False):
-        row = {"System": system, "Volumes": part["volumes"].iloc[0]}
+    for (system, name), part in summary.groupby(["system", "class"], sort=False):
+        row = {"System": system, **({"Class": name or "mean"} if several else {})}
+        row["Volumes"] = part["volumes"].iloc[0]
         for one in part.itertuples():
-            share, digits = (1, 2) if one.metric == "hd95_mm" else (100, 1)
+            metric = one.metric.partition(":")[0]
+            share, digits = (1, 2) if metric == "hd95_mm" else (100, 1)
             mean, low, high = (share * value for value in (one.mean, one.ci_low, one.ci_high))
-            row[_TITLES[one.metric]] = f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
+            row[_TITLES[metric]] = f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("–")
+
+
+def compare_models(scores: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """Compares every network with the first, volume by volume, as `compare_variants` does images.
+
+    By `MEASURED`; of several classes by the means over them. Empty where there is one network.
+    """
+    if scores.empty:
+        return pd.DataFrame()
+    first, settings = scores["variant"].iloc[0], {"resamples": resamples, "seed": seed}
+    compared = compare_variants(scores, first, metrics=MEASURED, **settings)
+    return compared.rename(columns={"images": "volumes"})
+
+
+def readable_compared(compared: pd.DataFrame) -> pd.DataFrame:
+    """What `compare_models` gives as short texts: differences in percentage points and mm."""
+    shown = readable_comparisons(compared.rename(columns={"volumes": "images"}), _TITLES)
+    return shown.drop(columns=["Trained on", "Tested on"]).rename(columns={"Images": "Volumes"})

@@ -162,10 +162,10 @@ def add_dataset(
             cases, rest = match_folders(root, masks)
     volumes = cases[0].volume
     what = "volumes" if volumes else "images"
+    reading = with_classes(name, source or folder, reading)
     if volumes:
         found, notes, how = _examine_volumes(name, cases, reading, root)
     else:
-        reading = with_classes(name, source or folder, reading)
         found, notes, how = _examine(name, cases, reading, params.image_size)
     found = [*pairing_rule(cases), *found]
     if source is not None:
@@ -279,7 +279,8 @@ def _write_preview(name: str, cases: Sequence[Case], reading: Reading) -> Path:
 
     chosen = np.linspace(0, len(cases) - 1, min(_SHOWN, len(cases))).round().astype(int)
     figure = show_pairs(
-        [(textwrap.fill(cases[i].id, 30), *_shown(cases[i], reading)) for i in chosen]
+        [(textwrap.fill(cases[i].id, 30), *_shown(cases[i], reading)) for i in chosen],
+        classes=reading.classes,
     )
     path = _PREVIEWS / f"{name}.png"
     with replace_file(path) as fresh:
@@ -288,14 +289,14 @@ def _write_preview(name: str, cases: Sequence[Case], reading: Reading) -> Path:
 
 
 def _shown(case: Case, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
-    """Image and mask; of a volume, the slice with the most foreground."""
+    """Image and mask, or label map; of a volume, the slice with the most foreground."""
     if not case.volume:
         pair = read_pair(case, reading)
-        return np.asarray(pair.image), of_class(pair.mask, pair.classes)
+        return np.asarray(pair.image), pair.mask
     volume, labels = open_case(case, reading.scale.volumes)
-    inside = of_class(reading.masks.of(labels))
-    place = int(inside.sum((1, 2)).argmax())
-    return np.repeat(volume[place][..., None], 3, -1), inside[place]
+    kinds = reading.masks.of(labels)
+    place = int(of_class(kinds, len(reading.classes) or 1).sum((1, 2)).argmax())
+    return np.repeat(volume[place][..., None], 3, -1), kinds[place]
 
 
 def _compose(profile: str) -> dict[str, Any]:
