@@ -1,12 +1,14 @@
 """Volumes as windows of slices: their order, augmentation, training and prediction."""
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from accelerate import Accelerator
 from conftest import NO_AUGMENTATION
 from dicoms import OBLIQUE, UPRIGHT, make, write_decathlon
 from hypothesis import given, settings
@@ -19,7 +21,8 @@ from test_volumes import rotations
 from torch.utils.data import Subset
 
 from wavegms import InputError, WaveGMSPipeline
-from wavegms.config import AugmentationParams
+from wavegms.classes import label_map
+from wavegms.config import AugmentationParams, ReadingParams
 from wavegms.data.batches import Augmentation, TrainingBatches, WindowOrder
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.manifest import load_volumes
@@ -29,14 +32,17 @@ from wavegms.data.windows import Stacks, runs_upwards
 from wavegms.explore.cases import Workbench
 from wavegms.images import FOREGROUND
 from wavegms.models.build import as_pipeline, build_variant
+from wavegms.models.palette import Palette
 from wavegms.models.windows import in_parts
 from wavegms.predict.inputs import Request
 from wavegms.predict.run import predict
 from wavegms.predict.tta import AugmentedPipeline, views_of
 from wavegms.results.scores import predict_split, score_split
 from wavegms.results.volumes import score_volumes
+from wavegms.training.device import training_batches
+from wavegms.training.loss import WaveGMSLoss
 from wavegms.training.publish import publish_model
-from wavegms.training.recipe import train
+from wavegms.training.recipe import loss_terms, train
 from wavegms.variants import VARIANTS, WINDOW
 
 STACKS = st.lists(st.integers(1, 30), min_size=1, max_size=5)
@@ -337,3 +343,30 @@ def test_processes_that_cannot_share_windows_are_told(run_of, monkeypatch):
     monkeypatch.setattr("wavegms.training.recipe.Accelerator", lambda **_: several)
     with pytest.raises(InputError, match="is 8, windows of 8 slices, which 2 processes cannot"):
         train(run_of("unet_3d"))
+
+
+@pytest.mark.parametrize("variant", ["unet_3d", "wave_gms_3d"])
+def test_several_classes_are_found_in_windows(variant, run_of, brain, tmp_path):
+    """A step of training, and the label map of a file that of the averaged probabilities."""
+    names = ReadingParams(classes=["head", "body"])
+    prepare(brain / "raw", tmp_path / "two", reading=names)
+    train_set, val = (PreparedDataset(tmp_path / "two", name) for name in ("train", "val"))
+    run = replace(run_of(variant), train_set=train_set, selection_set=val)
+    batches = training_batches(run, run.batch_size, Accelerator(cpu=True))
+    batch = next(batches.epoch(1))
+    model = build_variant(variant, classes=2)
+    pipeline = as_pipeline(model, run.vae, 32, train_set.scale, train_set.classes)
+    palette = Palette.of(train_set.classes)
+    given = batch.images, batch.masks, batch.generators
+    terms = loss_terms(VARIANTS[variant], model, WaveGMSLoss(palette=palette), run.vae, *given)
+    assert torch.isfinite(terms["loss"])
+    soft = predict_split(pipeline, val)
+    assert soft.shape == (len(val), 2, 32, 32) and soft.sum(1).max() <= 1 + 1e-5
+    row = load_volumes(tmp_path / "two").query("split == 'val'").iloc[0]
+    source, out = brain / "raw" / row["source"], tmp_path / "out"
+    assert (predict(Request(source, pipeline, out))["error"] == "").all()
+    read = lambda path: sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # noqa: E731
+    (mask,) = (out / "masks").glob("*.nii.gz")
+    shares = [next((out / "probabilities").glob(f"*{name}*")) for name in train_set.classes]
+    wanted = label_map(np.stack([read(path) for path in shares], axis=1))
+    assert (read(mask) == wanted).mean() > 0.999
