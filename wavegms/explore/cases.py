@@ -163,6 +163,11 @@ class Workbench:
         """Takes another model; if it cannot be opened, the one before stays."""
         pipeline = self._load(model.folder)
         _require_one_class(model.title, pipeline.classes)
+        if pipeline.depth > 1:
+            raise InputError(
+                f"{model.title} takes windows of {pipeline.depth} slices, and the explorer shows "
+                "single images: look at 03b_volumes"
+            )
         self.pipeline, self.model = pipeline, model
         self._seen = {}
 
