@@ -6,7 +6,7 @@ from conftest import NO_AUGMENTATION
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavegms.data.batches import Augmentation, TrainingBatches
+from wavegms.data.batches import Augmentation, Key, TrainingBatches
 
 LIVELY = dict.fromkeys(NO_AUGMENTATION, 0.7)
 
@@ -95,7 +95,7 @@ def test_the_random_state_of_others_is_left_alone(train_set):
     torch.manual_seed(5)
     iterator = source.epoch(1)
     before = torch.get_rng_state()
-    source._loader.dataset[(1, 0)]
+    source._loader.dataset[Key(1, 0, 0)]
     assert torch.equal(torch.get_rng_state(), before)
     next(iterator)
     torch.manual_seed(5)

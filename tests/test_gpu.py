@@ -76,6 +76,7 @@ class Split:
         self.images = (noise + 120 * self.masks).to(torch.uint8)
         self.image_size, self.data_hash, self.scale = side, f"{count} {seed}", None
         self.classes, self.in_colour, self.volume_of = (), True, list(range(count))
+        self.ignored = 2
         self.ids = [str(number) for number in range(count)]
 
     def __len__(self):

@@ -19,6 +19,8 @@ LIVELY = dict.fromkeys(NO_AUGMENTATION, 0.6)
 class Held:
     """A split in memory whose images can be told apart: of one grey each, its index."""
 
+    ignored = 2
+
     def __init__(self, length, side=8):
         self.images = torch.arange(length, dtype=torch.uint8).view(-1, 1, 1, 1)
         self.images = self.images.expand(-1, 3, side, side).contiguous()

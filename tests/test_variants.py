@@ -78,10 +78,12 @@ RIVALS = {
     "gss": 49_892_194,
     "gss_small": 148_938,
 }
-SIZES |= RIVALS
+# Those of windows of slices; see test_volumetric.py.
+VOLUMETRIC = {"unet_3d": 4_807_262, "wave_gms_3d": 7_125_184}
+SIZES |= RIVALS | VOLUMETRIC
 # The others are the same networks at another batch size.
-NETWORKS = [name for name in SIZES if "_batch_" not in name and name not in RIVALS]
-ALIGNED = {"wave_gms", "wave_gms_batch_2", "wave_gms_batch_4"}
+NETWORKS = [name for name in SIZES if "_batch_" not in name and name not in RIVALS | VOLUMETRIC]
+ALIGNED = {"wave_gms", "wave_gms_3d", "wave_gms_batch_2", "wave_gms_batch_4"}
 
 
 def build_kl(channels=8, latent_channels=4, levels=4, **options):
@@ -494,6 +496,13 @@ def test_what_a_variant_needs_is_checked_first(check, tmp_path):
     message = refused(lambda: check(variants=["gms"], autoencoder__sd_vae="models/sd/vae"))
     assert "autoencoder.sd_vae 'models/sd/vae'" in message
     check(variants=["tinyvae"], autoencoder__sd_vae="models/sd/vae")
+    message = refused(lambda: check(variants=["wave_gms", "wave_gms_3d"]))
+    assert message.startswith("phantom_a: variant wave_gms_3d takes windows of 8")
+    volumes = {"datasets": ["phantom_v"], "phantom__datasets": ["phantom_v"]}
+    alone = {"generalization": [], "ablation__datasets": []}
+    check(variants=["wave_gms_3d", "unet_3d"], **volumes, **alone)
+    message = refused(lambda: check(efficiency__variants=["wave_gms", "unet_3d"]))
+    assert "names unet_3d" in message and "single images" in message
     assert "divisible by 16" in refused(lambda: check(variants=["unet"], image_size=72))
     checkpoints = str(tmp_path / "{dataset}.pth")
     missing = lambda: check(variants=["tinyvae_mismatch"], model__gms_checkpoint=checkpoints)  # noqa: E731

@@ -19,6 +19,10 @@ RecipeName = Literal["common", "published"]
 # How a volume is cut into slices.
 Plane = Literal["axial", "coronal", "sagittal"]
 
+# How many consecutive slices of it a 3-D network takes: as many as a sub-band of the third level of
+# its Haar transform is of.
+WINDOW = 8
+
 # What a network sees of it: each slice alone, or between the slices below and above.
 Context = Literal["none", "neighbours"]
 
@@ -27,17 +31,19 @@ Context = Literal["none", "neighbours"]
 class VariantSpec:
     """What makes a variant; everything else it shares with the others.
 
-    `network` is what is trained: "wavelet" (encoder and mapping), "mapping" (of the autoencoder's
-    own latent), "guided" (the same with the image's details), or the name of a function in
-    `wavegms/models/mask_network.py` or `wavegms/models/rivals/`. `autoencoder` is the frozen one it
-    needs, `aligned` whether L_align is part of its loss; one that is not `trained` has its weights
-    from GMS. `batch_size` is its own where the name says one. `full_precision` is for one whose
-    first gradients are so large that in bf16 they are others (the cosine to those of float32 was
-    0.2 to 0.6): bf16 is not chosen for it unasked. One that is not `graphable` computes something
-    on the processor in every step; with `idle_weights`, some weights never get a gradient. A
-    `generative` one is a function in `wavegms/models/rivals/` with a loss and a sampler of its own.
-    With `several_classes` it knows more than one: as colours of the autoencoder, or as a network
-    whose function takes their number. `published` is how its authors train it, for
+    `network` is what is trained: "wavelet" (encoder and mapping), "wavelet_3d" (those of windows of
+    slices), "mapping" (of the autoencoder's own latent), "guided" (the same with the image's
+    details), or the name of a function in `wavegms/models/mask_network.py` or
+    `wavegms/models/rivals/`. `autoencoder` is the frozen one it needs, `aligned` whether L_align is
+    part of its loss; one that is not `trained` has its weights from GMS. `batch_size` is its own
+    where the name says one. `full_precision` is for one whose first gradients are so large that in
+    bf16 they are others (the cosine to those of float32 was 0.2 to 0.6): bf16 is not chosen for it
+    unasked. One that is not `graphable` computes something on the processor in every step; with
+    `idle_weights`, some weights never get a gradient. A `generative` one is a function in
+    `wavegms/models/rivals/` with a loss and a sampler of its own. With `several_classes` it knows
+    more than one: as colours of the autoencoder, or as a network whose function takes their number.
+    One of a `depth` above 1 takes windows of so many consecutive slices of a volume, and no
+    pictures; its batches are whole windows. `published` is how its authors train it, for
     `training.recipe`; that of a variant between the latents of an autoencoder is this project's
     common one, which is Wave-GMS's.
     """
@@ -55,11 +61,13 @@ class VariantSpec:
     idle_weights: bool = False
     generative: bool = False
     several_classes: bool = False
+    depth: int = 1
     published: Recipe | None = None
 
     def batch_size_or(self, default: int) -> int:
-        """Its own batch size, or the run's."""
-        return self.batch_size or default
+        """Its own batch size, or the run's; of windows as many as it has room for, at least one."""
+        images = self.batch_size or default
+        return max(1, images // self.depth) * self.depth
 
     def unfit(self, side: int) -> str:
         """What a side in pixels would have to be; empty if the network takes this one."""
@@ -69,6 +77,19 @@ class VariantSpec:
 
 
 _WAVE_GMS = VariantSpec("Wave-GMS", "wavelet", "tiny", aligned=True, several_classes=True)
+_WAVE_GMS_3D = VariantSpec(
+    "Wave-GMS 3-D", "wavelet_3d", "tiny", aligned=True, several_classes=True, depth=WINDOW
+)
+# at 16 pixels its lowest map would be a single voxel, which has no spread to normalise by
+_UNET_3D = VariantSpec(
+    "UNet 3-D",
+    "unet_3d",
+    None,
+    side_divisor=16,
+    smallest_side=32,
+    several_classes=True,
+    depth=WINDOW,
+)
 _TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny", several_classes=True)
 _MULTI_RES = VariantSpec(
     "MultiResUNet",
@@ -145,6 +166,7 @@ VARIANTS: dict[str, VariantSpec] = {
     # Without an autoencoder: a function of this name in wavegms/models/mask_network.py or in a file
     # of wavegms/models/rivals/. The small ones are for machines without a GPU, and for tests.
     "unet": VariantSpec("UNet", "unet", None, side_divisor=16, several_classes=True),
+    "unet_3d": _UNET_3D,
     "multiresunet": _MULTI_RES,
     "multiresunet_small": _small(_MULTI_RES),
     "acc_unet": _ACC,
@@ -183,6 +205,7 @@ VARIANTS: dict[str, VariantSpec] = {
     "wave_gms_no_alignment": replace(_WAVE_GMS, title="Wave-GMS (w/o alignment)", aligned=False),
     "wave_gms_batch_2": replace(_WAVE_GMS, title="Wave-GMS (batch size 2)", batch_size=2),
     "wave_gms_batch_4": replace(_WAVE_GMS, title="Wave-GMS (batch size 4)", batch_size=4),
+    "wave_gms_3d": _WAVE_GMS_3D,
     "wave_gms": _WAVE_GMS,
 }
 
@@ -232,4 +255,14 @@ def require_classes(name: str, count: int, recipe: RecipeName = "common") -> Non
         raise InputError(
             f"variant {name} knows one class, and the data have {count}: leave it out, or choose "
             f"among {able}"
+        )
+
+
+def require_volumes(name: str, volumes: bool) -> None:
+    """Checks that a variant which takes windows of slices is given volumes, and not pictures."""
+    depth = variant_spec(name).depth
+    if depth > 1 and not volumes:
+        raise InputError(
+            f"variant {name} takes windows of {depth} consecutive slices of a volume, and the data "
+            "are pictures: leave it out"
         )

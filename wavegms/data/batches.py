@@ -6,8 +6,9 @@ before: neither from its place in a batch, nor from the process or the worker th
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import kornia.augmentation as K
 import numpy as np
@@ -101,6 +102,9 @@ class Batch:
 class TrainingBatches:
     """Every epoch all images once, in a new order, augmented anew; a last short batch is dropped.
 
+    With `stacks`, the places of the slices of each volume, batches are of whole windows of `depth`
+    consecutive slices instead, see `WindowOrder`; all of a window are augmented in the same way.
+
     Without a GPU the batches are made in between the steps, since the model needs all cores. With
     one, workers make them meanwhile. Each of several processes takes its part of every batch, whose
     size is that of all together.
@@ -121,8 +125,14 @@ class TrainingBatches:
         process: int = 0,
         processes: int = 1,
         latent_channels: int = 4,
+        stacks: Sequence[Sequence[int]] = (),
+        depth: int = 1,
     ):
-        self._order = Order(len(dataset), batch_size, seed, process, processes)
+        share = batch_size, seed, process, processes
+        if stacks:
+            self._order = WindowOrder(stacks, depth, *share)
+        else:
+            self._order = Order(len(dataset), *share)
         self._latent_channels = latent_channels
         self._seed, self._device = seed, device
         self.waiting = self.running = 0.0
@@ -172,8 +182,20 @@ class TrainingBatches:
         return time.perf_counter()
 
 
+class Key(NamedTuple):
+    """What is to be made of an image: by the random numbers of which one it is augmented.
+
+    One that is not `counted` fills a window, and its mask is of pixels to be ignored.
+    """
+
+    epoch: int
+    index: int
+    drawn_as: int
+    counted: bool = True
+
+
 class Order:
-    """A batch sampler: lists of (epoch, index), those of one process's `part` of each batch."""
+    """A batch sampler: lists of keys, those of one process's `part` of each batch."""
 
     def __init__(self, images: int, batch_size: int, seed: int, process: int, processes: int):
         self.epoch = self.first = 0
@@ -184,27 +206,64 @@ class Order:
     def __len__(self) -> int:
         return self._images // self.batch_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = torch.randperm(self._images, generator=_generator(self._seed, self.epoch)).tolist()
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = self._shuffled(_generator(self._seed, self.epoch))
         for number in range(self.first, len(self)):
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in batch[self.part]]
+            yield order[number * self.batch_size : (number + 1) * self.batch_size][self.part]
+
+    def _shuffled(self, numbers: Generator) -> list[Key]:
+        indices = torch.randperm(self._images, generator=numbers).tolist()
+        return [Key(self.epoch, index, index) for index in indices]
+
+
+class WindowOrder(Order):
+    """Likewise of windows, each of `depth` consecutive slices of a stack, one after the other.
+
+    Windows lie side by side, beginning at random up to a window before the stack, and those that
+    reach beyond its ends are moved inside: every slice is in one window or in two. A stack of fewer
+    slices is one window, filled up by its last slice, which does not count there. Sizes of batches
+    are in slices, and those of processes whole windows.
+    """
+
+    def __init__(self, stacks: Sequence[Sequence[int]], depth: int, *share: int):
+        self._stacks, self._depth = stacks, depth
+        self._windows = [len(one) // depth + 1 if len(one) > depth else 1 for one in stacks]
+        super().__init__(sum(self._windows) * depth, *share)
+
+    def _shuffled(self, numbers: Generator) -> list[Key]:
+        windows = []
+        for stack, count in zip(self._stacks, self._windows, strict=True):
+            spare = max(0, count * self._depth - len(stack))
+            before = int(torch.randint(spare + 1, (), generator=numbers))
+            for number in range(count):
+                start = min(number * self._depth - before, len(stack) - self._depth)
+                windows.append(self._window(stack, max(0, start)))
+        order = torch.randperm(len(windows), generator=numbers).tolist()
+        return [key for place in order for key in windows[place]]
+
+    def _window(self, stack: Sequence[int], start: int) -> list[Key]:
+        places, last = range(start, start + self._depth), len(stack) - 1
+        return [
+            Key(self.epoch, stack[min(place, last)], stack[start], place <= last)
+            for place in places
+        ]
 
 
 class _Augmented(Dataset):
     def __init__(self, dataset: PreparedDataset, augmentation: Augmentation, seed: int):
         self._dataset, self._augmentation, self._seed = dataset, augmentation, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
-        epoch, index = key
-        pair = self._dataset[index]
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, int]:
+        pair = self._dataset[key.index]
         image = PreparedDataset.to_float(pair["image"])
         mask = PreparedDataset.mask_to_float(pair["mask"])
+        if not key.counted:
+            mask = torch.full_like(mask, self._dataset.ignored)
         # kornia draws from torch's own random state, which others draw from as well
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mixed_seed(self._seed, epoch, index, 0))
+            torch.default_generator.manual_seed(mixed_seed(self._seed, key.epoch, key.drawn_as, 0))
             images, masks = self._augmentation(image[None], mask[None])
-        return images[0], masks[0], index
+        return images[0], masks[0], key.index
 
 
 def mixed_seed(*numbers: int) -> int:

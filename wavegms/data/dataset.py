@@ -53,20 +53,20 @@ class PreparedDataset(Dataset):
             InputError: the folder is not prepared, a split is unknown or has no image, or a file is
                 missing, broken or changed.
         """
-        self._folder = Path(folder)
+        self.folder = Path(folder)
         wanted = [split] if isinstance(split, str) else list(split)
         if not wanted or not set(wanted) <= set(SPLITS):
             raise InputError(f"split is {split!r}: choose one or more of {', '.join(SPLITS)}.")
-        manifest = load_manifest(self._folder)
+        manifest = load_manifest(self.folder)
         self.fold, self.folds = fold, number_of_folds(manifest)
         if fold > 1:
             if fold > self.folds:
-                raise InputError(f"{self._folder} has {self.folds} folds, and no fold {fold}.")
+                raise InputError(f"{self.folder} has {self.folds} folds, and no fold {fold}.")
             manifest["split"] = manifest["folds"].str.split().str[fold - 1]
         if not manifest["split"].isin(wanted).any():
             remedy = "set validation_fraction above 0" if wanted == ["val"] else "choose another"
             raise InputError(
-                f"{self._folder} has no image in the split {' or '.join(wanted)}: {remedy} and run "
+                f"{self.folder} has no image in the split {' or '.join(wanted)}: {remedy} and run "
                 "the prepare stage again."
             )
         self.manifest = manifest[manifest["split"].isin(wanted)].reset_index(drop=True)
@@ -82,7 +82,7 @@ class PreparedDataset(Dataset):
         self.volume_of: list[int] = list(range(len(self)))
         if self.scale and self.scale.volumes:
             self.volume_of = pd.factorize(self.manifest["source"])[0].tolist()
-        self.data_hash = data_hash(self._folder)
+        self.data_hash = data_hash(self.folder)
         self.image_size = open_image(self._image_path(self.ids[0])).width
         self.images: Tensor | None = None
         self.masks: Tensor | None = None
@@ -118,6 +118,11 @@ class PreparedDataset(Dataset):
         return self.scale is None or self.scale.context == "none"
 
     @property
+    def ignored(self) -> int:
+        """The kind of a pixel that does not count."""
+        return (len(self.classes) or 1) + 1
+
+    @property
     def has_originals(self) -> bool:
         """Whether masks were kept as they were before they were resized: not by all versions."""
         return bool((self.manifest["original_pixels"] != "").all())
@@ -127,7 +132,7 @@ class PreparedDataset(Dataset):
         row = self.manifest.loc[index]
         shape = row["original_height"], row["original_width"]
         own = shape == (self.image_size, self.image_size)
-        path = self._folder / ("masks" if own else "originals") / f"{row['id']}.png"
+        path = self.folder / ("masks" if own else "originals") / f"{row['id']}.png"
         mask = self._read_mask(path)
         if mask.shape != shape or mask_hash(mask) != row["original_pixels"]:
             raise InputError(
@@ -151,7 +156,7 @@ class PreparedDataset(Dataset):
         return (masks * of_class(masks, classes)).to(torch.float32)
 
     def _image_path(self, id: str) -> Path:
-        return self._folder / "images" / f"{id}.png"
+        return self.folder / "images" / f"{id}.png"
 
     def _bytes_needed(self) -> int:
         return len(self) * 4 * self.image_size**2
@@ -159,7 +164,7 @@ class PreparedDataset(Dataset):
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         id = self.ids[index]
         image = np.array(open_image(self._image_path(id)))
-        mask = self._read_mask(self._folder / "masks" / f"{id}.png")
+        mask = self._read_mask(self.folder / "masks" / f"{id}.png")
         side = self.image_size
         # The hash is of bytes alone, which another shape may have too.
         as_prepared = image.shape == (side, side, 3) and mask.shape == (side, side)

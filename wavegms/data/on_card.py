@@ -35,30 +35,33 @@ class CardBatches(TrainingBatches):
         self._chances, self._in_colour = augmentation.chances, augmentation.in_colour
         self._images, self._masks = dataset.images.to(self._device), dataset.masks.to(self._device)
         self._noise = torch.Generator(self._device)
+        self._ignored = dataset.ignored
 
     def _made(self) -> Iterator[Batch]:
         epoch, side = self._order.epoch, self._images.shape[-1]
         first, self._order.first = self._order.first, 0
-        steps = [[index for _, index in keys] for keys in self._order]
+        steps = [list(zip(*keys, strict=True)) for keys in self._order]
         warps, colours, order = draw(len(self._images), self._chances, self._seed, epoch)
         warps, colours = self._sent(warps), self._sent(colours)
         # saturation and hue, the last two of the four, would mix slices
         order = [place for place in order if self._in_colour or place < 2]
-        rows = self._sent(np.array(steps, dtype=np.int64))
+        # of each step: the index of every image, by whose numbers it is drawn, whether it counts
+        rows = self._sent(np.array([step[1:] for step in steps], dtype=np.int64))
         at_once = max(1, _PIXELS_AT_ONCE // (self._order.batch_size * side**2))
         shape = (self._order.batch_size, self._latent_channels, side // 8, side // 8)
         # in the same company whatever the first step: rounding may depend on it
         for start in range(first // at_once * at_once, len(steps), at_once):
             chosen = rows[start : start + at_once]
-            flat = chosen.flatten()
+            flat, drawn_as, counted = chosen.transpose(0, 1).flatten(1)
             images, masks = augment(
                 PreparedDataset.to_float(self._images[flat]),
                 PreparedDataset.mask_to_float(self._masks[flat]),
-                warps[flat],
-                colours[flat],
+                warps[drawn_as],
+                colours[drawn_as],
                 order,
             )
-            parts = images.split(chosen.shape[1]), masks.split(chosen.shape[1])
+            masks = masks.masked_fill(counted[:, None, None, None] == 0, self._ignored)
+            parts = images.split(chosen.shape[2]), masks.split(chosen.shape[2])
             for place, (image, mask) in enumerate(zip(*parts, strict=True)):
                 step = start + place
                 if step < first:

@@ -1,7 +1,7 @@
 """NIfTI, MHA, NRRD and DICOM by SimpleITK: slices as 8-bit pictures, geometry kept.
 
-The networks are two-dimensional: a volume is cut into slices, each is predicted as any picture is,
-and the masks are put back on the volume's own grid.
+A volume is cut into slices, each is predicted as any picture is, or with those around it, and the
+masks are put back on the volume's own grid.
 
 MONAI's readers were tried instead. They take 5 s to import, read sheared, cut and 4-D NIfTI files
 without a word, stack DICOM slices by their numbers instead of their places, make one volume of two

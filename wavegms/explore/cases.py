@@ -166,7 +166,13 @@ class Workbench:
 
     def open_model(self, model: PublishedModel) -> None:
         """Takes another model; if it cannot be opened, the one before stays."""
-        self.pipeline, self.model = self._load(model.folder), model
+        pipeline = self._load(model.folder)
+        if pipeline.depth > 1:
+            raise InputError(
+                f"{model.title} takes windows of {pipeline.depth} slices, and the explorer shows "
+                "single images: look at 03b_volumes"
+            )
+        self.pipeline, self.model = pipeline, model
         self._seen = {}
 
     @property

@@ -15,6 +15,7 @@ from wavegms.models.mapping import LatentMappingModel
 from wavegms.models.mask_network import MaskNetwork, build_mask_network
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import LatentSegmenter
+from wavegms.models.volumetric import LatentMappingModel3d, MultiResolutionEncoder3d
 from wavegms.variants import require_classes, variant_spec
 
 Network = LatentSegmenter | MaskNetwork | GenerativeNetwork
@@ -46,6 +47,9 @@ def build_variant(
     if network == "wavelet":
         encoder = MultiResolutionEncoder(latent_channels, sample_at_inference)
         return LatentSegmenter(encoder, LatentMappingModel(latent_channels))
+    if network == "wavelet_3d":
+        encoder = MultiResolutionEncoder3d(latent_channels, sample_at_inference, spec.depth)
+        return LatentSegmenter(encoder, LatentMappingModel3d(latent_channels, spec.depth))
     if network == "mapping":
         return LatentSegmenter(None, LatentMappingModel(latent_channels))
     if network == "guided":

@@ -1,5 +1,7 @@
 """The trainable multi-resolution encoder E_wave (paper, section 2.2; the shape of LiteVAE-S)."""
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -92,11 +94,12 @@ class MultiResolutionEncoder(ModelMixin, ConfigMixin):
     """
 
     levels = 3
+    sub_bands = 4
 
     @register_to_config
     def __init__(self, latent_channels: int = 4, sample_at_inference: bool = False):
         super().__init__()
-        band_channels = 4 * 3
+        band_channels = self.sub_bands * 3
         self.feature_extraction = nn.ModuleList(
             FeatureUNet(band_channels, band_channels) for _ in range(self.levels)
         )
@@ -116,14 +119,21 @@ class MultiResolutionEncoder(ModelMixin, ConfigMixin):
             raise ValueError(f"expected RGB images (B, 3, H, W), got {tuple(images.shape)}")
         if images.shape[2] % 8 or images.shape[3] % 8:
             raise ValueError(f"image sides must be divisible by 8, got {tuple(images.shape[2:])}")
-        bands = multi_level_bands(images, self.levels)
+        both = at_least_float32(self.aggregated(self.bands(images)))
+        mean, log_variance = both.chunk(2, dim=1)
+        return mean, log_variance.clamp(-30.0, 20.0)
+
+    def bands(self, images: Tensor) -> list[Tensor]:
+        """The sub-bands of each level, see `multi_level_bands`."""
+        return multi_level_bands(images, self.levels)
+
+    def aggregated(self, bands: Sequence[Tensor]) -> Tensor:
+        """Sub-bands of each level -> mean and log-variance in one, (B, 2C, H/8, W/8)."""
         features = [
             pool(extract(band))
             for band, extract, pool in zip(bands, self.feature_extraction, self.pools, strict=True)
         ]
-        both = at_least_float32(self.feature_aggregation(torch.cat(features, dim=1)))
-        mean, log_variance = both.chunk(2, dim=1)
-        return mean, log_variance.clamp(-30.0, 20.0)
+        return self.feature_aggregation(torch.cat(features, dim=1))
 
     def forward(self, images: Tensor, generator: Generators = None) -> Tensor:
         """z_MR of images: (B, 3, H, W) in [0, 1] -> (B, C, H/8, W/8), of the images' type.

@@ -80,6 +80,11 @@ def write_onnx(pipeline: DiffusionPipeline, path: str | Path) -> OnnxExport:
             f"{pipeline.network.config.architecture} {why}: export another network, or "
             "predict with torch"
         )
+    if pipeline.depth > 1:
+        raise InputError(
+            "an ONNX file here is of single images, but this network takes windows of "
+            f"{pipeline.depth} slices: export another network, or predict with torch"
+        )
     plain = _plain_copy(pipeline)
     try:
         with replace_file(path) as fresh:

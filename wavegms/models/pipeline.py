@@ -35,12 +35,14 @@ from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
 from wavegms.models.mask_network import ClassesMaskNetwork, MaskNetwork, SizedMaskNetwork
 from wavegms.models.palette import BLACK_AND_WHITE, Palette
 from wavegms.models.segmenter import map_latents
+from wavegms.models.volumetric import LatentMappingModel3d, MultiResolutionEncoder3d
 from wavegms.models.weights import (
     AUTOENCODERS,
     quiet_loading,
     require_complete,
     require_finite,
 )
+from wavegms.models.windows import in_parts
 from wavegms.variants import Decoder
 
 ImageInput = Image.Image | np.ndarray | Tensor
@@ -49,8 +51,8 @@ _DOWNLOADED = ["model_index.json", "*/config.json", "*/*.safetensors"]
 
 # What may stand in a saved pipeline.
 _NETWORKS = {
-    "encoder": (MultiResolutionEncoder,),
-    "mapping": (LatentMappingModel, GuidedLatentMappingModel),
+    "encoder": (MultiResolutionEncoder, MultiResolutionEncoder3d),
+    "mapping": (LatentMappingModel, GuidedLatentMappingModel, LatentMappingModel3d),
     "vae": AUTOENCODERS,
     "network": (MaskNetwork, SizedMaskNetwork, ClassesMaskNetwork, GenerativeNetwork),
     "mask_decoder": (MaskDecoder,),
@@ -208,6 +210,13 @@ class WaveGMSPipeline(DiffusionPipeline):
         total = sum(part.num_parameters() for part in parts)
         return ParameterCounts(total, sum(part.num_parameters(True) for part in parts))
 
+    @property
+    def depth(self) -> int:
+        """Of how many consecutive slices of a volume a window of the network is; 1: of images."""
+        if self.mapping is not None:
+            return self.mapping.config.get("depth", 1)
+        return getattr(getattr(self.network, "network", None), "depth", 1)
+
     def choose_decoder(self, decoder: Decoder) -> None:
         """What decodes masks from now on; a network without latents has nothing to choose.
 
@@ -246,7 +255,8 @@ class WaveGMSPipeline(DiffusionPipeline):
         """Soft masks (B, K, H, W) in [0, 1], float32, of images (B, 3, H, W) in [0, 1].
 
         K is 1, or how many classes there are, whose probabilities at a pixel sum to at most 1. The
-        sides of images are ones that the network takes: divisible by 8, or what it asks for.
+        sides of images are ones that the network takes: divisible by 8, or what it asks for. To a
+        3-D network images are windows of `depth` consecutive slices, or one of fewer.
         `generator` is the random state of an encoder that samples at inference, or of a generative
         network, which otherwise begins with the same noise for every image.
         """
@@ -273,7 +283,8 @@ class WaveGMSPipeline(DiffusionPipeline):
         float in [0, 1]. Several are a sequence of such, or an array or tensor with one more
         dimension in front; an array (3, H, W) or (4, H, W) is refused, as it may also be an image
         with its channels in front. A model of slices between their neighbours (`scale.context`)
-        takes the slices below, at and above for the three channels. Values are taken on the scale
+        takes the slices below, at and above for the three channels. A 3-D network (`depth` above 1)
+        takes consecutive slices of one volume, from below to above. Values are taken on the scale
         of the training images, unless they are `scaled` already. A pixel belongs to the mask from a
         probability of `threshold`, above 0 and at most 1; of several classes see
         `wavegms.classes.label_map`.
@@ -291,20 +302,26 @@ class WaveGMSPipeline(DiffusionPipeline):
         items = _as_list(images)
         size, scale = self.config.image_size, Scale() if scaled else self.scale
         masks, probabilities = [], []
+        sizes: dict[int, tuple[int, int]] = {}
+
+        def predicted(places: range) -> Tensor:
+            prepared = []
+            for place in places:
+                image, sizes[place] = _prepare(items[place], size, scale)
+                prepared.append(image)
+            return self.predict(torch.stack(prepared), generator=generator).cpu()
+
         # a single batch is over before a bar would be read
         several = len(items) > batch_size
         with self.progress_bar(total=len(items)) if several else nullcontext() as bar:
-            for start in range(0, len(items), batch_size):
-                chunk = items[start : start + batch_size]
-                prepared, sizes = zip(*(_prepare(item, size, scale) for item in chunk), strict=True)
-                soft_masks = self.predict(torch.stack(prepared), generator=generator).cpu()
-                for soft, original_size in zip(soft_masks, sizes, strict=True):
-                    resized = resize_probabilities(soft, original_size)
+            for places, soft_masks in in_parts(predicted, len(items), batch_size, self.depth):
+                for place, soft in zip(places, soft_masks, strict=True):
+                    resized = resize_probabilities(soft, sizes[place])
                     probabilities.append(resized)
                     several = self.classes
                     masks.append(label_map(resized, threshold) if several else resized >= threshold)
                 if bar is not None:
-                    bar.update(len(chunk))
+                    bar.update(len(places))
         return WaveGMSOutput(masks=masks, probabilities=probabilities)
 
     def export_onnx(self, path: str | Path) -> OnnxExport:

@@ -1,4 +1,4 @@
-"""The orthonormal 2-D Haar wavelet transform (paper, section 2.2).
+"""The orthonormal Haar wavelet transform, in 2-D (paper, section 2.2) and of stacks of slices.
 
 PyWavelets defines the conventions (`pywt.dwt2(x, "haar")`) and the tests compare with it; here the
 transform is written in torch so that it runs on the model's device and inside its graph.
@@ -56,3 +56,33 @@ def multi_level_bands(images: Tensor, levels: int = 3) -> list[Tensor]:
         running = sub_bands[0]
         bands.append(torch.cat(sub_bands, dim=1) / 2**level)
     return bands
+
+
+def multi_level_bands_3d(slices: Tensor, depth: int, levels: int = 3) -> list[Tensor]:
+    """The same of windows of `depth` consecutive slices, by the 3-D Haar transform.
+
+    Within a slice it halves the sides as in 2-D. Across slices it is undecimated: every slice has
+    sub-bands of its own, at level l of the 2^l slices around it, from 2^(l-1) - 1 before it to
+    2^(l-1) after it. A decimated one would leave one slice of eight at the third level, from which
+    a network could not tell which of the eight it is asked for. A window's first and last slice
+    stand for those before and after it.
+
+    (B * depth, C, H, W) in [0, 1] -> one tensor a level, (B, 8C, depth, H/2^l, W/2^l): the 2-D
+    sub-bands of the mean across slices, then those of the detail, in the ranges of
+    `multi_level_bands`. Of slices that are all alike these are the 2-D ones, and 0.
+    """
+    bands, running = [], slices
+    for level in range(1, levels + 1):
+        low, high = _across(torch.cat(haar_dwt(running), dim=1), depth, 2 ** (level - 1))
+        running = low[:, : slices.shape[1]].transpose(1, 2).flatten(0, 1)
+        bands.append(torch.cat([low, high], dim=1) / 2**level)
+    return bands
+
+
+def _across(slices: Tensor, depth: int, step: int) -> tuple[Tensor, Tensor]:
+    """Mean and half the difference of slices that lie `step` apart: (B, C, depth, H, W) each."""
+    window = slices.unflatten(0, (-1, depth)).transpose(1, 2)
+    before = step // 2
+    places = torch.arange(depth, device=slices.device) - before
+    first, second = (window[:, :, (places + by).clamp(0, depth - 1)] for by in (0, step))
+    return (first + second) / 2, (first - second) / 2

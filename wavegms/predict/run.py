@@ -32,6 +32,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from wavegms import __version__
+from wavegms.classes import label_map
 from wavegms.data.cases import is_dicom, is_volume
 from wavegms.data.manifest import write_mask
 from wavegms.data.volumes import Volume, read_picture, read_volume, write_volume
@@ -40,6 +41,7 @@ from wavegms.figures.colours import PREDICTION
 from wavegms.files import replace_folder, write_text
 from wavegms.images import as_rgb, read_image
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.models.windows import in_parts
 from wavegms.predict.inputs import Request, Source
 from wavegms.predict.overlays import draw_classes, draw_contour, draw_slices
 from wavegms.predict.tta import AugmentedPipeline, add_views
@@ -231,6 +233,11 @@ class _Run:
                 f"{source.path} is a picture, and the model looks at slices between their "
                 "neighbours: give the volume."
             )
+        if self.pipeline.depth > 1:
+            raise InputError(
+                f"{source.path} is a picture, and the model takes windows of {self.pipeline.depth} "
+                "consecutive slices: give the volume."
+            )
         if is_dicom(source.path):
             return read_picture(source.path)
 
@@ -308,12 +315,19 @@ class _Run:
         names, context = self.pipeline.classes, self.pipeline.scale.context
         soft = np.empty((len(names) or 1, *volume.shape), np.float32)
         labels = np.empty(volume.shape, np.uint8)
-        starts = range(0, len(volume), batch_size)
-        for start in tqdm(starts, desc=source.path.name, unit="batch", leave=False):
-            places = slice(start, min(start + batch_size, len(volume)))
-            seen = [volume.seen(place, context) for place in range(places.start, places.stop)]
-            labels[places], shares = self._call(seen)
-            soft[:, places] = np.stack(shares, axis=-3)
+
+        def predicted(places: range) -> torch.Tensor:
+            seen = [volume.seen(place, context) for place in places]
+            return torch.from_numpy(np.stack(self._call(seen)[1]))
+
+        depth = self.pipeline.depth
+        with tqdm(total=len(volume), desc=source.path.name, unit="slice", leave=False) as bar:
+            for places, part in in_parts(predicted, len(volume), batch_size, depth):
+                shares = part.numpy().reshape(len(places), len(soft), *volume.shape[1:])
+                found = slice(places.start, places.stop)
+                labels[found] = label_map(shares, self.request.threshold)
+                soft[:, found] = shares.swapaxes(0, 1)
+                bar.update(len(places))
         colours = self.pipeline.palette.colours if names else (PREDICTION,)
         sheet = draw_slices(volume, labels, volume.spacing, volume.numbers, names, colours)
         Image.fromarray(sheet).save(self._target("overlays", source, ".png"))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from wavegms.classes import label_map
 from wavegms.data.dataset import PreparedDataset
+from wavegms.data.windows import Stacks
 from wavegms.errors import InputError
 from wavegms.files import write_text
 from wavegms.images import FOREGROUND, IGNORED
@@ -31,7 +32,8 @@ def predict_split(
 ) -> np.ndarray:
     """Soft masks of a prepared split at the run's size: float32 (N, H, W) in [0, 1].
 
-    Of several classes they are (N, K, H, W), see `WaveGMSPipeline.predict`. Computed in float32
+    Of several classes they are (N, K, H, W), see `WaveGMSPipeline.predict`. A 3-D network goes by
+    windows over the volumes that the split is of, and refuses pictures. Computed in float32
     whatever was trained with: tf32, torch's own default on a card, is none.
     """
     classes = (dataset.dataset if isinstance(dataset, Subset) else dataset).classes
@@ -42,12 +44,25 @@ def predict_split(
         )
     chunks = []
     computing_with("fp32", pipeline.device)
+    if pipeline.depth > 1:
+        return _predict_volumes(pipeline, Stacks.of(dataset))
     for start in tqdm(range(0, len(dataset), batch_size), desc="predicting", unit="batch"):
         stop = min(start + batch_size, len(dataset))
         images = torch.stack([dataset[index]["image"] for index in range(start, stop)])
         chunks.append(pipeline.predict(PreparedDataset.to_float(images)).cpu().numpy())
     soft_masks = np.concatenate(chunks)
     return soft_masks if pipeline.classes else soft_masks[:, 0]
+
+
+def _predict_volumes(pipeline: WaveGMSPipeline, stacks: Stacks) -> np.ndarray:
+    """As `predict_split`, by windows over each volume."""
+    side, kinds = pipeline.config.image_size, (len(pipeline.classes),) * bool(pipeline.classes)
+    soft_masks = np.empty((len(stacks.images), *kinds, side, side), np.float32)
+    with tqdm(total=len(soft_masks), desc="predicting", unit="slice") as bar:
+        for places, soft in stacks.predicted(pipeline.predict, pipeline.depth):
+            soft_masks[places] = soft.cpu() if pipeline.classes else soft[:, 0].cpu()
+            bar.update(len(places))
+    return soft_masks
 
 
 def score_mask(

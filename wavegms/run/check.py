@@ -8,9 +8,15 @@ from wavegms.data.classes import with_classes
 from wavegms.data.splits import assign_all, lists_of
 from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
-from wavegms.phantom.settings import PHANTOMS
+from wavegms.phantom.settings import PHANTOMS, VOLUMES
 from wavegms.project import DECODERS, KEPT, PRETRAINED, is_kept, require_pretrained, require_start
-from wavegms.variants import VARIANTS, followed_recipe, require_classes, require_side
+from wavegms.variants import (
+    VARIANTS,
+    followed_recipe,
+    require_classes,
+    require_side,
+    require_volumes,
+)
 
 
 def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
@@ -31,6 +37,11 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
     for variant in params.efficiency.variants:
         size = params.efficiency.image_size
         _check_network("efficiency.variants", variant, "efficiency.image_size", size)
+        if VARIANTS[variant].depth > 1:
+            raise InputError(
+                f"efficiency.variants names {variant}, and costs are measured of single images: "
+                "leave it out"
+            )
     if "wave_gms" not in params.efficiency.variants:
         raise InputError(
             "efficiency.variants lacks wave_gms, of which the costs of others are given in "
@@ -81,6 +92,7 @@ def check_inputs(params_file: Path, raw: Path, out: Path) -> None:
             )
     for name in params.datasets:
         _check_classes(name, raw / name, params)
+        _check_volumes(name, raw / name, params)
         _check_epochs(name, "is trained", params.training.epochs_for(name), params)
         if name in params.ablation.datasets:
             _check_epochs(name, "has its ablation", params.ablation.epochs, params)
@@ -117,6 +129,19 @@ def _check_classes(name: str, folder: Path, params: Params) -> None:
                 f"{section}.decoder is fast, which knows black and white, and {name} has "
                 f"{len(classes)} classes: set it to exact"
             )
+
+
+def _check_volumes(name: str, folder: Path, params: Params) -> None:
+    """Checks that what takes windows of slices is trained on volumes."""
+    ablation = params.ablation.variants if name in params.ablation.datasets else []
+    for variant in [*params.variants, *ablation]:
+        if VARIANTS[variant].depth > 1:
+            simulated = name in params.phantom.datasets
+            volumes = name == VOLUMES if simulated else find_cases(name, folder)[0].volume
+            try:
+                require_volumes(variant, volumes)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
 
 
 def _check_epochs(dataset: str, what: str, epochs: int | None, params: Params) -> None:

@@ -13,6 +13,7 @@ from wavegms.config import Precision
 from wavegms.data.batches import Augmentation, TrainingBatches
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.on_card import CardBatches, fits_on_card
+from wavegms.data.windows import Stacks
 from wavegms.models.autoencoder import Autoencoder, latent_channels_of
 from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.training.run import Run
@@ -37,6 +38,7 @@ def precision_of(run: Run, device: torch.device) -> Precision:
 def training_batches(run: Run, batch_size: int, accelerator: Accelerator) -> TrainingBatches:
     """The batches of one process, from the card's own memory where the images fit into it."""
     kind = CardBatches if fits_on_card(run.train_set, accelerator.device) else TrainingBatches
+    depth = variant_spec(run.variant).depth
     return kind(
         run.train_set,
         Augmentation(**run.training.augmentation.model_dump(), in_colour=run.train_set.in_colour),
@@ -46,14 +48,18 @@ def training_batches(run: Run, batch_size: int, accelerator: Accelerator) -> Tra
         process=accelerator.process_index,
         processes=accelerator.num_processes,
         latent_channels=latent_channels_of(run.vae),
+        stacks=Stacks.of(run.train_set).places if depth > 1 else (),
+        depth=depth,
     )
 
 
 def selection_batches(
-    dataset: PreparedDataset, batch_size: int, accelerator: Accelerator
-) -> DataLoader | list[dict[str, Tensor]]:
-    """The images that choose the epoch, likewise."""
+    dataset: PreparedDataset, batch_size: int, accelerator: Accelerator, depth: int = 1
+) -> DataLoader | list[dict[str, Tensor]] | Stacks:
+    """The images that choose the epoch, likewise; for windows of a `depth` their volumes."""
     device = accelerator.device
+    if depth > 1:
+        return Stacks.of(dataset)
     if accelerator.num_processes > 1 or not fits_on_card(dataset, device):
         return accelerator.prepare(DataLoader(dataset, batch_size=batch_size))
     at_once = _SELECTED * batch_size

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from wavegms.data.batches import Batch, TrainingBatches, mixed_seed
 from wavegms.data.dataset import PreparedDataset
+from wavegms.data.windows import Stacks
 from wavegms.errors import InputError, Stopped
 from wavegms.files import replace_folder
 from wavegms.models.pipeline import WaveGMSPipeline
@@ -65,7 +66,7 @@ class TrainingLoop:
     model: nn.Module
     pipeline: WaveGMSPipeline
     batches: TrainingBatches
-    selection_batches: DataLoader
+    selection_batches: DataLoader | Stacks
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
     autocast: torch.autocast
@@ -369,7 +370,7 @@ class TrainingLoop:
 def mean_soft_dice(
     accelerator: Accelerator,
     pipeline: WaveGMSPipeline,
-    batches: DataLoader,
+    batches: DataLoader | Stacks,
     volume_of: Sequence[int],
     show: Callable[[torch.Tensor], None] | None = None,
 ) -> float:
@@ -379,13 +380,24 @@ def mean_soft_dice(
     foreground score 1 only where nothing at all is found, and would choose a network that finds
     nothing.
     """
-    sums, shown = [], []
-    for batch in batches:
-        soft_masks = pipeline.predict(PreparedDataset.to_float(batch["image"]))
-        of_batch = dice_sums(soft_masks, PreparedDataset.mask_to_float(batch["mask"]))
-        sums.append(accelerator.gather_for_metrics(of_batch))
-        if show:
-            shown.append(soft_masks)
+    sums, shown, order = [], [], []
+    if isinstance(batches, Stacks):  # each process looks at all: few have as many volumes
+        for places, soft_masks in batches.predicted(pipeline.predict, pipeline.depth):
+            masks = torch.stack([batches.images[place]["mask"] for place in places])
+            masks = PreparedDataset.mask_to_float(masks).to(soft_masks.device)
+            sums.append(dice_sums(soft_masks, masks))
+            order += places
+            if show:
+                shown.append(soft_masks)
+        volume_of = [volume_of[place] for place in order]
+        show = show and partial(_in_order, show, order)
+    else:
+        for batch in batches:
+            soft_masks = pipeline.predict(PreparedDataset.to_float(batch["image"]))
+            of_batch = dice_sums(soft_masks, PreparedDataset.mask_to_float(batch["mask"]))
+            sums.append(accelerator.gather_for_metrics(of_batch))
+            if show:
+                shown.append(soft_masks)
     of_images = torch.cat(sums)
     volumes = torch.tensor(volume_of, device=of_images.device)
     whole = of_images.new_zeros(max(volume_of) + 1, *of_images.shape[1:])
@@ -393,6 +405,13 @@ def mean_soft_dice(
     if show:  # nobody has to wait for a card any more
         show(torch.cat(shown))
     return mean
+
+
+def _in_order(
+    show: Callable[[torch.Tensor], None], order: Sequence[int], soft_masks: torch.Tensor
+) -> None:
+    """Shows soft masks, of images in this order, in that of the images."""
+    show(soft_masks[torch.tensor(order, device=soft_masks.device).argsort()])
 
 
 def save_weights(pipeline: WaveGMSPipeline, folder: Path, names: tuple[str, ...]) -> None:

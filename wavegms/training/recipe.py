@@ -55,7 +55,7 @@ from wavegms.training.state import (
     load_state,
     only_training,
 )
-from wavegms.variants import VariantSpec, require_classes, variant_spec
+from wavegms.variants import VariantSpec, require_classes, require_volumes, variant_spec
 
 # Of the training split, from which a generative network takes what it begins with.
 _MOST_MASKS = 512
@@ -166,13 +166,14 @@ def train(run: Run, watch: Callable[[int, Tensor], None] | None = None) -> Train
     # on a GPU sizes stay the same, so the fastest of cuDNN's ways is worth looking for once
     torch.backends.cudnn.benchmark = device.type == "cuda"
     model, pipeline = _build(run, device)
-    selecting = selection_batches(run.selection_set, batch_size, accelerator)
+    selecting = selection_batches(run.selection_set, batch_size, accelerator, spec.depth)
     if not spec.trained:
         return _keep_untrained(run, accelerator, pipeline, selecting)
-    if batch_size % processes:
+    if batch_size % (processes * spec.depth):
+        windows = "" if spec.depth == 1 else f", windows of {spec.depth} slices"
         raise InputError(
-            f"{_named(run)} is {batch_size}, which {processes} processes cannot share: choose "
-            f"{'' if recipe else 'a multiple, or '}another number of processes"
+            f"{_named(run)} is {batch_size}{windows}, which {processes} processes cannot share: "
+            f"choose {'' if recipe else 'a multiple, or '}another number of processes"
         )
     batches = training_batches(run, batch_size, accelerator)
     graphed = can_be_graphed(run, precision, batches, processes)
@@ -344,6 +345,9 @@ def _check(run: Run, spec: VariantSpec, batch_size: int) -> None:
         )
     if not spec.trained:
         return
+    if spec.depth > 1:
+        scale = run.train_set.scale
+        require_volumes(run.variant, scale is not None and scale.volumes is not None)
     if isinstance(run.start, SizedMaskNetwork) and run.start.config.image_size != side:
         raise InputError(
             f"training.start_from is a {run.variant} for {run.start.config.image_size} pixels, "

@@ -15,6 +15,7 @@ from wavegms.models.rivals import (
     sme_swin_unet,
     swin_unet,
     uctransnet,
+    unet_3d,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "sme_swin_unet",
     "swin_unet",
     "uctransnet",
+    "unet_3d",
 ]
