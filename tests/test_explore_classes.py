@@ -209,7 +209,7 @@ def test_tables_have_the_dice_of_each_class_and_sort_by_it():
     assert [row["id"] for row in sort_rows(rows, "dsc:mass", True)] == ["c", "a", "b"]
 
 
-def test_an_error_of_another_class_is_painted(bench):
+def test_an_error_of_another_class_is_painted():
     labels = np.array([[1, 2]], np.uint8)
     painted = paint_errors(np.zeros((1, 2, 3), np.uint8), compare(labels, labels[:, ::-1]))
     np.testing.assert_allclose(painted[0], [0.72 * np.array(rgb(MISTAKEN))] * 2, atol=1)
