@@ -232,6 +232,14 @@ def test_networks_are_compared_over_volumes(untrained, tmp_path):
     for metric in METRICS:
         assert summary["mean"][metric] == pytest.approx(scores[metric].mean())
     assert (summary["volumes"] == 2).all()
+    # one without foreground counts where it can: what was found in it is no less wrong
+    bare = scores.assign(
+        foreground_slices_dsc=scores["foreground_slices_dsc"].mask(scores.index == 0)
+    )
+    bare.loc[0, "dsc"] = 0.0
+    fewer = summarize_models(bare[bare["seed"] == 1], 100, 1).set_index("metric")
+    assert fewer["volumes"].tolist() == [2, 2, 2, 2, 1]
+    assert fewer["mean"]["dsc"] == pytest.approx(scores["dsc"][1] / 2)
     (row,) = readable_models(summary.reset_index()).to_dict("records")
     assert row["System"] == "Wave-GMS" and row["Dice in 3-D (%)"].count("–") == 1
     assert len(show_volume_scores(scores).axes) == 3

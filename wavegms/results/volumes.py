@@ -225,8 +225,7 @@ def summarize_models(scores: pd.DataFrame, resamples: int, seed: int) -> pd.Data
     metrics, tables = [*METRICS, *of_classes], {}
     for variant, rows in scores.groupby("variant", sort=False) if len(scores) else ():
         per_volume = rows.groupby("id", sort=False)[metrics].mean().reset_index()
-        kept = per_volume.dropna()
-        found = summarize(kept if len(kept) else per_volume, resamples, seed, metrics)
+        found = summarize(per_volume, resamples, seed, metrics)
         tables[title_of(variant)] = found.rename(columns={"images": "volumes"})
     if not tables:
         return pd.DataFrame()
