@@ -67,7 +67,7 @@ class VariantSpec:
     def batch_size_or(self, default: int) -> int:
         """Its own batch size, or the run's; of windows as many as it has room for, at least one."""
         images = self.batch_size or default
-        return max(1, images // self.depth) * self.depth
+        return images if self.depth == 1 else max(1, images // self.depth) * self.depth
 
     def unfit(self, side: int) -> str:
         """What a side in pixels would have to be; empty if the network takes this one."""
