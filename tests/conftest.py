@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections import Counter, defaultdict
+from functools import cache
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -174,6 +175,14 @@ def small_copy(small_project, tmp_path_factory):
     root = tmp_path_factory.mktemp("copy") / "wave-gms"
     copy_project(small_project, root)
     return root
+
+
+@pytest.fixture(scope="module")
+def read_once():
+    """No test changes a model for good, so each is read from the disk by the first that asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WaveGMSPipeline, "from_pretrained", cache(WaveGMSPipeline.from_pretrained))
+        yield
 
 
 @pytest.fixture(scope="session")

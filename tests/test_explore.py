@@ -4,7 +4,6 @@ import asyncio
 import io
 import re
 from datetime import UTC, datetime
-from functools import cache
 
 import numpy as np
 import pytest
@@ -50,6 +49,9 @@ from wavegms.results.scores import score_split
 WHOLE = dict.fromkeys(BANDS, 1.0)
 
 
+pytestmark = pytest.mark.usefixtures("read_once")
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, prepared, pipeline):
     """A project with a Wave-GMS and, in its ablation, a U-Net; both untrained."""
@@ -59,14 +61,6 @@ def project(tmp_path_factory, prepared, pipeline):
     unet = WaveGMSPipeline(network=MaskNetwork("unet"), image_size=32)
     write_model(folder, unet, prepared, variant="unet", selection="best_on_test")
     return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def read_once():
-    """No test changes a model for good, so each is read from the disk by the first that asks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WaveGMSPipeline, "from_pretrained", cache(WaveGMSPipeline.from_pretrained))
-        yield
 
 
 @pytest.fixture(scope="module")

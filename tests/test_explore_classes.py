@@ -3,7 +3,6 @@
 import asyncio
 import io
 import re
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -42,6 +41,9 @@ from wavegms.results.scores import predict_split, score_split
 NAMES = ("mass", "cyst")
 
 
+pytestmark = pytest.mark.usefixtures("read_once")
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, prepared, pipeline):
     """A dataset and a Wave-GMS of one class, and of two with a U-Net beside; all untrained."""
@@ -61,14 +63,6 @@ def project(tmp_path_factory, prepared, pipeline):
         place = root / f"models/phantom_c/{variant}/seed_2333"
         write_model(place, several, folder, variant=variant, **about)
     return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def read_once():
-    """No test changes a model for good, so each is read from the disk by the first that asks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WaveGMSPipeline, "from_pretrained", cache(WaveGMSPipeline.from_pretrained))
-        yield
 
 
 @pytest.fixture(scope="module")

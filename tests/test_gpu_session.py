@@ -62,6 +62,13 @@ def test_its_tests_ask_for_nothing_that_a_pack_lacks():
         todo |= own - seen
 
 
+def test_training_and_scores_ask_for_no_reader_of_volumes():
+    """Which a pack has not, and which takes time to import."""
+    code = "import sys, wavegms.training.recipe, wavegms.results.scores; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "torch" in done.stdout.split() and "SimpleITK" not in done.stdout.split()
+
+
 @pytest.fixture
 def mixed(prepared, tmp_path):
     """The prepared sample, whose images are grey, with one that has colours."""

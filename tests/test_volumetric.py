@@ -17,10 +17,9 @@ from wavegms.models.volumetric import (
     AcrossSlices,
     LatentMappingModel3d,
     MultiResolutionEncoder3d,
-    as_slices,
-    as_window,
 )
 from wavegms.models.wavelet import multi_level_bands, multi_level_bands_3d
+from wavegms.models.windows import as_slices, as_window
 from wavegms.training.loss import WaveGMSLoss
 from wavegms.training.recipe import loss_terms
 from wavegms.variants import VARIANTS, WINDOW

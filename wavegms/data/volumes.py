@@ -29,7 +29,7 @@ MAX_VOXELS = 500_000_000
 
 # Columns, rows and slices run towards these sides of the patient (left, posterior, superior,
 # inferior), which is how a radiologist looks at each plane.
-_VIEWS = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
+VIEWS = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
 
 _PLANE_ACROSS = {
     **dict.fromkeys("SI", "axial"),
@@ -76,14 +76,12 @@ class Stack:
     def __init__(self, image: sitk.Image, plane: Plane | None = None):
         """Turns it to the view of a plane; an InputError if that cannot be."""
         self.image = image
-        self._orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
-            image.GetDirection()
-        )
+        self._orientation = orientation_of(image)
         sides = image.GetSize()
         # one slice is looked at from where it is flat, whichever axis it was stored along
         flat = _PLANE_ACROSS[self._orientation[sides.index(1) if 1 in sides else 2]]
         self.plane: Plane = plane or flat
-        self._turned = sitk.DICOMOrient(image, _VIEWS[self.plane])
+        self._turned = sitk.DICOMOrient(image, VIEWS[self.plane])
         empty = sitk.Image(self._turned.GetSize(), sitk.sitkUInt8)
         empty.CopyInformation(self._turned)
         back = sitk.DICOMOrient(empty, self._orientation)
@@ -112,7 +110,7 @@ class Stack:
 
     def seen_alike(self, image: sitk.Image) -> np.ndarray:
         """The values of another image on the same grid, as `voxels`."""
-        return sitk.GetArrayFromImage(sitk.DICOMOrient(image, _VIEWS[self.plane]))
+        return sitk.GetArrayFromImage(sitk.DICOMOrient(image, VIEWS[self.plane]))
 
     def restore(self, values: np.ndarray) -> sitk.Image:
         """Puts values of the view's shape on the grid of `image`, its very geometry."""
@@ -161,11 +159,17 @@ class Volume(Stack):
 
 def spacing_across(image: sitk.Image) -> dict[Plane, float]:
     """The distance of the slices of each plane, mm."""
-    letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    letters = orientation_of(image)
     return {
         _PLANE_ACROSS[letter]: step
         for letter, step in zip(letters, image.GetSpacing(), strict=True)
     }
+
+
+def orientation_of(image: sitk.Image | sitk.ImageFileReader) -> str:
+    """Towards which sides of the patient columns, rows and slices run as they are stored."""
+    find = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
+    return find(image.GetDirection())
 
 
 def off_grid(one: sitk.Image, other: sitk.Image) -> str:

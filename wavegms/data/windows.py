@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import SimpleITK as sitk
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
@@ -15,9 +14,6 @@ from wavegms.data.manifest import load_volumes, slice_id
 from wavegms.errors import InputError
 from wavegms.models.windows import in_parts
 from wavegms.variants import Plane
-
-# The side of the body towards which slices are put in order, as `wavegms.data.volumes` sees them.
-_UPWARDS = {"axial": "S", "coronal": "P", "sagittal": "L"}
 
 
 @dataclass(frozen=True)
@@ -72,13 +68,15 @@ class Stacks:
 
 def runs_upwards(path: Path, plane: Plane) -> bool:
     """Whether a prepared volume is stored in the order of a plane's slices, by its header alone."""
+    # here: a machine that trains on pictures need not have it
+    import SimpleITK as sitk
+
+    from wavegms.data.volumes import VIEWS, orientation_of
+
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise InputError(f"{path} is missing or damaged: run the prepare stage again.") from error
-    orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
-        reader.GetDirection()
-    )
-    return _UPWARDS[plane] in orientation
+    return VIEWS[plane][-1] in orientation_of(reader)

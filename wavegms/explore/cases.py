@@ -191,7 +191,7 @@ class Workbench:
             image.movedim(0, -1).numpy(),
             PreparedDataset.to_float(image[None]),
             mask * of_class(mask, several) if several else mask == FOREGROUND,
-            mask <= max(1, several),
+            mask != self.data.ignored,
             index,
         )
 
@@ -239,8 +239,8 @@ class Workbench:
         """What `score_mask` gives; of several classes `score_classes`."""
         if not self.data.classes:
             return score_mask(prediction, truth, counted)
-        ignored = len(self.data.classes) + 1
-        return score_classes(prediction, np.where(counted, truth, ignored), self.data.classes)
+        kinds = np.where(counted, truth, self.data.ignored)
+        return score_classes(prediction, kinds, self.data.classes)
 
     def rows(self, threshold: float) -> Iterator[dict]:
         """Scores the first `TABLE_ROWS` images of the split, one after the other.

@@ -17,7 +17,7 @@ from PIL import Image, ImageColor
 
 from wavegms.explore.cases import Errors
 from wavegms.figures.colours import PREDICTION
-from wavegms.predict.overlays import draw_contour
+from wavegms.predict.overlays import draw_contours
 
 FOUND, WRONG, MISSED, MISTAKEN = "#ffffff", "#ff8c1a", "#2a9df4", "#e000a0"
 
@@ -105,9 +105,7 @@ def outline(
     picture, mask = (
         values.repeat(factor, axis=0).repeat(factor, axis=1) for values in (picture, mask)
     )
-    for number, own in enumerate(classes or [colour], 1):
-        picture = draw_contour(picture, mask == number, own, dashed=colour == PREDICTION, reach=2)
-    return picture
+    return draw_contours(picture, mask, classes or [colour], dashed=colour == PREDICTION, reach=2)
 
 
 def paint_errors(picture: np.ndarray, errors: Errors) -> np.ndarray:

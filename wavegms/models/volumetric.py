@@ -20,24 +20,8 @@ from wavegms.models.mapping import (
     initialise,
 )
 from wavegms.models.wavelet import multi_level_bands_3d
+from wavegms.models.windows import as_slices, as_window
 from wavegms.variants import WINDOW
-
-
-def as_window(slices: Tensor, depth: int) -> Tensor:
-    """(B * depth, C, h, w) -> (B, C, depth, h, w); fewer slices than `depth` are one window.
-
-    Raises:
-        ValueError: they are no whole windows.
-    """
-    depth = min(depth, len(slices))
-    if len(slices) % depth:
-        raise ValueError(f"{len(slices)} slices are no windows of {depth}")
-    return slices.unflatten(0, (-1, depth)).transpose(1, 2)
-
-
-def as_slices(window: Tensor) -> Tensor:
-    """The inverse of `as_window`."""
-    return window.transpose(1, 2).flatten(0, 1)
 
 
 class AcrossSlices(nn.Conv3d):

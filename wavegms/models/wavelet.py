@@ -7,6 +7,8 @@ transform is written in torch so that it runs on the model's device and inside i
 import torch
 from torch import Tensor
 
+from wavegms.models.windows import as_slices, as_window
+
 SUB_BANDS = ("LL", "horizontal", "vertical", "diagonal")
 
 
@@ -74,14 +76,14 @@ def multi_level_bands_3d(slices: Tensor, depth: int, levels: int = 3) -> list[Te
     bands, running = [], slices
     for level in range(1, levels + 1):
         low, high = _across(torch.cat(haar_dwt(running), dim=1), depth, 2 ** (level - 1))
-        running = low[:, : slices.shape[1]].transpose(1, 2).flatten(0, 1)
+        running = as_slices(low[:, : slices.shape[1]])
         bands.append(torch.cat([low, high], dim=1) / 2**level)
     return bands
 
 
 def _across(slices: Tensor, depth: int, step: int) -> tuple[Tensor, Tensor]:
     """Mean and half the difference of slices that lie `step` apart: (B, C, depth, H, W) each."""
-    window = slices.unflatten(0, (-1, depth)).transpose(1, 2)
+    window = as_window(slices, depth)
     before = step // 2
     places = torch.arange(depth, device=slices.device) - before
     first, second = (window[:, :, (places + by).clamp(0, depth - 1)] for by in (0, step))

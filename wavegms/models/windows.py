@@ -1,9 +1,26 @@
-"""Predictions of many images part by part, and of a volume's slices by windows that overlap."""
+"""Windows of a volume's slices: their shapes, and predictions by windows that overlap."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+
+def as_window(slices: Tensor, depth: int) -> Tensor:
+    """(B * depth, C, h, w) -> (B, C, depth, h, w); fewer slices than `depth` are one window.
+
+    Raises:
+        ValueError: they are no whole windows.
+    """
+    depth = min(depth, len(slices))
+    if len(slices) % depth:
+        raise ValueError(f"{len(slices)} slices are no windows of {depth}")
+    return slices.unflatten(0, (-1, depth)).transpose(1, 2)
+
+
+def as_slices(window: Tensor) -> Tensor:
+    """The inverse of `as_window`."""
+    return window.transpose(1, 2).flatten(0, 1)
 
 
 def in_parts(

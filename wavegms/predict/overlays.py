@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
@@ -46,6 +47,16 @@ def draw_contour(
     return drawn
 
 
+def draw_contours(
+    image: np.ndarray, labels: np.ndarray, colours: Sequence[str], **style: Any
+) -> np.ndarray:
+    """`draw_contour` of each class of a label map (H, W), 0 or its number, in its colour."""
+    for value, colour in enumerate(colours, 1):
+        if (labels == value).any():
+            image = draw_contour(image, labels == value, colour, **style)
+    return image
+
+
 def draw_classes(
     image: np.ndarray, labels: np.ndarray, names: Sequence[str], colours: Sequence[str]
 ) -> np.ndarray:
@@ -53,14 +64,7 @@ def draw_classes(
 
     The picture is as wide as the image, uint8 (H, W, 3), or as its legend.
     """
-    return _with_legend(_outlined(image, labels, colours), names, colours)
-
-
-def _outlined(image: np.ndarray, labels: np.ndarray, colours: Sequence[str]) -> np.ndarray:
-    for value, colour in enumerate(colours, 1):
-        if (labels == value).any():
-            image = draw_contour(image, labels == value, colour)
-    return image
+    return _with_legend(draw_contours(image, labels, colours), names, colours)
 
 
 def _with_legend(image: np.ndarray, names: Sequence[str], colours: Sequence[str]) -> np.ndarray:
@@ -105,7 +109,7 @@ def draw_slices(
     for place, index in enumerate(shown):
         tile = Image.fromarray(slices[index]).resize((width, height), Image.Resampling.BILINEAR)
         mask = Image.fromarray(labels[index]).resize((width, height), Image.Resampling.NEAREST)
-        drawn = _outlined(np.asarray(tile.convert("RGB")), np.asarray(mask), colours)
+        drawn = draw_contours(np.asarray(tile.convert("RGB")), np.asarray(mask), colours)
         x, y = place % columns * width, place // columns * height
         sheet.paste(Image.fromarray(drawn), (x, y))
         text = {"fill": "white", "stroke_width": 1, "stroke_fill": "black"}

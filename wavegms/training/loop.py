@@ -390,7 +390,6 @@ def mean_soft_dice(
             if show:
                 shown.append(soft_masks)
         volume_of = [volume_of[place] for place in order]
-        show = show and partial(_in_order, show, order)
     else:
         for batch in batches:
             soft_masks = pipeline.predict(PreparedDataset.to_float(batch["image"]))
@@ -403,15 +402,9 @@ def mean_soft_dice(
     whole = of_images.new_zeros(max(volume_of) + 1, *of_images.shape[1:])
     mean = dice_of_sums(whole.index_add(0, volumes, of_images)).mean().item()
     if show:  # nobody has to wait for a card any more
-        show(torch.cat(shown))
+        soft_masks = torch.cat(shown)
+        show(soft_masks[torch.tensor(order).argsort()] if order else soft_masks)
     return mean
-
-
-def _in_order(
-    show: Callable[[torch.Tensor], None], order: Sequence[int], soft_masks: torch.Tensor
-) -> None:
-    """Shows soft masks, of images in this order, in that of the images."""
-    show(soft_masks[torch.tensor(order, device=soft_masks.device).argsort()])
 
 
 def save_weights(pipeline: WaveGMSPipeline, folder: Path, names: tuple[str, ...]) -> None:

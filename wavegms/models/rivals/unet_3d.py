@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from wavegms.models.mask_network import logits_of, mask_network
-from wavegms.models.volumetric import as_slices, as_window
+from wavegms.models.windows import as_slices, as_window
 from wavegms.variants import WINDOW
 
 
