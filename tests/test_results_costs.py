@@ -6,11 +6,14 @@ import pytest
 from copies import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from scores import write_scores
+from scores import invent_scores, write_scores
+from test_model_card import card as make_card
 
 from wavegms.errors import InputError
 from wavegms.figures.results import plot_against_cost
+from wavegms.results import scores as evaluated
 from wavegms.results.costs import COSTS, beside_costs, on_front
+from wavegms.results.statistics import summarize
 from wavegms.results.tables import (
     read_published,
     read_scores,
@@ -89,6 +92,31 @@ def test_the_picture_has_what_has_costs_and_fills_the_front(segmentation, effici
     assert drawn == {(0.5, True), (0.125, True)}
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["Wave-GMS", "UNet", "Pareto front (filled)"]
+
+
+@pytest.mark.parametrize("trained", ["exact", "fast"])
+@pytest.mark.parametrize("scored", ["exact", "fast"])
+def test_costs_are_those_of_the_decoder_that_was_used(tmp_path, efficiency, trained, scored):
+    """As `write_scores` says which: a step by the one, a prediction by the other."""
+    for name, column in (("sizes", "inference_gflop"), ("measurements", "image_seconds")):
+        exact = pd.read_csv(efficiency / f"{name}.csv").assign(decoder="exact")
+        fast = exact[exact["variant"] == "wave_gms"].assign(decoder="fast")
+        fast[column] /= 4
+        pd.concat([exact, fast]).to_csv(efficiency / f"{name}.csv", index=False)
+    for variant in ("wave_gms", "unet"):
+        scores = invent_scores(variant=variant)
+        parameters = {"training": {"decoder": trained}}
+        card = make_card(variant=variant, seed=1, image_size=224, parameters=parameters)
+        path = tmp_path / f"own/busi/{variant}/seed_1/busi.csv"
+        own = scores.loc[:, "id":]
+        evaluated.write_scores(path, own, summarize(scores, 50, 0), card, "busi", scored)
+    systems = summarize_systems(read_scores(tmp_path / "own"), 50, 0)
+    table = segmentation_table(systems, read_published(ROOT / "results/published"))
+    rows = beside_costs(table, efficiency).set_index("variant")
+    steps, predictions = {"exact": 0.5, "fast": 0.125}, {"exact": 37.5, "fast": 9.375}
+    assert rows.loc["wave_gms", "step_seconds"] == steps[trained]
+    assert rows.loc["wave_gms", "inference_gflop"] == predictions[scored]
+    assert rows.loc["unet", ["inference_gflop", "step_seconds"]].tolist() == [37.5, 0.125]
 
 
 def test_without_measurements_there_is_no_picture(segmentation, tmp_path):
