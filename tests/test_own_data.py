@@ -255,30 +255,29 @@ def test_folds_are_set_with_new_images_and_with_known_ones(project, tmp_path, ca
     write_skin(tmp_path / "scans", tmp_path / "outlines", count=20)
     (project / "notebooks").mkdir()
     params, profile = project / "params.yaml", project / "conf/profile/skin.yaml"
-    new = [
-        "add",
-        "skin",
-        "--images",
-        str(tmp_path / "scans"),
-        "--masks",
-        str(tmp_path / "outlines"),
-    ]
-    before = params.read_text()
-    for folds, said in ((0, "leaves nothing"), (1, "leaves nothing"), (50, "20 images in")):
-        assert main([*new, "--folds", str(folds)]) == 1
-        assert said in capsys.readouterr().err
-        assert params.read_text() == before and not profile.exists()
-    assert main([*new, "--folds", "5"]) == 0
+    folders = ["--images", str(tmp_path / "scans"), "--masks", str(tmp_path / "outlines")]
+
+    def refused(command, said):
+        before = params.read_text()
+        assert main(command) == 1 and said in capsys.readouterr().err
+        assert params.read_text() == before
+
+    text = params.read_text()
+    for folds in ("0", "1"):
+        refused(["add", "skin", *folders, "--folds", folds], "leaves nothing to train on")
+        assert not profile.exists() and not (project / "data").exists()
+    assert main(["add", "skin", *folders, "--folds", "5"]) == 0
     said = capsys.readouterr().out
     assert "split.folds: 5" in said and "test images" not in said  # all twenty are
     assert load_params(params).split.folds == 5
     assert yaml.safe_load(params.read_text()) == composed(project, tmp_path, "skin")
-    text = profile.read_text()
+    written = profile.read_text()
+    refused(["add", "skin", "--folds", "50"], "split.folds is 50, but 20 images")
     assert main(["add", "skin", "--folds", "4"]) == 0
     said = capsys.readouterr().out
-    assert f"{profile.relative_to(project)} was there and is left as it is: write split: " in said
-    assert load_params(params).split.folds == 4 and profile.read_text() == text
-    assert comments(params.read_text()) == comments(before)
+    assert "skin.yaml was there and is left as it is: write split: {folds: 4} there" in said
+    assert load_params(params).split.folds == 4 and profile.read_text() == written
+    assert comments(params.read_text()) == comments(text)
 
 
 def test_classes_are_named_as_folders_or_values(project, tmp_path, capsys):

@@ -223,7 +223,7 @@ def _measured_needs(
     for key, group in largest.groupby(["variant", "decoder"], sort=False):
         row, size = group.iloc[0], counted.loc[key]
         beyond = ", extrapolated" if group["extrapolated"].any() else ""
-        counts = f"{size.trainable_parameters:,}", f"{size.inference_gflop:,.1f}"
+        counts = f"{int(size.trainable_parameters):,}", f"{size.inference_gflop:,.1f}"
         where = f"{row.image_size} px, {row.memory}{beyond}; GFLOP at {size.image_size} px"
         batches = _on_cards(group["card"], group["batch_size"])
         found[key] = (row.system, "measured", *batches, *counts, where)
