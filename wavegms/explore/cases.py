@@ -286,7 +286,8 @@ class Workbench:
 
 
 def _open_folds(folder: Path) -> list[WaveGMSPipeline]:
-    return [WaveGMSPipeline.from_pretrained(place) for place in fold_models(folder)]
+    first = WaveGMSPipeline.from_pretrained(folder)
+    return [first, *map(WaveGMSPipeline.from_pretrained, fold_models(folder)[1:])]
 
 
 def _at_size(soft: Tensor, case: Case) -> np.ndarray:
