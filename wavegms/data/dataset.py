@@ -97,9 +97,9 @@ class PreparedDataset(Dataset):
             self.images, self.masks = images, masks
 
     @classmethod
-    def to_test(cls, folder: Path) -> Self:
+    def to_test(cls, folder: Path, in_memory: bool | None = None) -> Self:
         """All images that are scored: those of the test split, or with folds all there are."""
-        return cls(folder, SPLITS if number_of_folds(load_manifest(folder)) else "test")
+        return cls(folder, SPLITS if number_of_folds(load_manifest(folder)) else "test", in_memory)
 
     def __len__(self) -> int:
         return len(self.ids)

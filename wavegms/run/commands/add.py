@@ -62,6 +62,11 @@ def configure(parser: ArgumentParser) -> None:
         metavar="MM",
         help="from pixel to pixel, or of rows and of columns, for distances in millimetres",
     )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        help="train so many times, so that every image is scored by a model that did not see it",
+    )
 
 
 def execute(options: Namespace) -> None:
@@ -87,7 +92,7 @@ def execute(options: Namespace) -> None:
     if options.called is not None:
         name, source = options.called, Path(options.name).absolute()
     enter_project()
-    print(say(add_dataset(name, images, masks, reading, source)), end="")
+    print(say(add_dataset(name, images, masks, reading, source, options.folds)), end="")
 
 
 def _named(classes: list[str]) -> dict[str, int | str] | list[str]:
