@@ -233,9 +233,7 @@ def masks_of(codebook: VQModel, codes: Tensor, palette: Palette = BLACK_AND_WHIT
     shape = (*codes.shape, codebook.config.latent_channels)
     latents = codebook.quantize.get_codebook_entry(codes.flatten(), shape)
     decoded = codebook.decode(latents, force_not_quantize=True).sample
-    if (
-        palette.classes == 1
-    ):  # their mean before it is scaled: in another order the last bit differs
+    if palette.classes == 1:  # the mean before the scaling: in another order the last bit differs
         decoded = decoded.mean(1, keepdim=True)
     return palette.shares((decoded + 1) / 2)
 
