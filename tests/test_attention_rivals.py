@@ -59,7 +59,7 @@ def test_the_parts_of_sme_swin_unet_have_the_official_sizes(whole):
     rest = sizes(transformer.norms, sme.superpixels, *sme.external)
     assert rest == [1_440, 1_344, 1_536, 3_072, 6_144]
     with torch.device("meta"):
-        two = SMESwinUNet(classes=2)
+        two = SMESwinUNet(logits=2)
     assert sizes(two, two.supplement) == [169_790_880, 12]
     idle = [p.numel() for name, p in two.named_parameters() if name.startswith(two.UNUSED)]
     assert sum(idle) == 32_940
@@ -119,22 +119,22 @@ def golden(real_data):
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "classes"), [("swin_unet", 1), ("swin_unet", 2), ("sme_swin_unet", 1)]
+    ("name", "logits"), [("swin_unet", 1), ("swin_unet", 2), ("sme_swin_unet", 1)]
 )
-def test_the_whole_swin_networks_give_what_the_official_ones_give(name, classes, golden):
+def test_the_whole_swin_networks_give_what_the_official_ones_give(name, logits, golden):
     """In float32, as they were run: a tenth of the tolerance was measured."""
     facts, expected = golden(name)
-    model = OFFICIAL[name](classes=classes).eval()
-    key = "trainable_parameters" if classes == 2 else "trainable_parameters_classes_1"
+    model = OFFICIAL[name](logits=logits).eval()
+    key = "trainable_parameters" if logits == 2 else "trainable_parameters_classes_1"
     assert sizes(model) == [facts[key]]
     shapes = Counter(tuple(parameter.shape) for parameter in model.parameters())
-    if classes == facts["classes"]:
+    if logits == facts["classes"]:
         assert shapes == Counter(tuple(shape) for _, shape in facts["parameter_shapes"])
     for formula in (sine, hashed):
         fill(model, formula)
         with torch.no_grad():
             logits = model(waves())
-        key = f"{'sine' if formula is sine else 'hash'}_classes{classes}"
+        key = f"{'sine' if formula is sine else 'hash'}_classes{logits}"
         close = {"rtol": 0, "atol": 5e-5}
         torch.testing.assert_close(functional.avg_pool2d(logits, 8), expected[key], **close)
         corner = expected[f"{key}_corner"]

@@ -120,6 +120,11 @@ def test_pixels_to_be_ignored_are_of_no_class_and_do_not_count(bench, case):
     wrong[:4] = 1
     scores = bench.score(wrong, ignored.truth, ignored.counted)
     assert scores["dsc"] == 1 and scores["hd95"] == 0
+    # nor are they painted as errors
+    found = mask_of(bench.soft_mask(ignored), 0.4) > 0
+    assert found[:4].any()
+    wrong = found[4:] & ~(ignored.truth[4:] > 0)
+    assert f"wrong: {wrong.sum()} px" in show_case(bench, ignored, 0.4).pictures
 
 
 def test_a_pixel_is_right_wrong_missed_or_of_another_class():

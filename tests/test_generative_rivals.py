@@ -381,7 +381,7 @@ def run(prepared, validation_set, training_params, tmp_path, monkeypatch):
     """Two epochs of two steps; GSS's codebook is left with ten."""
     whole = gss.train_codebook
     monkeypatch.setattr(
-        gss, "train_codebook", lambda book, masks, steps, seed: whole(book, masks, 10, seed)
+        gss, "train_codebook", lambda book, masks, steps, *rest: whole(book, masks, 10, *rest)
     )
 
     def make(name, place="model", left=None, **changes):

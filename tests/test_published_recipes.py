@@ -19,6 +19,7 @@ from wavegms.data.batches import Augmentation, TrainingBatches
 from wavegms.data.dataset import PreparedDataset
 from wavegms.models.build import build_variant
 from wavegms.models.imagenet import begin_from_imagenet
+from wavegms.models.mask_network import logits_of
 from wavegms.recipes import one_cycle, planned_batch, planned_widths, polynomial
 from wavegms.training import loop as training_loop
 from wavegms.training.loss import soft_dice
@@ -62,50 +63,60 @@ def run_of(train_set, validation_set, training_params, tmp_path):
 
 
 def entropy(p, t):
-    return -(t * np.log(p) + (1 - t) * np.log(1 - p))
+    """Of the shares of background and classes, (B, K + 1, H, W), where t is true, (B, 1, H, W)."""
+    return -np.log(np.take_along_axis(p, t, 1))
 
 
 def dice_of(p, t, smooth, power=1):
     return (2 * (p * t).sum() + smooth) / ((p**power).sum() + (t**power).sum() + smooth)
 
 
-def plain_bce(logits, masks):
-    return entropy(logits[0], masks).mean()
+def of_each(t, p):
+    return t == np.arange(p.shape[1])[:, None, None]
 
 
-def plain_weighted(logits, masks):
-    p = logits[0]
-    found = entropy(p, masks)
-    bce = 0.5 * found[masks == 1].mean() + 0.5 * found[masks == 0].mean()
-    pairs = zip(0.5 * p, 0.5 * masks, strict=True)
-    dice = np.mean([1 - dice_of(a, b, 1e-5, 2) for a, b in pairs])
-    return 0.5 * dice + 0.5 * bce
+def plain_bce(shares, t):
+    return entropy(shares[0], t).mean()
 
 
-def plain_nnunet(logits, masks):
+def plain_weighted(shares, t):
+    p = shares[0]
+    found, wanted = entropy(p, t), of_each(t, p)
+    ce = np.mean([found[t == value].mean() for value in range(p.shape[1])])
+    halves = [
+        (0.5 * p[i, k], 0.5 * wanted[i, k]) for i in range(len(p)) for k in range(1, p.shape[1])
+    ]
+    dice = np.mean([1 - dice_of(a, b, 1e-5, 2) for a, b in halves])
+    return 0.5 * dice + 0.5 * ce
+
+
+def plain_nnunet(shares, t):
     weights = np.array([1, 1 / 2, 1 / 4, 1 / 8])
     weights = weights / weights.sum()
     np.testing.assert_allclose(weights, [0.533, 0.267, 0.133, 0.067], atol=5e-4)
     total = 0
-    for level, (weight, p) in enumerate(zip(weights, logits, strict=True)):
-        smaller = masks[:, :, :: 2**level, :: 2**level]
-        total += weight * (1 - dice_of(p, smaller, 1e-5) + entropy(p, smaller).mean())
+    for level, (weight, p) in enumerate(zip(weights, shares, strict=True)):
+        smaller = t[:, :, :: 2**level, :: 2**level]
+        wanted, classes = of_each(smaller, p), range(1, p.shape[1])
+        dice = np.mean([dice_of(p[:, k], wanted[:, k], 1e-5) for k in classes])
+        total += weight * (1 - dice + entropy(p, smaller).mean())
     return total
 
 
-def plain_egeunet(logits, masks):
+def plain_egeunet(shares, t):
     def one(p):
-        pairs = zip(p, masks, strict=True)
-        return entropy(p, masks).mean() + np.mean([1 - dice_of(a, b, 1) for a, b in pairs])
+        wanted, classes = of_each(t, p), range(1, p.shape[1])
+        dice = [dice_of(p[i, k], wanted[i, k], 1) for i in range(len(p)) for k in classes]
+        return entropy(p, t).mean() + np.mean([1 - each for each in dice])
 
-    mask, five, four, three, two, first = map(one, logits)
+    mask, five, four, three, two, first = map(one, shares)
     return mask + 0.1 * five + 0.2 * four + 0.3 * three + 0.4 * two + 0.5 * first
 
 
-def plain_swin(logits, masks):
-    p = logits[0]
-    both = [dice_of(p, masks, 1e-5, 2), dice_of(1 - p, 1 - masks, 1e-5, 2)]
-    return 0.4 * entropy(p, masks).mean() + 0.6 * (1 - np.mean(both))
+def plain_swin(shares, t):
+    p = shares[0]
+    dice = [dice_of(p[:, k], of_each(t, p)[:, k], 1e-5, 2) for k in range(p.shape[1])]
+    return 0.4 * entropy(p, t).mean() + 0.6 * (1 - np.mean(dice))
 
 
 PLAIN = {
@@ -117,29 +128,35 @@ PLAIN = {
 }
 
 
-def drawn(sides):
-    logits = [torch.randn(3, 1, side, side, dtype=torch.float64) for side in sides]
-    return logits, (torch.rand(3, 1, 16, 16, dtype=torch.float64) < 0.3).double()
+def drawn(sides, classes=1):
+    logits = [torch.randn(3, logits_of(classes), side, side, dtype=torch.float64) for side in sides]
+    return logits, torch.randint(classes + 1, (3, 1, 16, 16)).double()
 
 
+@pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_is_the_published_formula(name):
+def test_a_loss_is_the_published_formula(name, classes):
+    """Of several classes too, where a softmax gives the shares; of one it is a sigmoid's."""
     plain, sides = PLAIN[name]
-    logits, masks = drawn(sides)
+    logits, masks = drawn(sides, classes)
     terms = LOSSES[name](logits, masks)
-    expected = plain([one.sigmoid().numpy() for one in logits], masks.numpy())
+    if classes == 1:
+        logits = [torch.cat([torch.zeros_like(one), one], 1) for one in logits]
+    shares = [one.softmax(1).numpy() for one in logits]
+    expected = plain(shares, masks.long().numpy())
     assert terms["loss"].item() == pytest.approx(expected, rel=1e-10)
     assert sum(v.item() for k, v in terms.items() if k != "loss") == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("name", LOSSES)
-def test_pixels_that_do_not_count_have_no_part_in_a_loss(name):
-    logits, masks = drawn(PLAIN[name][1])
-    masks[:, :, :8] = 2
-    masks[1] = 2  # an image of which nothing counts
+def test_pixels_that_do_not_count_have_no_part_in_a_loss(name, classes):
+    logits, masks = drawn(PLAIN[name][1], classes)
+    masks[:, :, :8] = classes + 1
+    masks[1] = classes + 1  # an image of which nothing counts
     other = [one.clone() for one in logits]
     for one in other:
-        one[:, :, : one.shape[2] // 2] += 3
+        one[:, -1:, : one.shape[2] // 2] += 3
     first, second = (LOSSES[name](one, masks)["loss"] for one in (logits, other))
     assert torch.isfinite(first) and first.item() == pytest.approx(second.item(), rel=1e-12)
 

@@ -16,6 +16,12 @@ MOST_CLASSES = 7
 COLOURS = ("#ffff00", "#00ffff", "#ff00ff", "#ffffff", "#0000ff", "#ff0000", "#00ff00")
 
 
+def require_one_class(count: int, what: str, way_out: str) -> None:
+    """Checks that there are no several classes, of which `what` knows nothing."""
+    if count > 1:
+        raise InputError(f"{what} knows one class, and the data have {count}: {way_out}")
+
+
 def colours_of(count: int) -> tuple[str, ...]:
     """The colours of so many classes, as #rrggbb; of one class white."""
     if not 1 <= count <= MOST_CLASSES:

@@ -111,7 +111,7 @@ def planned_batch(side: int, images: int) -> int:
     """nnU-Net's rule: what fits beside its reference, 5 % of the training pixels, 2 or more.
 
     Counted are the values of all feature maps of one image: two convolutions a stage on the way
-    down, three on the way up, and the two classes.
+    down, three on the way up, and the logits of two classes.
     """
     widths = planned_widths(side)
     maps = [width * (side // 2**stage) ** 2 for stage, width in enumerate(widths)]

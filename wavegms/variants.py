@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from wavegms import recipes
+from wavegms.classes import require_one_class
 from wavegms.errors import InputError
 from wavegms.recipes import Recipe
 
@@ -122,8 +123,22 @@ _NNUNET = VariantSpec(
     several_classes=True,
     published=recipes.NNUNET,
 )
-_EGE = VariantSpec("EGE-UNet", "egeunet", None, side_divisor=32, published=recipes.EGEUNET)
-_SWIN = VariantSpec("SwinUNet", "swin_unet", None, side_divisor=32, published=recipes.SWIN_UNET)
+_EGE = VariantSpec(
+    "EGE-UNet",
+    "egeunet",
+    None,
+    side_divisor=32,
+    several_classes=True,
+    published=recipes.EGEUNET,
+)
+_SWIN = VariantSpec(
+    "SwinUNet",
+    "swin_unet",
+    None,
+    side_divisor=32,
+    several_classes=True,
+    published=recipes.SWIN_UNET,
+)
 _SME = VariantSpec(
     "SME-SwinUNet",
     "sme_swin_unet",
@@ -131,9 +146,17 @@ _SME = VariantSpec(
     side_divisor=32,
     graphable=False,
     idle_weights=True,
+    several_classes=True,
     published=recipes.SME_SWIN_UNET,
 )
-_UCT = VariantSpec("UCTransNet", "uctransnet", None, side_divisor=16, published=recipes.UCTRANSNET)
+_UCT = VariantSpec(
+    "UCTransNet",
+    "uctransnet",
+    None,
+    side_divisor=16,
+    several_classes=True,
+    published=recipes.UCTRANSNET,
+)
 _MEDSEGDIFF = VariantSpec(
     "MedSegDiff-V2",
     "medsegdiff_v2",
@@ -149,6 +172,7 @@ _SDSEG = VariantSpec(
     side_divisor=128,
     smallest_side=128,
     generative=True,
+    several_classes=True,
     published=recipes.SDSEG,
 )
 _GSS = VariantSpec(
@@ -157,6 +181,7 @@ _GSS = VariantSpec(
     None,
     side_divisor=32,
     generative=True,
+    several_classes=True,
     published=recipes.GSS,
 )
 
@@ -248,19 +273,11 @@ def require_side(name: str, side: int, parameter: str) -> None:
         raise InputError(f"{parameter} is {side}, but variant {name} needs one {wanted}")
 
 
-def require_classes(name: str, count: int, recipe: RecipeName = "common") -> None:
-    """Checks that a variant knows so many classes, and so does the recipe it is to follow."""
-    if count > 1 and followed_recipe(name, recipe):
-        raise InputError(
-            f"the published recipe of variant {name} is of one class, and the data have {count}: "
-            "set training.recipe to common"
-        )
-    if count > 1 and not variant_spec(name).several_classes:
+def require_classes(name: str, count: int) -> None:
+    """Checks that a variant knows so many classes."""
+    if not variant_spec(name).several_classes:
         able = ", ".join(other for other, spec in VARIANTS.items() if spec.several_classes)
-        raise InputError(
-            f"variant {name} knows one class, and the data have {count}: leave it out, or choose "
-            f"among {able}"
-        )
+        require_one_class(count, f"variant {name}", f"leave it out, or choose among {able}")
 
 
 def require_volumes(name: str, volumes: bool) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wavegms.classes import require_one_class
 from wavegms.config import AutoencoderParams, FoundationParams
 from wavegms.costs.measure import counting_operations
 from wavegms.data.dataset import PreparedDataset
-from wavegms.errors import InputError
 from wavegms.figures.method import count_parameters
 from wavegms.models.autoencoder import (
     Autoencoder,
@@ -129,11 +129,8 @@ def repaint(vae: Autoencoder, dataset: PreparedDataset, most: int = 256) -> pd.D
     Columns: id; psnr of the image in dB; dice of the mask, and thin, the Dice of what lies about
     the mask's thin parts, both in [0, 1]; thin is missing where a mask has no such parts.
     """
-    if dataset.classes:
-        raise InputError(
-            f"{', '.join(dataset.classes)} are several classes, and autoencoders are compared on "
-            "masks of one: leave the dataset out of foundations.datasets"
-        )
+    way_out = f"leave {dataset.folder.name} out there"
+    require_one_class(len(dataset.classes), "foundations.datasets", way_out)
     rows = []
     for masks, found, psnr in repaint_split(vae, dataset, 4, most):
         near = _near_thin_parts(masks)

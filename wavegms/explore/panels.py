@@ -85,7 +85,7 @@ def show_case(bench: Workbench, case: Case, threshold: float) -> Panel:
         pictures = [image, outlined, shown]
         metrics = f"<span>The prediction covers {cover}. There is no true mask to compare.</span>"
     else:
-        errors = compare(prediction, case.truth)
+        errors = compare(prediction * case.counted, case.truth)
         truth = Picture(
             outline(case.picture, case.truth, TRUTH, several),
             "Truth",

@@ -42,7 +42,7 @@ def build_variant(
     spec = variant_spec(name)
     network = in_place or spec.network
     if spec.generative:
-        return build_generative(network, vae)
+        return build_generative(network, vae, classes)
     latent_channels = latent_channels_of(vae)
     if network == "wavelet":
         encoder = MultiResolutionEncoder(latent_channels, sample_at_inference)

@@ -10,7 +10,6 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Generator, Tensor, nn
 
-from wavegms.images import IGNORED
 from wavegms.models.autoencoder import Autoencoder, Generators
 
 GENERATIVE: dict[str, Callable[..., "Generative"]] = {}
@@ -27,8 +26,8 @@ _AUTOENCODERS = {kind.__name__: kind for kind in (AutoencoderTiny, AutoencoderKL
 class Generative(nn.Module):
     """What `generative_network` registers; `unexportable` is why no ONNX file can hold it.
 
-    Images are (B, 3, H, W) in [0, 1], masks (B, 1, H, W), 0 or 1. Generators are one for each
-    image, one for all, or None for torch's own random state.
+    Images are (B, 3, H, W) in [0, 1], masks (B, 1, H, W), 0 to the number of classes, K. Generators
+    are one for each image, one for all, or None for torch's own random state.
     """
 
     unexportable = "draws random numbers, which an ONNX file cannot repeat"
@@ -43,14 +42,15 @@ class Generative(nn.Module):
         raise NotImplementedError
 
     def predict(self, images: Tensor, decode: Decode | None, generators: Generators) -> Tensor:
-        """Soft masks (B, 1, H, W) in [0, 1]; `decode` makes them of the autoencoder's latents."""
+        """Soft masks (B, K, H, W) in [0, 1]; `decode` makes them of the autoencoder's latents."""
         raise NotImplementedError
 
 
 def generative_network(build: Callable[..., Generative]) -> Callable[..., Generative]:
     """Registers a network, under its function's name, for a `generative` entry of `VARIANTS`.
 
-    A function with an argument `vae` is given an autoencoder of the run's shape.
+    A function with an argument `vae` is given an autoencoder of the run's shape, and one that knows
+    several classes their number as `classes`.
     """
     GENERATIVE[build.__name__] = build
     return build
@@ -64,13 +64,14 @@ class GenerativeNetwork(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, architecture: str, autoencoder: dict[str, Any] | None = None):
+    def __init__(
+        self, architecture: str, autoencoder: dict[str, Any] | None = None, classes: int = 1
+    ):
         super().__init__()
-        build = _builder_of(architecture)
-        if autoencoder is None:
-            self.network = build()
-        else:
-            self.network = build(_of_shape(autoencoder))
+        given = {} if autoencoder is None else {"vae": _of_shape(autoencoder)}
+        if classes > 1:
+            given["classes"] = classes
+        self.network = _builder_of(architecture)(**given)
 
     def forward(
         self,
@@ -84,12 +85,12 @@ class GenerativeNetwork(ModelMixin, ConfigMixin):
         Other generators than one for each image are of another shape than what is drawn here.
         """
         drawn = generators if isinstance(generators, list) else None
-        return self.network.loss(images, masks * (masks < IGNORED), vae, drawn)
+        return self.network.loss(images, masks * (masks <= self.config.classes), vae, drawn)
 
     def predict(
         self, images: Tensor, decode: Decode | None = None, generator: Generator | None = None
     ) -> Tensor:
-        """Soft masks (B, 1, H, W) in [0, 1], each the same in any batch.
+        """Soft masks (B, K, H, W) in [0, 1], each the same in any batch.
 
         By a fixed noise, or, image by image, by what a generator draws.
         """
@@ -102,13 +103,16 @@ class GenerativeNetwork(ModelMixin, ConfigMixin):
         return self.network.predict(images, decode, drawn)
 
 
-def build_generative(architecture: str, vae: Autoencoder | None) -> GenerativeNetwork:
+def build_generative(
+    architecture: str, vae: Autoencoder | None, classes: int = 1
+) -> GenerativeNetwork:
     """A network of `GENERATIVE`, for the latents of this autoencoder if it needs one."""
     if "vae" not in inspect.signature(_builder_of(architecture)).parameters:
-        return GenerativeNetwork(architecture)
+        return GenerativeNetwork(architecture, classes=classes)
     known = inspect.signature(type(vae).__init__).parameters  # AutoencoderTiny notes one more
     shape = {key: value for key, value in vae.config.items() if key in known}
-    return GenerativeNetwork(architecture, {"_class_name": type(vae).__name__, **shape})
+    shape["_class_name"] = type(vae).__name__
+    return GenerativeNetwork(architecture, shape, classes)
 
 
 def _of_shape(config: Mapping[str, Any]) -> Autoencoder:

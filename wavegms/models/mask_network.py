@@ -15,10 +15,10 @@ MASK_NETWORKS: dict[str, Callable[..., nn.Module]] = {}
 def mask_network(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Registers a network, under its function's name, for an entry of `VARIANTS`.
 
-    It maps (B, 3, H, W) in [0, 1] to logits (B, 1, H, W). One whose weights depend on the side of
-    its images takes that as `image_size`, one that knows several classes their number as `classes`:
-    then it has as many logits and one of the background, the first. In training it may give a list
-    of logits: the mask's, then those of auxiliary masks, which only a loss of its own looks at.
+    It maps (B, 3, H, W) in [0, 1] to logits, as many as `logits_of(classes)`; their number is its
+    argument `classes`. One whose weights depend on the side of its images takes that as
+    `image_size`. In training it may give a list of logits: the mask's, then those of auxiliary
+    masks, which only a loss of its own looks at.
     """
     MASK_NETWORKS[build.__name__] = build
     return build
@@ -46,7 +46,7 @@ def unet(classes: int = 1) -> nn.Module:
 
 
 def logits_of(classes: int) -> int:
-    """How many logits a pixel has: of one class its own, of several the background's as well."""
+    """How many logits a pixel has: of one class its own, of several the background's first."""
     return 1 if classes == 1 else classes + 1
 
 
@@ -66,26 +66,24 @@ class MaskNetwork(ModelMixin, ConfigMixin):
         super().__init__()
         self.network = builder_of(architecture)()
 
+    @property
+    def side(self) -> int | None:
+        """The one side in pixels that its weights are for; None if they do not depend on it."""
+        return self.config.get("image_size")
+
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], sides divisible by `side_divisor` -> (B, 1, H, W) in [0, 1]."""
+        """(B, 3, H, W) in [0, 1], sides as `VariantSpec` says -> (B, K, H, W) in [0, 1].
+
+        Of several classes a pixel has one or none, and the sum over them is at most 1.
+        """
+        if self.side and images.shape[2:] != (self.side, self.side):
+            raise InputError(
+                f"{self.config.architecture} was built for {self.side}x{self.side} pixels, not for "
+                f"{images.shape[3]}x{images.shape[2]}: train it anew at that image_size"
+            )
         logits = self.network(images)
-        return self._probabilities(logits[0] if isinstance(logits, list) else logits)
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
-
-
-class ClassesMaskNetwork(MaskNetwork):
-    """One of several classes 1 to K, of which a pixel has one or none."""
-
-    @register_to_config
-    def __init__(self, architecture: str, classes: int):
-        ModelMixin.__init__(self)
-        self.network = builder_of(architecture)(classes=classes)
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        """(B, K + 1, H, W) -> (B, K, H, W), whose sum is at most 1."""
-        return logits.softmax(dim=1)[:, 1:]
+        logits = logits[0] if isinstance(logits, list) else logits
+        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, 1:]
 
 
 class SizedMaskNetwork(MaskNetwork):
@@ -96,24 +94,20 @@ class SizedMaskNetwork(MaskNetwork):
         ModelMixin.__init__(self)
         self.network = builder_of(architecture)(image_size)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] -> (B, 1, S, S) in [0, 1]."""
-        side = self.config.image_size
-        if images.shape[2:] != (side, side):
-            raise InputError(
-                f"{self.config.architecture} was built for {side}x{side} pixels, not for "
-                f"{images.shape[3]}x{images.shape[2]}: train it anew at that image_size"
-            )
-        return super().forward(images)
+
+class ClassesMaskNetwork(MaskNetwork):
+    """One of several classes; with an `image_size`, as `SizedMaskNetwork`."""
+
+    @register_to_config
+    def __init__(self, architecture: str, classes: int, image_size: int | None = None):
+        ModelMixin.__init__(self)
+        size = {} if image_size is None else {"image_size": image_size}
+        self.network = builder_of(architecture)(**size, classes=classes)
 
 
 def build_mask_network(architecture: str, image_size: int, classes: int = 1) -> MaskNetwork:
-    """A network of `MASK_NETWORKS`, for images of a side in pixels.
-
-    Of several classes only where it knows them, see `wavegms.variants.require_classes`.
-    """
+    """A network of `MASK_NETWORKS`, for images of a side in pixels."""
+    sized = "image_size" in inspect.signature(builder_of(architecture)).parameters
     if classes > 1:
-        return ClassesMaskNetwork(architecture, classes)
-    if "image_size" in inspect.signature(builder_of(architecture)).parameters:
-        return SizedMaskNetwork(architecture, image_size)
-    return MaskNetwork(architecture)
+        return ClassesMaskNetwork(architecture, classes, image_size if sized else None)
+    return SizedMaskNetwork(architecture, image_size) if sized else MaskNetwork(architecture)

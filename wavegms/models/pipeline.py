@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from wavegms.classes import label_map
+from wavegms.classes import label_map, require_one_class
 from wavegms.errors import InputError, first_line, require_number
 from wavegms.files import is_hub_id, only_seed
 from wavegms.images import FULL_SCALE, Scale, as_rgb, resize_image
@@ -228,11 +228,8 @@ class WaveGMSPipeline(DiffusionPipeline):
         """
         if decoder not in get_args(Decoder):
             raise InputError(f"decoder is {decoder!r}: choose exact or fast")
-        if self.vae is not None and decoder == "fast" and self.classes:
-            raise InputError(
-                f"decoder is fast, which knows black and white, and the masks of this model have "
-                f"colours for {len(self.classes)} classes: choose exact"
-            )
+        if self.vae is not None and decoder == "fast":
+            require_one_class(len(self.classes), "decoder fast", "choose exact")
         if self.vae is not None and decoder == "fast" and self.mask_decoder is None:
             found = kept_mask_decoder(self.vae)
             # torch's own way, as diffusers' warns of what does not concern it

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from wavegms.classes import require_one_class
 from wavegms.config import Params, ReadingParams, load_params
 from wavegms.data.catalog import find_cases, root_of, spec_of
 from wavegms.data.classes import with_classes
@@ -113,22 +114,14 @@ def _check_classes(name: str, folder: Path, params: Params) -> None:
     ablation = params.ablation.variants if name in params.ablation.datasets else []
     for variant in [*params.variants, *ablation]:
         try:
-            require_classes(variant, len(classes), params.training.recipe)
+            require_classes(variant, len(classes))
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-    if not classes:
-        return
     if name in params.foundations.datasets:
-        raise InputError(
-            f"foundations.datasets names {name}, which has several classes, and autoencoders are "
-            "compared on masks of one: leave it out"
-        )
+        require_one_class(len(classes), f"{name}: foundations.datasets", f"leave {name} out there")
     for section in ("training", "evaluation"):
         if getattr(params, section).decoder == "fast":
-            raise InputError(
-                f"{section}.decoder is fast, which knows black and white, and {name} has "
-                f"{len(classes)} classes: set it to exact"
-            )
+            require_one_class(len(classes), f"{name}: {section}.decoder fast", "set it to exact")
 
 
 def _check_volumes(name: str, folder: Path, params: Params) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from wavegms.classes import require_one_class
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, replace_folder, sha256_of, write_text
 from wavegms.images import Scale
@@ -55,8 +56,7 @@ def keep_weights(
 
     `about` is for readers: images, licence, selection, metrics.
     """
-    if pipeline.classes:
-        raise InputError(f"{name} has several classes, and kept weights know one: share its folder")
+    require_one_class(len(pipeline.classes), "a file of kept weights", f"share {name} as a folder")
     parts = {part: getattr(pipeline, part) for part in _TRAINED if getattr(pipeline, part)}
     state = {
         f"{part}.{key}": value.detach().cpu().to(torch.bfloat16).contiguous()

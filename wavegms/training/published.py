@@ -1,8 +1,10 @@
 """The recipes of `wavegms/recipes.py` at work: losses, what learns, what is optimised.
 
 A loss takes logits, the mask's (B, 1, H, W) first and then those of auxiliary masks, and masks
-(B, 1, H, W), 0, 1, or 2 for pixels that do not count. What it takes over a batch it takes, with
-several processes, over each one's part.
+(B, 1, H, W), 0, 1, or 2 for pixels that do not count. Of several classes, logits are (B, K + 1, H,
+W), the background's first, and masks 0 to K, or K + 1: a softmax and the cross-entropy of all
+classes are in the place of the sigmoid and the binary one, and a Dice is the mean of the classes'.
+What it takes over a batch it takes, with several processes, over each one's part.
 """
 
 import copy
@@ -13,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from wavegms.images import IGNORED
 from wavegms.models.autoencoder import Autoencoder, Generators, at_least_float32
 from wavegms.models.build import Network
 from wavegms.models.generative import GenerativeNetwork
@@ -29,19 +30,21 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def bce(logits: Sequence[Tensor], masks: Tensor) -> Terms:
-    """MultiResUNet's: binary cross-entropy."""
+    """MultiResUNet's: cross-entropy."""
     return _sum(bce=_mean(*_pixels(logits[0], masks)))
 
 
 def weighted_bce_dice(logits: Sequence[Tensor], masks: Tensor) -> Terms:
     """ACC-UNet's and UCTransNet's: half Dice with squares, of halved values, half cross-entropy.
 
-    Of the latter half each are the means over foreground and background of the whole batch.
+    The latter is the mean of those of background and foreground in the whole batch.
     """
     entropy, counted = _pixels(logits[0], masks)
-    parts = (_mean(entropy, counted & (masks == value)) for value in (0, 1))
-    dice = _dice(logits[0].sigmoid() / 2, masks / 2, counted, squared_pred=True)
-    return _sum(bce=0.25 * sum(parts), dice=0.5 * dice)
+    shares, wanted = _foreground(logits[0], masks)
+    values = range(1 + wanted.shape[1])
+    parts = (_mean(entropy, counted & (masks == value)) for value in values)
+    dice = _dice(shares / 2, wanted / 2, counted, squared_pred=True)
+    return _sum(bce=0.5 * sum(parts) / len(values), dice=0.5 * dice)
 
 
 def nnunet(logits: Sequence[Tensor], masks: Tensor) -> Terms:
@@ -57,21 +60,21 @@ def nnunet(logits: Sequence[Tensor], masks: Tensor) -> Terms:
         pixels, counted = _pixels(one, smaller)
         share = weight / sum(weights)
         entropy = entropy + share * _mean(pixels, counted)
-        dice = dice + share * _dice(one.sigmoid(), smaller, counted, batch=True)
+        dice = dice + share * _dice(*_foreground(one, smaller), counted, batch=True)
     return _sum(ce=entropy, dice=dice)
 
 
 def egeunet(logits: Sequence[Tensor], masks: Tensor) -> Terms:
     """EGE-UNet's: cross-entropy and Dice smoothed by 1, of the mask and of five auxiliary ones."""
 
-    def one(logit: Tensor) -> Tensor:
-        entropy, counted = _pixels(logit, masks)
-        dice = _dice(logit.sigmoid(), masks, counted, smooth_nr=1.0, smooth_dr=1.0)
+    def one(logits: Tensor) -> Tensor:
+        entropy, counted = _pixels(logits, masks)
+        dice = _dice(*_foreground(logits, masks), counted, smooth_nr=1.0, smooth_dr=1.0)
         return _mean(entropy, counted) + dice
 
     mask, *auxiliary = logits
     pairs = zip(_OF_EGE, auxiliary, strict=True)
-    return _sum(seg=one(mask), auxiliary=sum(weight * one(logit) for weight, logit in pairs))
+    return _sum(seg=one(mask), auxiliary=sum(weight * one(other) for weight, other in pairs))
 
 
 def swin_unet(logits: Sequence[Tensor], masks: Tensor) -> Terms:
@@ -80,9 +83,10 @@ def swin_unet(logits: Sequence[Tensor], masks: Tensor) -> Terms:
     Of foreground and background, each over the whole batch.
     """
     entropy, counted = _pixels(logits[0], masks)
-    share = logits[0].sigmoid()
-    both, of_both = torch.cat([1 - share, share], 1), torch.cat([1 - masks, masks], 1)
-    dice = _dice(both, of_both, counted, squared_pred=True, batch=True)
+    every = (
+        torch.cat([1 - one.sum(1, keepdim=True), one], 1) for one in _foreground(logits[0], masks)
+    )
+    dice = _dice(*every, counted, squared_pred=True, batch=True)
     return _sum(ce=0.4 * _mean(entropy, counted), dice=0.6 * dice)
 
 
@@ -99,7 +103,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> logits (B, 1, H, W), and what auxiliary ones there are."""
+        """(B, 3, H, W) -> the mask's logits, and what auxiliary ones there are."""
         logits = self.model.network(images)
         return logits if isinstance(logits, list) else [logits]
 
@@ -170,11 +174,26 @@ def _sum(**terms: Tensor) -> Terms:
 
 
 def _pixels(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of each pixel, and whether it counts."""
-    counted = masks < IGNORED
-    target = (masks * counted).to(at_least_float32(logits))
-    logits = at_least_float32(logits)
-    return functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), counted
+    """The cross-entropy of each pixel, and whether it counts: (B, 1, H, W) each."""
+    counted = masks <= _classes(logits)
+    target, logits = masks * counted, at_least_float32(logits)
+    if _classes(logits) == 1:
+        target = target.to(logits)
+        entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return entropy, counted
+    return functional.cross_entropy(logits, target[:, 0].long(), reduction="none")[:, None], counted
+
+
+def _foreground(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities of the classes and what they should be, (B, K, H, W) each."""
+    if _classes(logits) == 1:
+        return logits.sigmoid(), masks
+    numbers = torch.arange(1, logits.shape[1], device=masks.device)[:, None, None]
+    return logits.softmax(1)[:, 1:], (masks == numbers).to(logits)
+
+
+def _classes(logits: Tensor) -> int:
+    return max(1, logits.shape[1] - 1)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

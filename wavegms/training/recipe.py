@@ -27,7 +27,7 @@ from wavegms.models.generative import GenerativeNetwork
 from wavegms.models.gms_checkpoint import load_gms_mapping
 from wavegms.models.imagenet import begin_from_imagenet
 from wavegms.models.mask_decoder import MaskDecoder
-from wavegms.models.mask_network import SizedMaskNetwork
+from wavegms.models.mask_network import MaskNetwork
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.training.device import (
     can_be_graphed,
@@ -55,7 +55,7 @@ from wavegms.training.state import (
     load_state,
     only_training,
 )
-from wavegms.variants import VariantSpec, require_classes, require_volumes, variant_spec
+from wavegms.variants import VariantSpec, require_volumes, variant_spec
 
 # Of the training split, from which a generative network takes what it begins with.
 _MOST_MASKS = 512
@@ -246,7 +246,6 @@ def so_far(run: Run, device: torch.device) -> TrainingResult:
 def _build(run: Run, device: torch.device) -> tuple[Network, WaveGMSPipeline]:
     set_seed(run.seed)
     classes = len(run.train_set.classes) or 1
-    require_classes(run.variant, classes, run.training.recipe)
     model = build_variant(
         run.variant,
         image_size=run.train_set.image_size,
@@ -276,7 +275,8 @@ def _begin(run: Run, model: Network, device: torch.device) -> None:
     images = len(run.train_set)
     # one by one, as not all datasets are held in memory
     masks = [run.train_set[index]["mask"] for index in range(0, images, -(-images // _MOST_MASKS))]
-    masks = PreparedDataset.foreground_to_float(torch.stack(masks)).to(device)
+    classes = len(run.train_set.classes) or 1
+    masks = PreparedDataset.foreground_to_float(torch.stack(masks), classes).to(device)
     model.network.begin(masks, run.vae, run.seed)
 
 
@@ -348,9 +348,9 @@ def _check(run: Run, spec: VariantSpec, batch_size: int) -> None:
     if spec.depth > 1:
         scale = run.train_set.scale
         require_volumes(run.variant, scale is not None and scale.volumes is not None)
-    if isinstance(run.start, SizedMaskNetwork) and run.start.config.image_size != side:
+    if isinstance(run.start, MaskNetwork) and run.start.side not in (None, side):
         raise InputError(
-            f"training.start_from is a {run.variant} for {run.start.config.image_size} pixels, "
+            f"training.start_from is a {run.variant} for {run.start.side} pixels, "
             f"whose weights do not fit {side}: set image_size to its own, or training.start_from "
             "to null"
         )

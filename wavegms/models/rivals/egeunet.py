@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wavegms.models.mask_network import mask_network
+from wavegms.models.mask_network import logits_of, mask_network
 
 # Side of the free parameters before they are brought to the size of a map.
 _FREE = 8
@@ -75,12 +75,12 @@ class HadamardBlock(nn.Module):
 
 
 class Bridge(nn.Module):
-    """Group aggregation: the map from below, the encoder's and the auxiliary logit in quarters."""
+    """Group aggregation: the map from below, the encoder's and the auxiliary logits in quarters."""
 
-    def __init__(self, below: int, here: int):
+    def __init__(self, below: int, here: int, logits: int):
         super().__init__()
         self.project = nn.Conv2d(below, here, 1)
-        mixed = here // 2 + 1
+        mixed = here // 2 + logits
         self.branches = nn.ModuleList(
             nn.Sequential(
                 ChannelNorm(mixed),
@@ -90,18 +90,18 @@ class Bridge(nn.Module):
         )
         self.tail = nn.Sequential(ChannelNorm(4 * mixed), nn.Conv2d(4 * mixed, here, 1))
 
-    def forward(self, below: Tensor, here: Tensor, logit: Tensor) -> Tensor:
-        """(B, below, h, w), (B, here, H, W) and (B, 1, H, W) -> (B, here, H, W)."""
+    def forward(self, below: Tensor, here: Tensor, logits: Tensor) -> Tensor:
+        """(B, below, h, w), (B, here, H, W) and (B, logits, H, W) -> (B, here, H, W)."""
         below = _resized(self.project(below), here.shape[-2:]).chunk(4, dim=1)
         quarters = zip(self.branches, below, here.chunk(4, dim=1), strict=True)
-        mixed = [branch(torch.cat([one, other, logit], dim=1)) for branch, one, other in quarters]
+        mixed = [branch(torch.cat([one, other, logits], dim=1)) for branch, one, other in quarters]
         return self.tail(torch.cat(mixed, dim=1))
 
 
 class EgeUNet(nn.Module):
     """Sides divisible by 32; it sees each image stretched to 0 to 255, as published."""
 
-    def __init__(self, widths: tuple[int, ...]):
+    def __init__(self, widths: tuple[int, ...], logits: int):
         super().__init__()
         *levels, deepest = widths
         # by level from 1 in the encoder and the bridges, from the deepest in the decoder
@@ -111,21 +111,21 @@ class EgeUNet(nn.Module):
             for level, (one, other) in enumerate(zip(into, widths, strict=True))
         )
         self.bridges = nn.ModuleList(
-            Bridge(below, here) for here, below in zip(levels, widths[1:], strict=True)
+            Bridge(below, here, logits) for here, below in zip(levels, widths[1:], strict=True)
         )
         upwards = levels[::-1]
-        self.auxiliary = nn.ModuleList(nn.Conv2d(wide, 1, 1) for wide in upwards)
+        self.auxiliary = nn.ModuleList(nn.Conv2d(wide, logits, 1) for wide in upwards)
         self.decoder = nn.ModuleList(
             HadamardBlock(one, other) if step < 3 else nn.Conv2d(one, other, 3, padding=1)
             for step, (one, other) in enumerate(zip([deepest, *upwards], upwards, strict=False))
         )
         self.encoder_norms = nn.ModuleList(nn.GroupNorm(4, wide) for wide in levels)
         self.decoder_norms = nn.ModuleList(nn.GroupNorm(4, wide) for wide in upwards)
-        self.head = nn.Conv2d(levels[0], 1, 1)
+        self.head = nn.Conv2d(levels[0], logits, 1)
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
-        """(B, 3, H, W) -> logits (B, 1, H, W); in training, five auxiliary ones after it.
+        """(B, 3, H, W) -> (B, logits, H, W); in training, five auxiliary ones after it.
 
         Those come from the deepest level up.
         """
@@ -143,12 +143,11 @@ class EgeUNet(nn.Module):
         for step, (stage, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
             x = norm(stage(x))
             x = functional.gelu(x if step == 0 else _doubled(x))
-            logit = self.auxiliary[step](x)
-            below = self.bridges[-1 - step](below, skips[-1 - step], logit)
+            masks.append(self.auxiliary[step](x))
+            below = self.bridges[-1 - step](below, skips[-1 - step], masks[-1])
             x = x + below
-            masks.append(logit)
         mask = _doubled(self.head(x))
-        return [mask, *(_resized(logit, size) for logit in masks)] if self.training else mask
+        return [mask, *(_resized(one, size) for one in masks)] if self.training else mask
 
 
 def _initialise(module: nn.Module) -> None:
@@ -165,12 +164,12 @@ def _initialise(module: nn.Module) -> None:
 
 
 @mask_network
-def egeunet() -> nn.Module:
+def egeunet(classes: int = 1) -> nn.Module:
     """53,374 parameters; the paper's has 0.05 M."""
-    return EgeUNet((8, 16, 24, 32, 48, 64))
+    return EgeUNet((8, 16, 24, 32, 48, 64), logits_of(classes))
 
 
 @mask_network
-def egeunet_small() -> nn.Module:
+def egeunet_small(classes: int = 1) -> nn.Module:
     """The same with fewer channels."""
-    return EgeUNet((4, 8, 8, 12, 12, 16))
+    return EgeUNet((4, 8, 8, 12, 12, 16), logits_of(classes))

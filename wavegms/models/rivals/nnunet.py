@@ -20,8 +20,7 @@ class ZScored(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, 1, H, W); of more than two classes all, (B, K + 1, H, W)."""
-        logits = self.logits(self.scored(images))
-        return _difference(logits) if logits.shape[1] == 2 else logits
+        return _given(self.logits(self.scored(images)))
 
     @staticmethod
     def scored(images: Tensor) -> Tensor:
@@ -55,23 +54,27 @@ class DeeplySupervised(nn.Module):
     def __init__(self, model: MaskNetwork):
         super().__init__()
         self.model = model
-        smaller = model.network.network.filters[1:-2]
-        self.heads = nn.ModuleList(nn.Conv2d(width, 2, 1) for width in smaller)
+        network = model.network.network
+        self.heads = nn.ModuleList(
+            nn.Conv2d(width, network.out_channels, 1) for width in network.filters[1:-2]
+        )
         for head in self.heads:
             nn.init.kaiming_normal_(head.weight, a=0.01)
             nn.init.zeros_(head.bias)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> logits (B, 1, H, W), (B, 1, H/2, W/2) and so on."""
+        """(B, 3, H, W) -> logits as the network's, of sides H and W, H/2 and W/2 and so on."""
         network = self.model.network
         largest, *others = network.maps(network.scored(images))
         logits = [network.network.output_block(largest)]
         # the smallest map is left over: its weight is 0
         logits += [head(x) for head, x in zip(self.heads, others, strict=False)]
-        return [_difference(one) for one in logits]
+        return [_given(one) for one in logits]
 
 
-def _difference(logits: Tensor) -> Tensor:
+def _given(logits: Tensor) -> Tensor:
+    if logits.shape[1] > 2:
+        return logits
     background, foreground = logits.split(1, dim=1)
     return foreground - background
 
@@ -114,9 +117,9 @@ def nnunet(classes: int = 1) -> nn.Module:
 
 
 @mask_network
-def nnunet_planned(image_size: int) -> nn.Module:
+def nnunet_planned(image_size: int, classes: int = 1) -> nn.Module:
     """As deep as nnU-Net's rule makes it for this side; at 224 pixels the same."""
-    return _build(1, *planned_widths(image_size))
+    return _build(classes, *planned_widths(image_size))
 
 
 @mask_network

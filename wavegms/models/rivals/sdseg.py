@@ -9,8 +9,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wavegms.classes import colours_of
 from wavegms.models.autoencoder import Autoencoder, Generators, at_least_float32, encode_images
 from wavegms.models.generative import Decode, Generative, generative_network
+from wavegms.models.palette import Palette
 from wavegms.models.rivals.medsegdiff_v2 import drawn_steps
 
 _STEPS, _DROPOUT = 1000, 0.2
@@ -32,8 +34,10 @@ class SDSeg(Generative):
         channels: Sequence[int] = (192, 384, 384, 768, 768),
         head_width: int = 24,
         groups: int = 32,
+        classes: int = 1,
     ):
         super().__init__()
+        self.palette = Palette(colours_of(classes))
         attentive = len(channels) - 1
         self.denoiser = UNet2DModel(
             in_channels=8,
@@ -69,7 +73,7 @@ class SDSeg(Generative):
         """The vision encoder gets its weights, and latents of masks the spread 1."""
         self.vision.load_state_dict(vae.encoder.state_dict())
         generator = torch.Generator(masks.device).manual_seed(seed)
-        parts = masks[:_MASKS].split(_AT_ONCE)
+        parts = self.palette.paint(masks[:_MASKS]).split(_AT_ONCE)
         self.scale.copy_(1 / torch.cat([_latents_of(vae, p, generator) for p in parts]).std())
 
     def look(self, images: Tensor) -> Tensor:
@@ -81,7 +85,7 @@ class SDSeg(Generative):
     ) -> dict[str, Tensor]:
         """See `Generative`."""
         with torch.no_grad():
-            latents = _latents_of(vae, masks, generators) * self.scale
+            latents = _latents_of(vae, self.palette.paint(masks), generators) * self.scale
         steps = drawn_steps(len(images), generators, images.device)
         noise = randn_tensor(latents.shape, generators, latents.device, latents.dtype)
         noisy = self.noise.add_noise(latents, noise, steps)
@@ -108,19 +112,18 @@ class SDSeg(Generative):
         return decode(self.at_once(noise, found, last) / self.scale)
 
 
-def _latents_of(vae: Autoencoder, masks: Tensor, generators: Generators) -> Tensor:
-    images = masks.expand(-1, 3, -1, -1)
+def _latents_of(vae: Autoencoder, images: Tensor, generators: Generators) -> Tensor:
     latents = encode_images(vae, images, sample_posterior=True, generator=generators)
     return at_least_float32(latents)
 
 
 @generative_network
-def sdseg(vae: Autoencoder) -> SDSeg:
+def sdseg(vae: Autoencoder, classes: int = 1) -> SDSeg:
     """As published; sides of images are multiples of 128."""
-    return SDSeg(vae)
+    return SDSeg(vae, classes=classes)
 
 
 @generative_network
-def sdseg_small(vae: Autoencoder) -> SDSeg:
+def sdseg_small(vae: Autoencoder, classes: int = 1) -> SDSeg:
     """For sides that are multiples of 16."""
-    return SDSeg(vae, (32, 32), head_width=8, groups=8)
+    return SDSeg(vae, (32, 32), head_width=8, groups=8, classes=classes)

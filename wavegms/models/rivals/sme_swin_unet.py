@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wavegms.models.mask_network import mask_network
+from wavegms.models.mask_network import logits_of, mask_network
 from wavegms.models.rivals.channel_transformer import ChannelTransformer
 from wavegms.models.rivals.swin_unet import SwinUNet
 
@@ -88,15 +88,15 @@ class SMESwinUNet(SwinUNet):
         image_size: int = 224,
         dim: int = 96,
         heads: tuple[int, ...] = (3, 6, 12, 24),
-        classes: int = 1,
+        logits: int = 1,
     ):
-        super().__init__(image_size, dim, heads, classes)
+        super().__init__(image_size, dim, heads, logits)
         channels = [dim // 2 * 2**level for level in range(4)]
         sides = [image_size // (2 * 2**level) for level in range(4)]
         self.superpixels = nn.Conv2d(3, channels[0], 3, stride=2, padding=1)
         self.transformer = ChannelTransformer(channels, sides, sides)
         self.external = nn.ModuleList(ExternalAttention(width) for width in channels[1:])
-        self.supplement = nn.Conv2d(classes + 3, classes, 1)
+        self.supplement = nn.Conv2d(logits + 3, logits, 1)
 
     def skips(self, images: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """What external attention makes of the channel transformer's maps; it is no residual."""
@@ -109,15 +109,15 @@ class SMESwinUNet(SwinUNet):
 
 
 @mask_network
-def sme_swin_unet(image_size: int) -> nn.Module:
+def sme_swin_unet(image_size: int, classes: int = 1) -> nn.Module:
     """SME-SwinUNet with one class, 169,790,777 parameters at 224 pixels.
 
-    With the two classes of the official code it has the paper's 169,790,880.
+    With the two logits of the official code it has the paper's 169,790,880.
     """
-    return SMESwinUNet(image_size)
+    return SMESwinUNet(image_size, logits=logits_of(classes))
 
 
 @mask_network
-def sme_swin_unet_small(image_size: int) -> nn.Module:
+def sme_swin_unet_small(image_size: int, classes: int = 1) -> nn.Module:
     """An eighth of its width."""
-    return SMESwinUNet(image_size, dim=12, heads=(1, 2, 4, 8))
+    return SMESwinUNet(image_size, 12, (1, 2, 4, 8), logits_of(classes))

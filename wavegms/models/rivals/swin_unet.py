@@ -13,7 +13,7 @@ from monai.networks.nets.swin_unetr import (
 )
 from torch import Tensor, nn
 
-from wavegms.models.mask_network import mask_network
+from wavegms.models.mask_network import logits_of, mask_network
 
 _WINDOW, _DEPTH, _DROP_PATH = 7, 2, 0.2
 
@@ -69,7 +69,7 @@ class Expand(nn.Module):
 
 
 class SwinUNet(nn.Module):
-    """(B, 3, S, S) in [0, 1] -> logits (B, classes, S, S), S a multiple of 32.
+    """(B, 3, S, S) in [0, 1] -> (B, logits, S, S), S a multiple of 32.
 
     In between, maps are (B, H, W, C).
     """
@@ -79,7 +79,7 @@ class SwinUNet(nn.Module):
         image_size: int = 224,
         dim: int = 96,
         heads: Sequence[int] = (3, 6, 12, 24),
-        classes: int = 1,
+        logits: int = 1,
     ):
         super().__init__()
         widths = [dim * 2**level for level in range(4)]
@@ -98,7 +98,7 @@ class SwinUNet(nn.Module):
         self.decoder = stages((2, 1, 0))
         self.norm_up = nn.LayerNorm(dim)
         self.last_expand = Expand(dim, dim, 4)
-        self.head = nn.Conv2d(dim, classes, 1, bias=False)
+        self.head = nn.Conv2d(dim, logits, 1, bias=False)
         self.apply(_initialise)
 
     def skips(self, images: Tensor, maps: list[Tensor]) -> list[Tensor]:
@@ -129,12 +129,12 @@ def _initialise(module: nn.Module) -> None:
 
 
 @mask_network
-def swin_unet(image_size: int) -> nn.Module:
+def swin_unet(image_size: int, classes: int = 1) -> nn.Module:
     """Swin-Unet, 27,168,132 parameters at 224 pixels; from scratch, not from ImageNet."""
-    return SwinUNet(image_size)
+    return SwinUNet(image_size, logits=logits_of(classes))
 
 
 @mask_network
-def swin_unet_small(image_size: int) -> nn.Module:
+def swin_unet_small(image_size: int, classes: int = 1) -> nn.Module:
     """An eighth of its width."""
-    return SwinUNet(image_size, dim=12, heads=(1, 2, 4, 8))
+    return SwinUNet(image_size, 12, (1, 2, 4, 8), logits_of(classes))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wavegms.models.mask_network import mask_network
+from wavegms.models.mask_network import logits_of, mask_network
 from wavegms.models.rivals.channel_transformer import ChannelTransformer
 
 _PATCHES = (16, 8, 4, 2)
@@ -38,9 +38,9 @@ class Up(nn.Module):
 
 
 class UCTransNet(nn.Module):
-    """(B, 3, S, S) in [0, 1] -> logits (B, 1, S, S), for one side S, a multiple of 16."""
+    """(B, 3, S, S) in [0, 1] -> (B, logits, S, S), for one side S, a multiple of 16."""
 
-    def __init__(self, image_size: int = 224, width: int = 64):
+    def __init__(self, image_size: int = 224, width: int = 64, logits: int = 1):
         super().__init__()
         channels = [width * 2**level for level in range(4)]
         sides = [image_size // 2**level for level in range(4)]
@@ -52,7 +52,7 @@ class UCTransNet(nn.Module):
         self.transformer = ChannelTransformer(channels, sides, _PATCHES)
         above = [channels[0], *channels[:3]]
         self.ups = nn.ModuleList(Up(channels[level], above[level]) for level in (3, 2, 1, 0))
-        self.head = nn.Conv2d(width, 1, 1)
+        self.head = nn.Conv2d(width, logits, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
@@ -66,12 +66,12 @@ class UCTransNet(nn.Module):
 
 
 @mask_network
-def uctransnet(image_size: int) -> nn.Module:
+def uctransnet(image_size: int, classes: int = 1) -> nn.Module:
     """UCTransNet, 66,430,657 parameters at 224 pixels."""
-    return UCTransNet(image_size)
+    return UCTransNet(image_size, logits=logits_of(classes))
 
 
 @mask_network
-def uctransnet_small(image_size: int) -> nn.Module:
+def uctransnet_small(image_size: int, classes: int = 1) -> nn.Module:
     """An eighth of its width."""
-    return UCTransNet(image_size, width=8)
+    return UCTransNet(image_size, 8, logits_of(classes))
