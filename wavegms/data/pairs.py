@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from wavegms.data.cases import Case
+from wavegms.data.manifest import mask_hash, pixels_hash, write_mask
 from wavegms.errors import InputError
 from wavegms.images import (
     BACKGROUND,
@@ -28,6 +29,7 @@ from wavegms.images import (
     resize_image,
     resize_mask,
     turned,
+    written_ranges,
 )
 
 # EXIF's orientations that are not undone by themselves.
@@ -171,6 +173,39 @@ def resize_pair(case: Case, pair: Pair, image_size: int) -> tuple[Image.Image, n
             "set a larger image_size or remove the image with its mask."
         )
     return resize_image(pair.image, image_size), mask
+
+
+def write_pair(
+    folder: Path,
+    id: str,
+    image: Image.Image,
+    mask: np.ndarray,
+    original: np.ndarray,
+    reading: Reading,
+) -> dict[str, Any]:
+    """Writes a prepared pair, and the mask as it was where that had another size.
+
+    Gives what both say of its row of the manifest; the rest is where they came from.
+    """
+    classes = len(reading.classes) or 1
+    image.save(folder / "images" / f"{id}.png")
+    write_mask(folder / "masks" / f"{id}.png", mask, classes)
+    if original.shape != mask.shape:
+        (folder / "originals").mkdir(exist_ok=True)
+        write_mask(folder / "originals" / f"{id}.png", original, classes)
+    return {
+        "id": id,
+        "original_width": original.shape[1],
+        "original_height": original.shape[0],
+        "mask_area": float(of_class(mask, classes).mean()),
+        "pixels": pixels_hash(np.asarray(image), mask),
+        "foreground": str(reading.masks),
+        "ignored": written_ranges(reading.masks.ignored),
+        "scale": str(reading.scale),
+        "evidence": "; ".join(reading.evidence),
+        "original_pixels": mask_hash(original),
+        "classes": " ".join(reading.classes),
+    }
 
 
 def for_each_case(

@@ -46,15 +46,12 @@ def read_published_split(path: Path) -> dict[str, list[str]]:
             names = content[part]["name_list"]
         except (KeyError, TypeError, IndexError):
             names = None
-        if not isinstance(names, list):
+        problem = "" if isinstance(names, list) else "has no list of names"
+        if not problem and not all(isinstance(name, str) for name in names):
+            problem = "lists something other than names"
+        if problem:
             raise InputError(
-                f"{path} has no list of names under {part}, name_list: "
-                "replace it with the published file."
-            )
-        if not all(isinstance(name, str) for name in names):
-            raise InputError(
-                f"{path} lists something other than names under {part}: "
-                "replace it with the published file."
+                f"{path} {problem} under {part}, name_list: replace it with the published file."
             )
         lists[part] = names
     _check_lists(lists, path)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from wavegms.data.manifest import leaking_ids
+from wavegms.data.manifest import leaking_in
 from wavegms.errors import InputError
 
 METRICS = ("dsc", "iou", "hd95", "hd95_zero_if_empty")
@@ -70,7 +70,7 @@ def summarize_audited(
     (with one); the latter two are absent where they hold no image. Of the pairs of `audit_prepared`
     drop the kind "same group" to count duplicates only.
     """
-    leaks = scores["id"].isin(leaking_ids(scores, pairs))
+    leaks = scores["id"].isin(leaking_in(pairs))
     parts = {"all": scores, "clean": scores[~leaks], "leaking": scores[leaks]}
     tables = {
         name: summarize(part, resamples, seed, metrics) for name, part in parts.items() if len(part)
