@@ -30,6 +30,7 @@ from wavegms.training.loss import dice_of_sums, dice_sums
 from wavegms.training.run import Run
 from wavegms.training.safeguards import Budget, Forecast, StopRequest, say
 from wavegms.training.state import TrainingState, discard_state, save_state
+from wavegms.variants import TAKE_COMMON
 
 if TYPE_CHECKING:
     from dvclive import Live
@@ -361,9 +362,7 @@ class TrainingLoop:
         if state.rows:
             last = self.run.checkpoints / "last"
             kept = f"; the last good weights, after epoch {len(state.rows)}, are in {last}"
-        way_out = "lower training.learning_rate"
-        if self.run.recipe:
-            way_out = "set training.recipe to common"
+        way_out = TAKE_COMMON if self.run.recipe else "lower training.learning_rate"
         return InputError(f"the {what} is {value} {place}: {way_out}{kept}")
 
 

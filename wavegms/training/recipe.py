@@ -17,11 +17,7 @@ from torch.utils.data import DataLoader
 from wavegms.config import Precision
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
-from wavegms.models.autoencoder import (
-    Autoencoder,
-    Generators,
-    channels_last,
-)
+from wavegms.models.autoencoder import Autoencoder, Generators, channels_last
 from wavegms.models.build import Network, as_pipeline, build_variant, require_autoencoder
 from wavegms.models.generative import GenerativeNetwork
 from wavegms.models.gms_checkpoint import load_gms_mapping
@@ -55,7 +51,13 @@ from wavegms.training.state import (
     load_state,
     only_training,
 )
-from wavegms.variants import VariantSpec, require_classes, require_volumes, variant_spec
+from wavegms.variants import (
+    TAKE_COMMON,
+    VariantSpec,
+    require_classes,
+    require_volumes,
+    variant_spec,
+)
 
 # Of the training split, from which a generative network takes what it begins with.
 _MOST_MASKS = 512
@@ -357,8 +359,7 @@ def _check(run: Run, spec: VariantSpec, batch_size: int) -> None:
     if batch_size > images:
         own = batch_size != run.training.batch_size
         way_out = f"leave {run.variant} out" if own else f"choose at most {images}"
-        if run.recipe:
-            way_out = "set training.recipe to common"
+        way_out = TAKE_COMMON if run.recipe else way_out
         raise InputError(
             f"{_named(run)} is {batch_size}, but only {images} images are in the training split: "
             f"{way_out}"
