@@ -430,14 +430,10 @@ SOURCES["taesd"] = Source(
     page="https://huggingface.co/madebyollin/taesd",
     downloads=(
         _taesd(
-            "encoder",
-            4_895_600,
-            "160d90c61c3a5ce50fe2cbe6404b3429f5763772d61b38523cc37e1525b4e19f",
+            "encoder", 4_895_600, "160d90c61c3a5ce50fe2cbe6404b3429f5763772d61b38523cc37e1525b4e19f"
         ),
         _taesd(
-            "decoder",
-            4_895_612,
-            "f0fb51dd10d41c26612c070fa0b52ea0215a5ff90792134b4971109dd713c019",
+            "decoder", 4_895_612, "f0fb51dd10d41c26612c070fa0b52ea0215a5ff90792134b4971109dd713c019"
         ),
     ),
 )

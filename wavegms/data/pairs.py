@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from wavegms.data.cases import Case
 from wavegms.data.manifest import mask_hash, pixels_hash, write_mask
-from wavegms.errors import InputError
+from wavegms.errors import InputError, listed
 from wavegms.images import (
     BACKGROUND,
     MaskRule,
@@ -209,10 +209,7 @@ def write_pair(
 
 
 def for_each_case(
-    function: Callable[[Case], _Result],
-    cases: Sequence[Case],
-    description: str,
-    threads: int = 8,
+    function: Callable[[Case], _Result], cases: Sequence[Case], description: str, threads: int = 8
 ) -> tuple[list[_Result], list[str]]:
     """Call a function for every case, in threads and with a progress bar.
 
@@ -285,8 +282,7 @@ def remarks(cases: Sequence[Case], seen: Sequence[Seen], classes: Sequence[str] 
     if 2 * len(ids) > len(cases):
         said.append(
             f"In {len(ids)} of {len(cases)} masks the foreground fills most of the image and of "
-            f"its border ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}): if black and "
-            "white are exchanged, invert the masks."
+            f"its border ({listed(ids)}): if black and white are exchanged, invert the masks."
         )
     shapes = np.mean([one.shape for one in seen], axis=0)
     if len(seen) >= 5 and shapes.mean() > 0.5 and (abs(shapes - 0.5) > 0.45).mean() > 0.95:
@@ -297,8 +293,8 @@ def remarks(cases: Sequence[Case], seen: Sequence[Seen], classes: Sequence[str] 
     poor = [(case, one.said) for case, one in zip(cases, seen, strict=True) if one.said]
     if poor:
         first, why = poor[0]
-        others = ", ".join(case.image.name for case, _ in poor[1:4])
-        also = f" (so do {others}{', ...' if len(poor) > 4 else ''})" if others else ""
+        others = listed([case.image.name for case, _ in poor[1:]])
+        also = f" (so do {others})" if others else ""
         said.append(
             f"{len(poor)} of {len(cases)} images do not fit the range of grey values of all: "
             f"{first.image} {why}{also}. If the dataset mixes ranges, scale its images to one, or "

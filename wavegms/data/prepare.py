@@ -43,7 +43,7 @@ from wavegms.data.volume_sets import (
     prepare_volume,
     remarks_on_volumes,
 )
-from wavegms.errors import InputError
+from wavegms.errors import InputError, listed
 from wavegms.files import replace_folder, sha256_of
 from wavegms.images import Scale, as_rgb, read_image
 
@@ -275,9 +275,8 @@ def _differences(spec: DatasetSpec, cases: list[Case], split_of: dict[str, str])
                 sentences.append(f"{spec.title} has {found} {what}; the paper has {expected}.")
     left_out = [case.id for case in cases if case.id not in split_of]
     if left_out:
-        more = ", ..." if len(left_out) > 3 else ""
         sentences.append(
             f"{len(left_out)} of {len(cases)} images of {spec.title} are in no list of the split "
-            f"and were left out ({', '.join(left_out[:3])}{more})."
+            f"and were left out ({listed(left_out)})."
         )
     return sentences

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wavegms.data.cases import IMAGE_SUFFIXES, VOLUME_SUFFIXES, Case, case_id, file_stem
-from wavegms.errors import InputError, first_line
+from wavegms.errors import InputError, first_line, listed
 from wavegms.files import load_plain_pickle
 
 # The largest published split, of 10,015 names, has 150 kB.
@@ -248,10 +248,9 @@ def _apply_lists(cases: Iterable[Case], lists: dict[str, list[str]], where: str)
     splits = {case.id: split_of[case.id] for case in cases if case.id in split_of}
     missing = [id for id in split_of if id not in splits]
     if missing:
-        more = ", ..." if len(missing) > 3 else ""
         raise InputError(
             f"{len(missing)} of {len(split_of)} names in {where} have no image "
-            f"({', '.join(missing[:3])}{more}): complete the dataset, or set split to random."
+            f"({listed(missing)}): complete the dataset, or set split to random."
         )
     return splits
 

@@ -34,7 +34,7 @@ from wavegms.data.volumes import (
     spacing_across,
     write_volume,
 )
-from wavegms.errors import InputError
+from wavegms.errors import InputError, listed
 from wavegms.files import sha256_of
 from wavegms.images import (
     MaskRule,
@@ -182,7 +182,7 @@ def describe_volumes(seen: Sequence[SeenVolume]) -> list[str]:
     return [
         f"volumes: {_times(shapes[0])} to {_times(shapes[-1])} voxels of "
         f"{_times(steps.min(0))} to {_times(steps.max(0))} mm; "
-        + ", ".join(f"{count} of {kind}" for kind, count in kinds),
+        + ", ".join(f"{count} of {kind}" for kind, count in kinds)
     ]
 
 
@@ -343,10 +343,8 @@ def _times(numbers: Sequence[float]) -> str:
 
 
 def _and_others(cases: Iterable[Case]) -> str:
-    others = [case.image.name for case in cases][1:]
-    if not others:
-        return ""
-    return f" (likewise {', '.join(others[:3])}{', ...' if len(others) > 3 else ''})"
+    others = listed([case.image.name for case in cases][1:])
+    return f" (likewise {others})" if others else ""
 
 
 def _hash(image: Path) -> str:

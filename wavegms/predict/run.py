@@ -255,11 +255,7 @@ class _Run:
         generator = torch.Generator().manual_seed(0)
         try:
             output = self.pipeline(
-                images,
-                batch_size=batch_size,
-                threshold=threshold,
-                generator=generator,
-                scaled=True,
+                images, batch_size=batch_size, threshold=threshold, generator=generator, scaled=True
             )
         except torch.OutOfMemoryError as error:
             raise InputError(

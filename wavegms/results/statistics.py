@@ -43,7 +43,7 @@ def summarize(
     return pd.DataFrame(rows, columns=["metric", "mean", "sd", "ci_low", "ci_high", "images"])
 
 
-def summarize_folds(scores: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame | None:
+def summarize_folds(scores: pd.DataFrame) -> pd.DataFrame | None:
     """Number of images and mean of each fold, and the standard deviation of these means over folds.
 
     None where the scores are of less than two folds.
@@ -51,7 +51,7 @@ def summarize_folds(scores: pd.DataFrame, metrics: Sequence[str] = METRICS) -> p
     if "fold" not in scores or scores["fold"].nunique() < 2:
         return None
     folds = scores.groupby("fold")
-    means = folds[list(metrics)].mean()
+    means = folds[list(METRICS)].mean()
     table = pd.concat([means, means.std(ddof=1).to_frame("sd").T])
     table.insert(0, "images", folds["id"].nunique().reindex(table.index).astype("Int64"))
     return table.rename_axis("fold")
