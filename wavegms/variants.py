@@ -16,9 +16,6 @@ Decoder = Literal["exact", "fast"]
 # By what networks are trained: this project's loop, or what their authors published.
 RecipeName = Literal["common", "published"]
 
-# The way out wherever a published one is in the way, as its numbers are not to be changed.
-TAKE_COMMON = "set training.recipe to common"
-
 # How a volume is cut into slices.
 Plane = Literal["axial", "coronal", "sagittal"]
 
@@ -94,31 +91,68 @@ _UNET_3D = VariantSpec(
     depth=WINDOW,
 )
 _TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny", several_classes=True)
-
-
-def _rival(
-    title: str, network: str, published: Recipe, side_divisor: int, **options: bool | int
-) -> VariantSpec:
-    """A system of Table 2 without an autoencoder; `options` are further entries."""
-    entries = {"published": published, "side_divisor": side_divisor}
-    return VariantSpec(title, network, None, **entries, **options)
-
-
-_MULTI_RES = _rival("MultiResUNet", "multiresunet", recipes.MULTIRESUNET, 16, several_classes=True)
-_ACC = _rival("ACC-UNet", "acc_unet", recipes.ACC_UNET, 16, several_classes=True)
-# at 32 pixels its lowest map is a single one, which has no spread to normalise by
-_NNUNET = _rival("nnUNet", "nnunet", recipes.NNUNET, 32, smallest_side=64, several_classes=True)
-_EGE = _rival("EGE-UNet", "egeunet", recipes.EGEUNET, 32)
-_SWIN = _rival("SwinUNet", "swin_unet", recipes.SWIN_UNET, 32)
-_SME = _rival(
-    "SME-SwinUNet", "sme_swin_unet", recipes.SME_SWIN_UNET, 32, graphable=False, idle_weights=True
+_MULTI_RES = VariantSpec(
+    "MultiResUNet",
+    "multiresunet",
+    None,
+    side_divisor=16,
+    several_classes=True,
+    published=recipes.MULTIRESUNET,
 )
-_UCT = _rival("UCTransNet", "uctransnet", recipes.UCTRANSNET, 16)
-_MEDSEGDIFF = _rival("MedSegDiff-V2", "medsegdiff_v2", recipes.MEDSEGDIFF_V2, 32, generative=True)
-_GSS = _rival("GSS", "gss", recipes.GSS, 32, generative=True)
-_SDSEG = replace(
-    _rival("SDSeg", "sdseg", recipes.SDSEG, 128, smallest_side=128, generative=True),
-    autoencoder="kl",
+_ACC = VariantSpec(
+    "ACC-UNet",
+    "acc_unet",
+    None,
+    side_divisor=16,
+    several_classes=True,
+    published=recipes.ACC_UNET,
+)
+# at 32 pixels its lowest map is a single one, which has no spread to normalise by
+_NNUNET = VariantSpec(
+    "nnUNet",
+    "nnunet",
+    None,
+    side_divisor=32,
+    smallest_side=64,
+    several_classes=True,
+    published=recipes.NNUNET,
+)
+_EGE = VariantSpec("EGE-UNet", "egeunet", None, side_divisor=32, published=recipes.EGEUNET)
+_SWIN = VariantSpec("SwinUNet", "swin_unet", None, side_divisor=32, published=recipes.SWIN_UNET)
+_SME = VariantSpec(
+    "SME-SwinUNet",
+    "sme_swin_unet",
+    None,
+    side_divisor=32,
+    graphable=False,
+    idle_weights=True,
+    published=recipes.SME_SWIN_UNET,
+)
+_UCT = VariantSpec("UCTransNet", "uctransnet", None, side_divisor=16, published=recipes.UCTRANSNET)
+_MEDSEGDIFF = VariantSpec(
+    "MedSegDiff-V2",
+    "medsegdiff_v2",
+    None,
+    side_divisor=32,
+    generative=True,
+    published=recipes.MEDSEGDIFF_V2,
+)
+_SDSEG = VariantSpec(
+    "SDSeg",
+    "sdseg",
+    "kl",
+    side_divisor=128,
+    smallest_side=128,
+    generative=True,
+    published=recipes.SDSEG,
+)
+_GSS = VariantSpec(
+    "GSS",
+    "gss",
+    None,
+    side_divisor=32,
+    generative=True,
+    published=recipes.GSS,
 )
 
 
@@ -194,7 +228,8 @@ def followed_recipe(name: str, recipe: RecipeName) -> Recipe | None:
         return None
     if spec.published is None and spec.autoencoder is None:
         raise InputError(
-            f"variant {name} has no published recipe: {TAKE_COMMON}, or leave the variant out"
+            f"variant {name} has no published recipe: {recipes.TAKE_COMMON}, or leave the variant "
+            "out"
         )
     return spec.published
 
@@ -213,7 +248,7 @@ def require_classes(name: str, count: int, recipe: RecipeName = "common") -> Non
     if count > 1 and followed_recipe(name, recipe):
         raise InputError(
             f"the published recipe of variant {name} is of one class, and the data have {count}: "
-            f"{TAKE_COMMON}"
+            "set training.recipe to common"
         )
     if count > 1 and not variant_spec(name).several_classes:
         able = ", ".join(other for other, spec in VARIANTS.items() if spec.several_classes)

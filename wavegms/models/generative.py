@@ -1,7 +1,7 @@
 """Networks with a loss and a sampler of their own: the generative baselines of Table 2."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -67,8 +67,10 @@ class GenerativeNetwork(ModelMixin, ConfigMixin):
     def __init__(self, architecture: str, autoencoder: dict[str, Any] | None = None):
         super().__init__()
         build = _builder_of(architecture)
-        kind = autoencoder and _AUTOENCODERS[autoencoder["_class_name"]]
-        self.network = build(kind.from_config(dict(autoencoder))) if kind else build()
+        if autoencoder is None:
+            self.network = build()
+        else:
+            self.network = build(_of_shape(autoencoder))
 
     def forward(
         self,
@@ -107,6 +109,10 @@ def build_generative(architecture: str, vae: Autoencoder | None) -> GenerativeNe
     known = inspect.signature(type(vae).__init__).parameters  # AutoencoderTiny notes one more
     shape = {key: value for key, value in vae.config.items() if key in known}
     return GenerativeNetwork(architecture, {"_class_name": type(vae).__name__, **shape})
+
+
+def _of_shape(config: Mapping[str, Any]) -> Autoencoder:
+    return _AUTOENCODERS[config["_class_name"]].from_config(dict(config))
 
 
 def _builder_of(architecture: str) -> Callable[..., Generative]:

@@ -10,8 +10,8 @@ from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import PHANTOMS, VOLUMES
 from wavegms.project import DECODERS, KEPT, PRETRAINED, is_kept, require_pretrained, require_start
+from wavegms.recipes import TAKE_COMMON
 from wavegms.variants import (
-    TAKE_COMMON,
     VARIANTS,
     followed_recipe,
     require_classes,

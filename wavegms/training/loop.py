@@ -25,12 +25,12 @@ from wavegms.data.windows import Stacks
 from wavegms.errors import InputError, Stopped
 from wavegms.files import replace_folder
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.recipes import TAKE_COMMON
 from wavegms.training.graph import GraphedStep
 from wavegms.training.loss import dice_of_sums, dice_sums
 from wavegms.training.run import Run
 from wavegms.training.safeguards import Budget, Forecast, StopRequest, say
 from wavegms.training.state import TrainingState, discard_state, save_state
-from wavegms.variants import TAKE_COMMON
 
 if TYPE_CHECKING:
     from dvclive import Live

@@ -25,6 +25,7 @@ from wavegms.models.imagenet import begin_from_imagenet
 from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.models.mask_network import SizedMaskNetwork
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.recipes import TAKE_COMMON
 from wavegms.training.device import (
     can_be_graphed,
     frozen_for_steps,
@@ -51,13 +52,7 @@ from wavegms.training.state import (
     load_state,
     only_training,
 )
-from wavegms.variants import (
-    TAKE_COMMON,
-    VariantSpec,
-    require_classes,
-    require_volumes,
-    variant_spec,
-)
+from wavegms.variants import VariantSpec, require_classes, require_volumes, variant_spec
 
 # Of the training split, from which a generative network takes what it begins with.
 _MOST_MASKS = 512

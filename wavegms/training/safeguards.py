@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from wavegms.config import Precision
 from wavegms.errors import InputError
-from wavegms.variants import TAKE_COMMON
+from wavegms.recipes import TAKE_COMMON
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
