@@ -26,7 +26,7 @@ from wavegms import WaveGMSPipeline
 from wavegms.config import AutoencoderParams, LossParams, ModelParams, SplitParams, check_params
 from wavegms.data.audit import audit_prepared
 from wavegms.data.dataset import PreparedDataset
-from wavegms.data.manifest import fold_of, leaking_ids, load_manifest
+from wavegms.data.manifest import fold_of, leaking_in, load_manifest
 from wavegms.data.splits import assign_folds, carve_validation
 from wavegms.errors import InputError
 from wavegms.explore.app import Explorer
@@ -239,7 +239,7 @@ def test_the_audit_holds_within_each_fold(tmp_path, split):
     leaking = [f"twin{n}" for n in range(5) if len(set(twins)) > 1]
     assert summary.leaking_test_images == len(leaking) and summary.crossing_pairs == sum(across)
     scores = invent_scores(images=12).assign(id=manifest["id"])
-    assert leaking_ids(scores, pairs) == leaking
+    assert leaking_in(pairs) == set(leaking)
     audited = summarize_audited(scores, pairs, 100, 1)
     assert (split == "grouped") == (not leaking) == ("leaking" not in set(audited["images_used"]))
 

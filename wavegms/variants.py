@@ -258,8 +258,8 @@ def followed_recipe(name: str, recipe: RecipeName) -> Recipe | None:
         return None
     if spec.published is None and spec.autoencoder is None:
         raise InputError(
-            f"variant {name} has no published recipe: set training.recipe to common, or leave the "
-            "variant out"
+            f"variant {name} has no published recipe: {recipes.TAKE_COMMON}, or leave the variant "
+            "out"
         )
     return spec.published
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wavegms.classes import label_map
+from wavegms.classes import label_map, require_same
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.images import FOREGROUND, FULL_SCALE, Scale, as_rgb, of_class, open_image, resize_image
@@ -207,13 +207,8 @@ class Workbench:
         Raises:
             InputError: the model and the split are not of the same classes.
         """
-        if self.pipeline.classes != self.data.classes:
-            each = self.pipeline.classes, self.data.classes
-            known, there = (", ".join(names) or "one class" for names in each)
-            raise InputError(
-                f"{self.model.title} knows {known} and {self.dataset} has {there}: choose a model "
-                "and a dataset of the same classes"
-            )
+        data, way = f"{self.dataset} has", "choose a model and a dataset of the same classes"
+        require_same(self.model.title, self.pipeline.classes, data, self.data.classes, way)
         if case.index is None:
             return self.predict(case.pixels, case)
         self._see([case])

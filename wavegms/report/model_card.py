@@ -245,9 +245,7 @@ def _autoencoder(card: ModelCard) -> str:
     known = {
         f"madebyollin/{one}": f"{one.upper()} by Ollin Boer Bohan, under the MIT licence"
         for one in tiny
-    } | {
-        "stabilityai/sd-vae-ft-mse": "Stability AI's, under the MIT licence",
-    }
+    } | {"stabilityai/sd-vae-ft-mse": "Stability AI's, under the MIT licence"}
     terms = known.get(name, "see there for its licence; that of TAESD is MIT")
     return (
         f"The frozen autoencoder, whose weights are part of this model, is `{name}` ({terms}). A "

@@ -15,9 +15,7 @@ from wavegms.training.card import CARD_NAME
 ONNX_NAME = "model.onnx"
 
 
-def share_model(
-    folder: Path, out: Path, project: Path = Path("."), hub_id: str | None = None
-) -> None:
+def share_model(folder: Path, out: Path, hub_id: str | None = None) -> None:
     """Makes a folder that holds all that others need of a model, and uploads it if asked to.
 
     It is what `WaveGMSPipeline.from_pretrained` opens, with the weights of the best epoch, and
@@ -30,8 +28,8 @@ def share_model(
     if hub_id is not None and not HUB_ID.fullmatch(hub_id):
         raise InputError(f"--push {hub_id} is no place on the hub: give OWNER/NAME")
     _require_free(out, folder)
-    model = read_scored_model(folder, project)
-    evaluation = load_params(project / "params.yaml").evaluation
+    model = read_scored_model(folder)
+    evaluation = load_params(Path("params.yaml")).evaluation
     text = render_model_card(model, evaluation, shared=True)
     pipeline = WaveGMSPipeline.from_pretrained(folder, decoder=evaluation.decoder)
     with replace_folder(out) as target:

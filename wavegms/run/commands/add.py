@@ -11,7 +11,6 @@ HELP = "set up and check images of your own for training"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument(
         "name", help="what to call them; they come to lie in data/raw/NAME. With --name: a folder"
     )
@@ -70,7 +69,6 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.config import ReadingParams
     from wavegms.project import enter_project
     from wavegms.run.add import add_dataset
