@@ -24,16 +24,23 @@ repro: repository $(VENV)/installed
 	fi
 	$(call side_by_side,prepare prepare_external)
 	$(call side_by_side,autoencoder)
-	$(call side_by_side,train ablation foundations efficiency)
-	$(call side_by_side,evaluate)
-	$(call side_by_side,generalize generalize_external tour visualize volumes)
+	$(call side_by_side,train ablation evaluate generalize generalize_external tour foundations \
+	  efficiency volumes visualize)
 	$(BIN)/dvc repro
 
-# All items of some stages, by the names that DVC has for them; DVC's lock keeps them apart where they
-# write the same file. After one that fails no further one starts.
+# All items of some stages, by the names that DVC has for them, in this order where nothing below says
+# otherwise; DVC's lock keeps them apart where they write the same file. After one that fails no
+# further one starts.
 side_by_side = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} $(MAKE) --jobs=$(JOBS) \
-  --no-print-directory $(addprefix item/,$(filter $(1) $(1:%=%@%),$(ITEMS))) nothing_else
+  --no-print-directory ITEMS="$(ITEMS)" $(call items,$(1)) nothing_else
+items = $(addprefix item/,$(foreach stage,$(1),$(filter $(stage) $(stage)@%,$(ITEMS))))
 ITEMS = $(eval ITEMS := $$(shell $(BIN)/dvc stage list --name-only 2>/dev/null))$(ITEMS)
+# What of one such call waits for what: DVC refuses an item that reads what another writes just then.
+ifeq ($(origin ITEMS),command line)
+$(call items,evaluate): item/evaluate@%: item/train@%
+$(call items,generalize generalize_external tour volumes visualize): $(call items,evaluate)
+$(call items,visualize): $(call items,ablation)
+endif
 item/%:
 	@$(BIN)/dvc --wait-for-lock repro --single-item $*
 nothing_else:

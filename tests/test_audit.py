@@ -14,7 +14,7 @@ from test_duplicates import COPIES, HEIGHT, WIDTH, tissue
 
 from wavegms.data.audit import audit_prepared, write_audit
 from wavegms.data.duplicates import find_duplicates, read_thumbnails
-from wavegms.data.manifest import PAIR_COLUMNS, leaking_ids, load_manifest
+from wavegms.data.manifest import PAIR_COLUMNS, leaking_in, load_manifest
 from wavegms.data.prepare import prepare_dataset
 from wavegms.errors import InputError
 from wavegms.figures.cases import draw_pairs
@@ -130,9 +130,8 @@ def test_lesions_on_both_sides_are_found_by_their_group(tmp_path):
     assert related["crosses_split"].sum() == 1 and summary.same_group_pairs == 4
     assert summary.leaking_test_images == 0 and summary.leaking_test_images_with_groups == 1
     assert related["similarity"].between(-1, 1).all()
-    scores = pd.DataFrame({"id": manifest["id"][manifest["split"] == "test"]})
-    assert leaking_ids(scores, pairs) == [manifest["id"][0]]
-    assert leaking_ids(scores, pairs[pairs["kind"] != "same group"]) == []
+    assert leaking_in(pairs) == {manifest["id"][0]}
+    assert leaking_in(pairs[pairs["kind"] != "same group"]) == set()
 
 
 def test_phantoms_have_no_twins(tmp_path):
@@ -181,7 +180,7 @@ def scores():
 
 def test_metrics_with_and_without_leaking_images(audited, scores):
     pairs, _ = audit_prepared(audited)
-    assert leaking_ids(scores, pairs) == ["c0", "b0"]
+    assert leaking_in(pairs) == {"c0", "b0"}
     table = summarize_audited(scores, pairs, 200, seed=3)
     parts = {"all": scores, "clean": scores.iloc[[0, 2]], "leaking": scores.iloc[[1, 3]]}
     assert table["images_used"].unique().tolist() == list(parts)

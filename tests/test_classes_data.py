@@ -465,7 +465,7 @@ def test_kept_weights_and_comparison_know_one_class(folder, small_vae, tmp_path)
 def test_training_goes_on_from_a_model_of_the_same_classes_only(trained, prepared):
     run, _ = trained
     start_network(str(run.published), run.variant, run.vae, NAMES)
-    with pytest.raises(InputError, match="knows mass, cyst, and the data have one class"):
+    with pytest.raises(InputError, match="knows mass, cyst and the data have one class"):
         start_network(str(run.published), run.variant, run.vae)
 
 

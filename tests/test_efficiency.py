@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +34,9 @@ from wavegms.costs.tables import (
     largest_batches,
     measure,
 )
+from wavegms.models.autoencoder import decode_masks
 from wavegms.models.build import build_variant
+from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.project import KEEP_MEMORY
 from wavegms.results.tables import read_published
 from wavegms.training.loss import WaveGMSLoss
@@ -48,8 +51,13 @@ SD_VAE = 34_163_592 + 49_490_179 + (8 * 8 + 8) + (4 * 4 + 4)
 
 
 @pytest.fixture(scope="module")
-def sizes():
-    return count_sizes(["unet", "gms", "tinyvae", "wave_gms"], 32).set_index("variant")
+def both_decoders():
+    return count_sizes(["unet", "gms", "tinyvae", "wave_gms"], 32, fast=True)
+
+
+@pytest.fixture(scope="module")
+def sizes(both_decoders):
+    return both_decoders[both_decoders["decoder"] == "exact"].set_index("variant")
 
 
 def test_parameters_are_the_published_ones(sizes):
@@ -105,6 +113,33 @@ def test_operations_grow_with_the_image(sizes):
     assert larger == pytest.approx(4 * sizes.loc["unet", "training_gflop"], rel=1e-6)
 
 
+def test_the_fast_decoder_has_a_row_where_it_can_be_chosen(both_decoders):
+    """It is one more frozen part, and its operations stand in place of those of TAESD's decoder."""
+    latents, (_, vae) = torch.rand(1, 4, 4, 4), build_untrained("wave_gms")
+    decoding = []
+    for decode in (partial(decode_masks, vae), MaskDecoder()):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            decode(latents)
+        decoding.append(counter.get_total_flops())
+    assert both_decoders["system"].tolist() == [
+        "UNet",
+        "GMS",
+        "Tiny-VAE (trained)",
+        "Tiny-VAE (trained), fast decoder",
+        "Wave-GMS",
+        "Wave-GMS, fast decoder",
+    ]
+    *_, exact, fast = both_decoders.to_dict("records")
+    assert (exact["decoder"], fast["decoder"]) == ("exact", "fast")
+    assert fast["trainable_parameters"] == exact["trainable_parameters"]
+    assert fast["total_parameters"] - exact["total_parameters"] == 450_724
+    saved = 1e9 * (exact["inference_gflop"] - fast["inference_gflop"])
+    assert saved == pytest.approx(decoding[0] - decoding[1], rel=1e-9)
+    assert fast["training_gflop"] < 0.4 * exact["training_gflop"]
+    beside = beside_table_2(both_decoders, read_published(PUBLISHED)).set_index("system")
+    assert beside.loc["Wave-GMS, fast decoder", "published"] == 2.6
+
+
 def test_a_size_that_does_not_suit_is_refused():
     with pytest.raises(InputError, match=r"efficiency\.image_size is 40.*unet.*16"):
         count_sizes(["unet"], 40)
@@ -137,6 +172,16 @@ def test_every_point_is_measured(points):
     assert grown > 4 * 4 * 14_007_118
     # by far more than the 2 % that one process's peak differs from another's
     assert (peaks[:, 48] > 1.05 * peaks[:, 1]).all()
+
+
+def test_both_decoders_are_measured_as_what_they_are(monkeypatch):
+    monkeypatch.setattr(harness, "POINT", "workloads:told")
+    points = measure(["unet", "wave_gms"], 32, [1, 2], 1, fast=True)
+    assert points[["variant", "decoder", "system", "note"]].to_numpy().tolist() == [
+        ["unet", "exact", "UNet", "unet lean"],
+        ["wave_gms", "exact", "Wave-GMS", "wave_gms lean"],
+        ["wave_gms", "fast", "Wave-GMS, fast decoder", "wave_gms fast"],
+    ]
 
 
 def failing(monkeypatch, function):
@@ -196,11 +241,12 @@ def test_nothing_is_left_running_by_an_interruption(tmp_path):
 # what is made of measurements
 
 
-def line(name, offset, slope, batches=(1, 2, 4), seconds=0.1):
+def line(name, offset, slope, batches=(1, 2, 4), seconds=0.1, decoder="exact"):
     return pd.DataFrame(
         {
             "variant": name,
-            "system": VARIANTS[name].title,
+            "decoder": decoder,
+            "system": VARIANTS[name].title + ("" if decoder == "exact" else ", fast decoder"),
             "image_size": 224,
             "batch_size": batches,
             "device": "a card",
@@ -242,6 +288,11 @@ def test_costs_are_multiples_of_the_reference_at_the_largest_common_batch():
     assert table.loc["gms", "time"] == pytest.approx(10)
     assert table.loc["gms", "memory"] == pytest.approx(3200 / 2100)
     assert table.loc["gms", "memory_of_step"] == pytest.approx(2200 / 1100)
+    fast = line("wave_gms", 1500, 50, seconds=0.04, decoder="fast")
+    table = compare_costs(pd.concat([points, fast])).set_index("system")
+    assert table.loc["Wave-GMS, fast decoder", "time"] == pytest.approx(0.4)
+    assert table.loc["Wave-GMS, fast decoder", "memory"] == pytest.approx(1600 / 2100)
+    assert table.loc["Wave-GMS", "time"] == 1
     with pytest.raises(InputError, match=r"efficiency\.variants lacks wave_gms"):
         compare_costs(line("gms", 1, 1))
 
@@ -250,7 +301,8 @@ def test_table_1_has_a_row_for_every_system_that_says_what_its_numbers_are(tmp_p
     points = [line("wave_gms", GIB, GIB), line("gms", GIB, 0)]
     largest = largest_batches(pd.concat(points), [11, 12])
     counts = {"trainable_parameters": [1, 2_600_668], "inference_gflop": [9.0, 1234.5]}
-    sizes = pd.DataFrame({"variant": ["gms", "wave_gms"], "image_size": 224} | counts)
+    sizes = pd.DataFrame({"variant": ["gms", "wave_gms"], "decoder": "exact"} | counts)
+    sizes["image_size"] = 224
     table = beside_table_1(largest, sizes, PUBLISHED)
     numbers = table.groupby("Model", sort=False)["Number"].agg(list)
     assert len(numbers) == 14 and (numbers.drop("Wave-GMS").str[0] == "published").all()
@@ -266,6 +318,15 @@ def test_table_1_has_a_row_for_every_system_that_says_what_its_numbers_are(tmp_p
     assert ours["Parameters"] == "2,600,668" and ours["GFLOP"] == "1,234.5"
     assert "extrapolated" in ours["From"]
     assert rows["GMS", "measured"]["Batch size"] == "no line"
+    both = pd.concat([*points, line("wave_gms", GIB, 3 * GIB // 2, decoder="fast")])
+    counted = pd.concat([sizes, sizes.iloc[[1]].assign(decoder="fast", inference_gflop=5.0)])
+    more = beside_table_1(largest_batches(both, [11, 12]), counted, PUBLISHED)
+    assert more.iloc[:-1].equals(table)
+    assert more.iloc[-1][["Model", "Batch size", "GFLOP"]].tolist() == [
+        "Wave-GMS, fast decoder",
+        "≤ 6, 7",
+        "5.0",
+    ]
     # no count of U-Mamba is shown: the plan behind it is not known
     assert rows["U-Mamba", "reported"]["Parameters"] == ""
     with pytest.raises(InputError, match=r"table1\.csv cannot be read"):
@@ -285,7 +346,8 @@ def test_the_batch_that_fits_follows_from_the_counted_tensors(system, batches):
     """As it was counted step by step, from numbers that are not rounded."""
     largest = largest_batches(line("wave_gms", GIB, GIB), [11, 12, 16, 24])
     counts = {"trainable_parameters": [1], "inference_gflop": [1.0]}
-    sizes = pd.DataFrame({"variant": ["wave_gms"], "image_size": 224} | counts)
+    about = {"variant": ["wave_gms"], "decoder": "exact", "image_size": 224}
+    sizes = pd.DataFrame(about | counts)
     table = beside_table_1(largest, sizes, PUBLISHED)
     row = table[(table["Model"] == system) & (table["Number"] == "counted")]
     assert row["Batch size"].item() == batches

@@ -1,8 +1,10 @@
 """Cross-validation: how images are dealt to folds, and who scores which image."""
 
+import asyncio
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,12 @@ from wavegms import WaveGMSPipeline
 from wavegms.config import AutoencoderParams, LossParams, ModelParams, SplitParams, check_params
 from wavegms.data.audit import audit_prepared
 from wavegms.data.dataset import PreparedDataset
-from wavegms.data.manifest import fold_of, leaking_ids, load_manifest
+from wavegms.data.manifest import fold_of, leaking_in, load_manifest
 from wavegms.data.splits import assign_folds, carve_validation
 from wavegms.errors import InputError
+from wavegms.explore.app import Explorer
+from wavegms.explore.cases import Workbench, find_models
+from wavegms.explore.panels import show_case
 from wavegms.predict.inputs import Request
 from wavegms.predict.run import predict
 from wavegms.predict.tta import open_validation
@@ -234,7 +239,7 @@ def test_the_audit_holds_within_each_fold(tmp_path, split):
     leaking = [f"twin{n}" for n in range(5) if len(set(twins)) > 1]
     assert summary.leaking_test_images == len(leaking) and summary.crossing_pairs == sum(across)
     scores = invent_scores(images=12).assign(id=manifest["id"])
-    assert leaking_ids(scores, pairs) == leaking
+    assert leaking_in(pairs) == set(leaking)
     audited = summarize_audited(scores, pairs, 100, 1)
     assert (split == "grouped") == (not leaking) == ("leaking" not in set(audited["images_used"]))
 
@@ -371,6 +376,37 @@ def test_other_images_are_predicted_by_the_mean(project, trained, tmp_path, caps
     first = open_validation(read_card(trained), project / "data/prepared")
     data = project / "data/prepared/phantom_a"
     assert own.ids == PreparedDataset(data, "val", fold=2).ids != first.ids
+
+
+def test_the_explorer_shows_every_image_by_the_model_that_did_not_see_it(project, trained):
+    data = project / "data/prepared"
+    everything = PreparedDataset.to_test(data / "phantom_a")
+    soft = predict_unseen(trained, everything)
+    bench = Workbench(data, 1)
+    bench.open_split("phantom_a", "test")
+    (model,) = find_models(project / "models")
+    bench.open_model(model)
+    rows = list(bench.rows(0.5))
+    assert [row["id"] for row in rows] == everything.ids
+    for place, wanted in enumerate(soft):
+        case = bench.case(place)
+        np.testing.assert_allclose(bench.soft_mask(case), wanted, atol=1e-5)
+        np.testing.assert_allclose(bench.predict(case.pixels, case), wanted, atol=1e-5)
+        np.testing.assert_allclose(bench.depths(case)[-1], wanted, atol=1e-5)
+        assert "has not seen" in show_case(bench, case, 0.5).heading
+
+    async def choices():
+        return Explorer(data, [model], "phantom_a", "wave_gms", 1, 0.5).split.options
+
+    assert ("test (8)", "test") in asyncio.run(choices())
+    # one of them alone, as of an ablation, has learned from what it is not tested on
+    parameters = {"folds": {"number": 3, "fold": 1}}
+    bench.model = replace(model, card=replace(model.card, parameters=parameters))
+    said = ["learned from" in show_case(bench, bench.case(n), 0.5).heading for n in range(8)]
+    assert said == [fold > 1 for fold in everything.tested_in]
+    # the other splits are those of the first fold
+    bench.open_split("phantom_a", "val")
+    assert bench.data.ids == PreparedDataset(data / "phantom_a", "val").ids
 
 
 def test_models_that_do_not_belong_together_are_refused(project, trained, tmp_path, survived):

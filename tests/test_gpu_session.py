@@ -16,6 +16,7 @@ from PIL import Image
 from wavegms.__main__ import main
 from wavegms.costs import harness
 from wavegms.data.dataset import PreparedDataset
+from wavegms.data.manifest import read_audit
 from wavegms.errors import InputError
 from wavegms.files import sha256_of
 from wavegms.run.gpu import session
@@ -111,7 +112,7 @@ def test_for_a_rehearsal_it_is_few_and_small(mixed, tmp_path):
 @pytest.mark.realdata
 @pytest.mark.slow
 def test_busi_is_packed_in_less_than_half_of_what_is_carried(real_data, tmp_path):
-    from wavegms.run.gpu.pack import data_of, read_pairs, write_pack
+    from wavegms.run.gpu.pack import AUDIT, DATA, write_pack
 
     for place, source in {
         "data/raw/busi": "data/raw/busi",
@@ -124,8 +125,8 @@ def test_busi_is_packed_in_less_than_half_of_what_is_carried(real_data, tmp_path
     write_pack(pack, tmp_path, wheels=False)
     check_pack(pack)
     assert sum(path.stat().st_size for path in pack.rglob("*") if path.is_file()) < 30e6
-    assert read_pairs(pack)["crosses_split"].sum() > 0
-    expand(data_of(pack), tmp_path / "again")
+    assert read_audit(pack / AUDIT)["crosses_split"].sum() > 0
+    expand(pack / DATA, tmp_path / "again")
     assert len(PreparedDataset(tmp_path / "again", ("train", "val"))) == 517
     assert len(PreparedDataset(tmp_path / "again", "test")) == 130
 

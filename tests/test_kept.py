@@ -94,6 +94,14 @@ def test_another_autoencoder_is_refused(kept, tmp_path):
         model_folder("little", tmp_path, kept)
 
 
+def test_without_its_autoencoder_it_says_how_to_get_that(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # or it tries for long
+    shutil.rmtree(tmp_path / "taesd")
+    with pytest.raises(InputError, match=r"nobody/nothing cannot be loaded .*get taesd") as refusal:
+        model_folder("little", tmp_path, kept)
+    assert "autoencoder.source" not in str(refusal.value)
+
+
 def test_the_same_autoencoder_in_half_precision_is_taken(kept, trained, tmp_path):
     grey_vae().half().save_pretrained(tmp_path / "taesd")
     assert model_folder("little", tmp_path, kept).is_dir()

@@ -66,6 +66,53 @@ def test_what_is_up_to_date_foretells_nothing(make):
     assert done.returncode == 0 and "minutes in all" not in done.stdout
 
 
+# Of each item it writes down when it starts and when it has ended; the second training takes long.
+NOTING = """#!/bin/sh
+for item; do :; done
+case "$*" in
+  "stage list --name-only") printf '%s\\n' $ALL;;
+  *--single-item*)
+    echo "start $item" >>order; sleep 0.1
+    [ "$item" = train@b ] && sleep 1
+    echo "end $item" >>order;;
+esac
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+def test_an_item_waits_for_what_it_reads_and_for_nothing_else(make, jobs):
+    """By the lines that `dvc.yaml` has for them; DVC refuses to read what is being written."""
+    (make.project / ".venv/bin/dvc").write_text(NOTING)
+    per_dataset = "prepare autoencoder train evaluate ablation visualize volumes foundations"
+    pairs = [f"{stage}@{dataset}" for stage in per_dataset.split() for dataset in "ab"]
+    every = ["check", *pairs, "generalize@pair0", "generalize_external@a", "tour", "efficiency"]
+    done = make("repro", f"JOBS={jobs}", ALL=" ".join([*every, "results", "report"]))
+    assert done.returncode == 0, done.stderr
+    order = (make.project / "order").read_text().splitlines()
+    assert sorted(order) == sorted(
+        f"{what} {item}" for item in every[1:] for what in ("start", "end")
+    )
+    at = {line: place for place, line in enumerate(order)}
+    scored, rows = {"evaluate@a", "evaluate@b"}, {"ablation@a", "ablation@b"}
+    waits = {
+        "train": {"prepare@a", "prepare@b", "autoencoder@a", "autoencoder@b"},
+        "generalize": scored,
+        "generalize_external": scored,
+        "tour": scored,
+        "volumes": scored,
+        "visualize": scored | rows,
+    }
+    for item in every[1:]:
+        stage, _, dataset = item.partition("@")
+        before = {f"train@{dataset}"} if stage == "evaluate" else waits.get(stage, set())
+        assert all(at[f"end {one}"] < at[f"start {item}"] for one in before), item
+    assert (at["start evaluate@a"] < at["end train@b"]) == (jobs > 1)
+    running = 0
+    for line in order:
+        running += 1 if line.startswith("start") else -1
+        assert running <= jobs
+
+
 def test_a_first_stage_that_fails_ends_it(make):
     done = make("repro", STATUS="1", SECONDS_OF_PHANTOM="0")
     assert done.returncode and "minutes in all" not in done.stdout

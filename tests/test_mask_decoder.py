@@ -29,7 +29,9 @@ from wavegms.models.build import as_pipeline, build_variant
 from wavegms.models.mask_decoder import MaskDecoder, kept_mask_decoder
 from wavegms.predict.inputs import Request
 from wavegms.predict.run import predict
+from wavegms.predict.tta import AugmentedPipeline, View
 from wavegms.project import DECODERS
+from wavegms.results.folds import FoldedPipeline
 from wavegms.results.scores import write_scores
 from wavegms.training import distil as training_distil
 from wavegms.training import state as training_state
@@ -192,6 +194,21 @@ def test_files_are_predicted_by_it(pipe, kept, tmp_path):
     assert (one != other).any()
     with pytest.raises(InputError, match="decoder must be exact or fast"):
         Request(tmp_path / "image.png", pipe, tmp_path / "none", decoder="both")
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        lambda pipe: AugmentedPipeline.of(pipe, [View(False, 0)]),
+        lambda pipe: FoldedPipeline.of([pipe]),
+    ],
+)
+def test_averages_over_views_and_folds_decode_as_was_chosen(pipe, kept, share):
+    image = torch.rand(1, 3, 32, 32)
+    exact = share(pipe).predict(image)
+    pipe.choose_decoder("fast")
+    fast = share(pipe).predict(image)
+    assert torch.equal(fast, pipe.predict(image)) and not torch.equal(fast, exact)
 
 
 def test_a_training_goes_through_it_and_keeps_it(

@@ -11,7 +11,7 @@ from medpy.metric import binary
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
-from wavegms.results.metrics import MaskMetrics, mask_metrics
+from wavegms.results.metrics import MaskMetrics, class_metrics, mask_metrics, mean_of_classes
 
 
 @st.composite
@@ -135,3 +135,36 @@ def test_a_row_of_a_table_has_plain_values():
     row = asdict(mask_metrics(np.eye(5, dtype=bool), np.ones((5, 5), bool)))
     assert list(row) == ["dsc", "iou", "hd95", "hd95_zero_if_empty", "empty_prediction"]
     assert {type(value) for value in row.values()} == {float, bool}
+
+
+@st.composite
+def label_maps(draw):
+    """Two maps of one shape, and how many classes there are; some may be in neither."""
+    classes = draw(st.integers(1, 4))
+    shape = draw(array_shapes(min_dims=2, max_dims=2, max_side=7))
+    maps = arrays(np.uint8, shape, elements=st.integers(0, classes))
+    return draw(maps), draw(maps), classes
+
+
+@given(label_maps(), st.tuples(*(2 * [st.floats(0.1, 10)])))
+def test_classes_are_compared_one_by_one_and_their_mean_is_numpys(maps, spacing):
+    a, b, classes = maps
+    found = class_metrics(a, b, classes, spacing)
+    assert list(found) == [n for n in range(1, classes + 1) if n in a or n in b]
+    for number, one in found.items():
+        mine, other = a == number, b == number
+        assert (one.dsc, one.iou) == (binary.dc(mine, other), binary.jc(mine, other))
+        if mine.any() and other.any():
+            far = binary.hd95(mine, other, voxelspacing=spacing)
+            assert one.hd95 == one.hd95_zero_if_empty == pytest.approx(far)
+        else:
+            diagonal = np.hypot(*np.multiply(a.shape, spacing))
+            assert (one.hd95, one.hd95_zero_if_empty) == (pytest.approx(diagonal), 0)
+        assert one.empty_prediction == (not mine.any())
+    mean = asdict(mean_of_classes(a, b, classes, spacing))
+    assert mean.pop("empty_prediction") == (not a.any())
+    if found:
+        rows = [asdict(one) for one in found.values()]
+        assert mean == pytest.approx({name: np.mean([row[name] for row in rows]) for name in mean})
+    else:
+        assert mean == {"dsc": 1, "iou": 1, "hd95": 0, "hd95_zero_if_empty": 0}

@@ -251,6 +251,35 @@ def test_what_masks_do_not_tell_is_asked_and_noted(project, tmp_path, capsys, be
     assert load_params(params).reading["skin"].foreground == [1, 255]
 
 
+def test_folds_are_set_with_new_images_and_with_known_ones(project, tmp_path, capsys):
+    write_skin(tmp_path / "scans", tmp_path / "outlines", count=20)
+    (project / "notebooks").mkdir()
+    params, profile = project / "params.yaml", project / "conf/profile/skin.yaml"
+    folders = ["--images", str(tmp_path / "scans"), "--masks", str(tmp_path / "outlines")]
+
+    def refused(command, said):
+        before = params.read_text()
+        assert main(command) == 1 and said in capsys.readouterr().err
+        assert params.read_text() == before
+
+    text = params.read_text()
+    for folds in ("0", "1"):
+        refused(["add", "skin", *folders, "--folds", folds], "leaves nothing to train on")
+        assert not profile.exists() and not (project / "data").exists()
+    assert main(["add", "skin", *folders, "--folds", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "split.folds: 5" in said and "test images" not in said  # all twenty are
+    assert load_params(params).split.folds == 5
+    assert yaml.safe_load(params.read_text()) == composed(project, tmp_path, "skin")
+    written = profile.read_text()
+    refused(["add", "skin", "--folds", "50"], "split.folds is 50, but 20 images")
+    assert main(["add", "skin", "--folds", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "skin.yaml was there and is left as it is: write split: {folds: 4} there" in said
+    assert load_params(params).split.folds == 4 and profile.read_text() == written
+    assert comments(params.read_text()) == comments(text)
+
+
 def test_classes_are_named_as_folders_or_values(project, tmp_path, capsys):
     for name in ("mass", "cyst"):
         write_scans(tmp_path / name, void(0), count=20)
@@ -302,7 +331,7 @@ def test_real_dermoscopy_is_taken_as_it_was_published(project, real_data, tmp_pa
     assert (added.cases, added.unlabelled) == (len(list(scans.iterdir())), 0)
     (note,) = added.notes
     assert note.startswith("a score is the mean over 7 test images: mind its interval")
-    assert note.endswith(", or set split.folds to 5 in params.yaml, which scores every image")
+    assert note.endswith(", or add `--folds 5`, which scores every image")
 
 
 def test_volumes_are_added_by_their_layout(project, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """A shared folder holds all of a model and opens anywhere, as a folder and from a hub."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ from report_project import RUN, add_audit, add_model, small_pipeline
 
 from wavegms import InputError, WaveGMSPipeline
 from wavegms.__main__ import main
+from wavegms.models.autoencoder import freeze
+from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.report import share as sharing
 from wavegms.report.share import share_model
 from wavegms.training.card import read_card
@@ -132,6 +135,48 @@ def test_nothing_is_uploaded_unasked(project, capsys):
     Path("out/stray.txt").touch()
     share_model(Path(MODEL), Path("out"))
     assert files_in("out") == FILES
+
+
+@pytest.mark.parametrize("trained", ["exact", "fast"])
+def test_what_was_scored_by_the_fast_decoder_is_shared_with_it(
+    project, prepared, trained, tmp_path, monkeypatch
+):
+    """A model that learnt through it needs none of the program's; one that did not does."""
+    pipeline = small_pipeline()
+    decoder = freeze(MaskDecoder.untrained(pipeline.vae))
+    monkeypatch.setattr(
+        "wavegms.models.pipeline.kept_mask_decoder", lambda vae: copy.deepcopy(decoder)
+    )
+    pipeline.choose_decoder(trained)
+    root = tmp_path / "fast"
+    add_model(root, pipeline, prepared, "phantom_a", ("phantom_a",))
+    add_audit(root, "phantom_a")
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["autoencoder"]["source"], params["evaluation"]["decoder"] = "path", "fast"
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    exported = []
+    monkeypatch.setattr(
+        WaveGMSPipeline,
+        "export_onnx",
+        lambda self, path: exported.append(self.decoder) or Path(path).write_bytes(b"onnx"),
+    )
+    share_model(root / MODEL, Path("out"), root)
+    assert exported == ["fast"]
+    assert Path("out/mask_decoder/config.json").is_file() == (trained == "fast")
+    readme = Path("out/README.md").read_text(encoding="utf-8")
+    assert 'from_pretrained("OWNER/NAME", decoder="fast")' in readme
+    images = torch.rand(1, 3, 32, 32)
+    exact = WaveGMSPipeline.from_pretrained("out").predict(images)
+    assert torch.equal(exact, WaveGMSPipeline.from_pretrained(root / MODEL).predict(images))
+    pipeline.choose_decoder("fast")
+    opened = WaveGMSPipeline.from_pretrained("out", decoder="fast")
+    assert torch.equal(opened.predict(images), pipeline.predict(images))
+    monkeypatch.undo()
+    if trained == "exact":
+        with pytest.raises(InputError, match="no mask decoder in weights/decoders was taught"):
+            WaveGMSPipeline.from_pretrained(tmp_path / "project/out", decoder="fast")
+    else:
+        WaveGMSPipeline.from_pretrained(tmp_path / "project/out", decoder="fast")
 
 
 @pytest.mark.parametrize(

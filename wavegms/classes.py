@@ -3,6 +3,8 @@
 A mask of one class is black and white. One of several has a colour for each, on black.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from wavegms.errors import InputError
@@ -29,6 +31,15 @@ def colours_of(count: int) -> tuple[str, ...]:
             f"there are colours for 1 to {MOST_CLASSES} classes, not for {count}: join some of them"
         )
     return ("#ffffff",) if count == 1 else COLOURS[:count]
+
+
+def require_same(
+    model: str, known: Sequence[str], data: str, there: Sequence[str], way: str
+) -> None:
+    """Checks that the names of the classes that a model knows are those of data."""
+    if tuple(known) != tuple(there):
+        known, there = (", ".join(names) or "one class" for names in (known, there))
+        raise InputError(f"{model} knows {known} and {data} {there}: {way}")
 
 
 def label_map(probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:

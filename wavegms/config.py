@@ -140,12 +140,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
-    def check(cls, values: object) -> Self:
+    def check(cls, values: object, source: str = "") -> Self:
         """Checks values handed over one section at a time, as a notebook's parameters are."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(f"{cls.__name__}: {_first_problem(error)}") from error
+            raise InputError(f"{source or cls.__name__}: {_first_problem(error)}") from error
 
 
 class PhantomParams(Section):
@@ -424,6 +424,11 @@ class Params(Section):
     foundations: FoundationParams
     efficiency: EfficiencyParams
 
+    def variants_for(self, dataset: str) -> list[str]:
+        """What is trained on a dataset, the rows of its ablation among it."""
+        rows = self.ablation.variants if dataset in self.ablation.datasets else []
+        return list(dict.fromkeys([*self.variants, *rows]))
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "Params":
         listed = [("generalization", pair.train) for pair in self.generalization]
@@ -534,10 +539,7 @@ def require_name(name: object) -> None:
 
 def check_params(values: object, source: str = "params.yaml") -> Params:
     """Checks parameters that are already in memory; see :func:`load_params`."""
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{source}: {_first_problem(error)}") from error
+    return Params.check(values, source)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 from ast import literal_eval
+from collections.abc import Sequence
 from math import inf
 
 _LONGEST = 2000  # characters
@@ -48,35 +49,37 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else repr(error)
 
 
+def listed(names: Sequence[object], most: int = 3) -> str:
+    """The first few of many in a sentence."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
+
 _AGAIN = "and give the same command again"
 
 # Where the system refuses a file, it is for the reader to change that, not for the code.
 _WAYS_OUT = {
-    errno.ENOSPC: f"make room on that disk {_AGAIN}",
-    errno.EDQUOT: f"make room within your quota {_AGAIN}",
-    errno.EFBIG: f"raise the limit to the size of files (`ulimit -f`), or make room, {_AGAIN}",
-    errno.EROFS: f"make that disk writable, or copy the project to one that is, {_AGAIN}",
-    errno.EACCES: f"check whose it is and its rights {_AGAIN}",
-    errno.EPERM: f"check whose it is and its rights {_AGAIN}",
-    errno.EBUSY: f"close what uses it {_AGAIN}",
-    errno.ETXTBSY: f"close what uses it {_AGAIN}",
-    errno.EIO: f"check the disk and its connection {_AGAIN}",
-    errno.ENXIO: f"check the disk and its connection {_AGAIN}",
-    errno.ENODEV: f"check the disk and its connection {_AGAIN}",
-    errno.ESTALE: f"check the disk and its connection {_AGAIN}",
-    errno.EMFILE: f"raise the limit to the number of open files (`ulimit -n`) {_AGAIN}",
-    errno.ENFILE: f"close other programs, as too many files are open, {_AGAIN}",
-    errno.EMLINK: f"use another disk, as this one takes no more names in a folder, {_AGAIN}",
-    errno.ENAMETOOLONG: "choose a shorter name, or a folder with a shorter path",
-    errno.EILSEQ: "choose another name, of plain letters",
-    errno.EINVAL: "choose another name, of plain letters",
-    errno.ELOOP: "remove the link that leads back to itself",
-    errno.ENOENT: "check the path, and that what makes it has run",
-    errno.ENOTDIR: "a part of this path is a file, not a folder: correct it, or move the file away",
-    errno.EISDIR: "this is a folder where a file is meant: correct the path, or move it away",
-    errno.EEXIST: "move it away, or choose another name",
-    errno.ENOTEMPTY: "move it away, or choose another name",
-    errno.EPIPE: "let the program that takes the output run to its end",
+    getattr(errno, name): way
+    for names, way in {
+        "ENOSPC": f"make room on that disk {_AGAIN}",
+        "EDQUOT": f"make room within your quota {_AGAIN}",
+        "EFBIG": f"raise the limit to the size of files (`ulimit -f`), or make room, {_AGAIN}",
+        "EROFS": f"make that disk writable, or copy the project to one that is, {_AGAIN}",
+        "EACCES EPERM": f"check whose it is and its rights {_AGAIN}",
+        "EBUSY ETXTBSY": f"close what uses it {_AGAIN}",
+        "EIO ENXIO ENODEV ESTALE": f"check the disk and its connection {_AGAIN}",
+        "EMFILE": f"raise the limit to the number of open files (`ulimit -n`) {_AGAIN}",
+        "ENFILE": f"close other programs, as too many files are open, {_AGAIN}",
+        "EMLINK": f"use another disk, as this one takes no more names in a folder, {_AGAIN}",
+        "ENAMETOOLONG": "choose a shorter name, or a folder with a shorter path",
+        "EILSEQ EINVAL": "choose another name, of plain letters",
+        "ELOOP": "remove the link that leads back to itself",
+        "ENOENT": "check the path, and that what makes it has run",
+        "ENOTDIR": "a part of this path is a file, not a folder: correct it, or move the file away",
+        "EISDIR": "this is a folder where a file is meant: correct the path, or move it away",
+        "EEXIST ENOTEMPTY": "move it away, or choose another name",
+        "EPIPE": "let the program that takes the output run to its end",
+    }.items()
+    for name in names.split()
 }
 
 # As Python writes it, and as safetensors does, whose errors are no OSError.

@@ -65,6 +65,11 @@ class VariantSpec:
     depth: int = 1
     published: Recipe | None = None
 
+    @property
+    def several_decoders(self) -> bool:
+        """Whether it can be trained with either `Decoder`: masks are a Tiny-VAE's latents."""
+        return self.autoencoder == "tiny" and not self.generative
+
     def batch_size_or(self, default: int) -> int:
         """Its own batch size, or the run's; of windows as many as it has room for, at least one."""
         images = self.batch_size or default
@@ -253,8 +258,8 @@ def followed_recipe(name: str, recipe: RecipeName) -> Recipe | None:
         return None
     if spec.published is None and spec.autoencoder is None:
         raise InputError(
-            f"variant {name} has no published recipe: set training.recipe to common, or leave the "
-            "variant out"
+            f"variant {name} has no published recipe: {recipes.TAKE_COMMON}, or leave the variant "
+            "out"
         )
     return spec.published
 

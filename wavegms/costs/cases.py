@@ -1,12 +1,12 @@
 """What is measured, without torch: workloads, and those of `make bench` with their comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from wavegms.config import Precision
 from wavegms.errors import InputError
-from wavegms.variants import require_side
+from wavegms.variants import require_side, variant_spec
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,23 @@ class Workload:
     task: Literal["train", "predict"] = "train"
     form: Literal["lean", "fast", "graph", "compiled", "plain", "onnx"] = "lean"
     precision: Precision = "fp32"
+
+
+def systems_of(variants: Sequence[str], fast: bool) -> Iterator[dict[str, str]]:
+    """Each variant with its decoder, and a title: variant, decoder and system of a table's row.
+
+    If `fast`, those that have the choice come a second time with the fast decoder.
+    """
+    for name in variants:
+        spec = variant_spec(name)
+        yield {"variant": name, "decoder": "exact", "system": spec.title}
+        if fast and spec.several_decoders:
+            yield {"variant": name, "decoder": "fast", "system": f"{spec.title}, fast decoder"}
+
+
+def form_with(decoder: str) -> Literal["lean", "fast"]:
+    """The form of a `Workload` that decodes so."""
+    return "fast" if decoder == "fast" else "lean"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ HELP = "measure what each measure and each network costs"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3, help="all is measured this many times")
@@ -17,7 +16,6 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.costs.cases import Plan
 
     plan = Plan(options.image_size, options.batch_sizes, options.rounds, options.steps)

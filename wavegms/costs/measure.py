@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wavegms.config import Precision
-from wavegms.costs.cases import Workload
+from wavegms.costs.cases import Workload, form_with, systems_of
 from wavegms.data.batches import Batch
 from wavegms.models.autoencoder import Autoencoder, Generators, freeze, latent_channels_of
 from wavegms.models.build import Network, as_pipeline, build_variant
@@ -70,22 +70,27 @@ def build_untrained(variant: str, image_size: int = 224) -> tuple[Network, Autoe
     return build_variant(variant, image_size=image_size, vae=vae).train(), vae
 
 
-def count_sizes(variants: Sequence[str], image_size: int) -> list[dict]:
-    """Parameters, both halves of the frozen autoencoder included, and `count_gflop` of variants."""
+def count_sizes(variants: Sequence[str], image_size: int, fast: bool = False) -> list[dict]:
+    """Parameters, both halves of the frozen autoencoder included, and `count_gflop` of variants.
+
+    The mask decoder is one more frozen part. A row is one of `systems_of`.
+    """
     rows = []
-    for name in variants:
+    for system in systems_of(variants, fast):
+        name, form = system["variant"], form_with(system["decoder"])
         with torch.device("meta"):
-            parts = build_untrained(name, image_size)
-            counts = as_pipeline(*parts, image_size).parameter_counts
+            pipeline = as_pipeline(*build_untrained(name, image_size), image_size)
+            if form == "fast":
+                _decode_fast(pipeline)
+            counts = pipeline.parameter_counts
         rows.append(
-            {
-                "variant": name,
-                "system": variant_spec(name).title,
+            system
+            | {
                 "trainable_parameters": counts.trainable,
                 "total_parameters": counts.total,
                 "image_size": image_size,
-                "training_gflop": count_gflop(name, "train", "lean", image_size),
-                "inference_gflop": count_gflop(name, "predict", "lean", image_size),
+                "training_gflop": count_gflop(name, "train", form, image_size),
+                "inference_gflop": count_gflop(name, "predict", form, image_size),
             }
         )
     return rows

@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from wavegms.costs.cases import Workload
+from wavegms.costs.cases import Workload, form_with, systems_of
 from wavegms.costs.harness import MEASURES, apart, measured_points
 from wavegms.errors import InputError
 from wavegms.files import read_table
@@ -30,6 +30,7 @@ _TABLE_1 = ["Model", "Number", "GPU (VRAM)", "Batch size", "Parameters", "GFLOP"
 # What each column of the measurements holds.
 MEASUREMENT_COLUMNS = {
     "variant": "name of the network",
+    "decoder": "exact or fast, see training.decoder",
     "system": "its title",
     "image_size": "side of the images, pixels",
     "batch_size": "images in a step",
@@ -45,15 +46,15 @@ MEASUREMENT_COLUMNS = {
 }
 
 
-def count_sizes(variants: Sequence[str], image_size: int) -> pd.DataFrame:
+def count_sizes(variants: Sequence[str], image_size: int, fast: bool = False) -> pd.DataFrame:
     """Parameters, and floating-point operations for one image of `image_size` pixels a side.
 
-    One row a variant: variant, system (its title), trainable_parameters, total_parameters (both
-    halves of the frozen autoencoder included), image_size, training_gflop (forward, loss and
-    backward) and inference_gflop, in units of 10^9.
+    One row a variant, if `fast` two where a fast decoder can be chosen: variant, decoder, system
+    (its title), trainable_parameters, total_parameters (all frozen parts included), image_size,
+    training_gflop (forward, loss and backward) and inference_gflop, in units of 10^9.
     """
     _require(variants, image_size)
-    return pd.DataFrame(apart(f"{MEASURES}:count_sizes", list(variants), image_size))
+    return pd.DataFrame(apart(f"{MEASURES}:count_sizes", list(variants), image_size, fast))
 
 
 def compare_inference(image_size: int, batch_sizes: Sequence[int], repeats: int) -> pd.DataFrame:
@@ -68,22 +69,22 @@ def measure(
     batch_sizes: Sequence[int],
     steps: int,
     task: Literal["train", "predict"] = "train",
+    fast: bool = False,
 ) -> pd.DataFrame:
     """Time and memory of a training step or a prediction against the batch size, on this machine.
 
-    `steps` are timed at each batch size, after one that is not. One row for each variant and batch
-    size, with the columns of `MEASUREMENT_COLUMNS`. Where memory did not suffice, the row has a
-    note and no numbers, and larger batches have no row.
+    `steps` are timed at each batch size, after one that is not. One row for each variant, with
+    `fast` as in `count_sizes`, and batch size, with the columns of `MEASUREMENT_COLUMNS`. Where
+    memory did not suffice, the row has a note and no numbers, and larger batches have no row.
     """
     _require(variants, image_size)
-    rows = []
-    with tqdm(total=len(variants) * len(batch_sizes), desc="measuring", unit="point") as bar:
-        for place, name in enumerate(variants, start=1):
-            bar.set_postfix_str(name)
-            system = variant_spec(name).title
-            about = {"variant": name, "system": system, "image_size": image_size}
-            for point in measured_points(Workload(name, task), image_size, batch_sizes, steps):
-                rows.append(about | point)
+    rows, systems = [], list(systems_of(variants, fast))
+    with tqdm(total=len(systems) * len(batch_sizes), desc="measuring", unit="point") as bar:
+        for place, system in enumerate(systems, start=1):
+            bar.set_postfix_str(system["system"])
+            work = Workload(system["variant"], task, form_with(system["decoder"]))
+            for point in measured_points(work, image_size, batch_sizes, steps):
+                rows.append(system | {"image_size": image_size} | point)
                 bar.update()
             bar.update(place * len(batch_sizes) - bar.n)
     points = pd.DataFrame(rows).reindex(columns=list(MEASUREMENT_COLUMNS))
@@ -108,12 +109,12 @@ def _require(variants: Sequence[str], image_size: int) -> None:
 def largest_batches(points: pd.DataFrame, cards: Sequence[int]) -> pd.DataFrame:
     """The largest batch that fits a card of so many GiB, which is what makers call GB.
 
-    It is read off a straight line through the peaks of `measure`. One row a variant and card:
-    variant, system, image_size, memory (what was measured), card (GiB), batch_size (0 if not even
-    one image fits; missing where memory did not grow with the batch, or with a single point),
-    extrapolated (whether it is beyond what was measured).
+    It is read off a straight line through the peaks of `measure`. One row a system and card:
+    variant, decoder, system, image_size, memory (what was measured), card (GiB), batch_size (0 if
+    not even one image fits; missing where memory did not grow with the batch, or with a single
+    point), extrapolated (whether it is beyond what was measured).
     """
-    names = ["variant", "system", "image_size", "memory"]
+    names = ["variant", "decoder", "system", "image_size", "memory"]
     rows = []
     for key, group in points.dropna(subset="peak_bytes").groupby(names, sort=False):
         line = _line(group)
@@ -126,25 +127,27 @@ def largest_batches(points: pd.DataFrame, cards: Sequence[int]) -> pd.DataFrame:
 
 
 def compare_costs(points: pd.DataFrame) -> pd.DataFrame:
-    """Time and memory of each variant as multiples of Wave-GMS, at the largest batch all ran with.
+    """Time and memory of each system as multiples of Wave-GMS, at the largest batch all ran with.
 
-    One row a variant: variant, system, batch_size, time (of a step), memory (peak, all of it) and
-    memory_of_step (what the peak exceeds the process before the network was built).
+    Wave-GMS decodes exactly. One row a system: system, variant, batch_size, time (of a step),
+    memory (peak, all of it) and memory_of_step (what the peak exceeds the process before the
+    network was built).
     """
     measured = points.dropna(subset="peak_bytes")
     if _REFERENCE not in set(measured["variant"]):
         raise InputError(f"efficiency.variants lacks {_REFERENCE}, which others are compared with")
-    common = set.intersection(*measured.groupby("variant")["batch_size"].agg(set))
+    common = set.intersection(*measured.groupby("system")["batch_size"].agg(set))
     if not common:
         raise InputError("no batch size was measured for all of efficiency.variants: add a smaller")
-    rows = measured[measured["batch_size"] == max(common)].set_index("variant")
+    rows = measured[measured["batch_size"] == max(common)].set_index("system")
     costs = {
         "time": rows["step_seconds"],
         "memory": rows["peak_bytes"].astype(float),
         "memory_of_step": (rows["peak_bytes"] - rows["base_bytes"]).astype(float),
     }
-    ratios = {name: cost / cost[_REFERENCE] for name, cost in costs.items()}
-    return rows[["system", "batch_size"]].assign(**ratios).reset_index()
+    reference = variant_spec(_REFERENCE).title
+    ratios = {name: cost / cost[reference] for name, cost in costs.items()}
+    return rows[["variant", "batch_size"]].assign(**ratios).reset_index()
 
 
 class Need(BaseModel):
@@ -188,13 +191,12 @@ def beside_table_1(largest: pd.DataFrame, sizes: pd.DataFrame, folder: Path) -> 
         rows.append((row.system, "published", gpu, row.batch_size, "", "", "paper"))
         theirs = needs[needs["system"] == row.system]
         rows += [_others_need(need, cards) for need in theirs.itertuples()]
-        if row.variant in measured:
-            rows.append((row.system, *measured.pop(row.variant)))
+        if need := measured.pop((row.variant, "exact"), None):
+            rows.append((row.system, *need[1:]))
         elif row.variant in VARIANTS:
             wanted = f"add {row.variant} to efficiency.variants"
             rows.append((row.system, "not measured", "", "", "", "", wanted))
-    rows += [(variant_spec(name).title, *need) for name, need in measured.items()]
-    return pd.DataFrame(rows, columns=_TABLE_1)
+    return pd.DataFrame([*rows, *measured.values()], columns=_TABLE_1)
 
 
 def _others_need(need: Any, cards: Sequence[int]) -> tuple[str, ...]:
@@ -212,16 +214,19 @@ def _others_need(need: Any, cards: Sequence[int]) -> tuple[str, ...]:
     )
 
 
-def _measured_needs(largest: pd.DataFrame, sizes: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """By variant: all columns of Table 1 but the first."""
+def _measured_needs(
+    largest: pd.DataFrame, sizes: pd.DataFrame
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    """By variant and decoder: a row of Table 1."""
     found = {}
-    for name, group in largest.groupby("variant", sort=False):
-        row, size = group.iloc[0], sizes[sizes["variant"] == name].iloc[0]
+    counted = sizes.set_index(["variant", "decoder"])
+    for key, group in largest.groupby(["variant", "decoder"], sort=False):
+        row, size = group.iloc[0], counted.loc[key]
         beyond = ", extrapolated" if group["extrapolated"].any() else ""
-        counts = f"{size.trainable_parameters:,}", f"{size.inference_gflop:,.1f}"
+        counts = f"{int(size.trainable_parameters):,}", f"{size.inference_gflop:,.1f}"
         where = f"{row.image_size} px, {row.memory}{beyond}; GFLOP at {size.image_size} px"
         batches = _on_cards(group["card"], group["batch_size"])
-        found[name] = ("measured", *batches, *counts, where)
+        found[key] = (row.system, "measured", *batches, *counts, where)
     return found
 
 
@@ -234,7 +239,7 @@ def _on_cards(cards: Iterable[int], batches: Iterable[int]) -> tuple[str, str]:
 def beside_table_2(sizes: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """The exact counts beside the parameter column of the paper's Table 2, of `read_published`.
 
-    One row a variant: system, trainable_parameters, published (millions, NaN where the paper's
+    One row a system: system, trainable_parameters, published (millions, NaN where the paper's
     table has no such row), total_parameters.
     """
     paper = published[published["table"] == 2].drop_duplicates("variant").set_index("variant")

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from wavegms.data.duplicates import (
     component_of,
     detail_similarity,
@@ -116,31 +118,18 @@ def _pairs_of(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    rows = []
-    for (i, j), (kind, similarity) in found.items():
-        a, b = manifest.iloc[i], manifest.iloc[j]
-        rows.append(
-            {
-                "id_a": a["id"],
-                "id_b": b["id"],
-                "split_a": a["split"],
-                "split_b": b["split"],
-                "label_a": a["label"],
-                "label_b": b["label"],
-                "kind": kind,
-                "similarity": similarity,
-                "crosses_split": bool(a["side"] != b["side"]),
-                "labels_differ": a["label"] != b["label"],
-            }
-        )
-    pairs = pd.DataFrame(rows, columns=list(PAIR_COLUMNS)).astype(
-        {"similarity": float, "crosses_split": bool, "labels_differ": bool}
-    )
-    order = pairs["kind"].map(KINDS.index)
-    pairs = pairs.assign(order=order).sort_values(
+    places = np.array(list(found), int).reshape(-1, 2).T
+    a, b = (manifest.iloc[side].reset_index(drop=True) for side in places)
+    pairs = pd.DataFrame({f"{name}_a": a[name] for name in ("id", "split", "label")})
+    pairs = pairs.assign(**{f"{name}_b": b[name] for name in ("id", "split", "label")})
+    kinds, similarities = zip(*found.values(), strict=True) if found else ((), ())
+    pairs = pairs.assign(kind=pd.Series(kinds, dtype=str), similarity=np.array(similarities, float))
+    pairs["crosses_split"] = a["side"] != b["side"]
+    pairs["labels_differ"] = a["label"] != b["label"]
+    pairs = pairs.assign(order=pairs["kind"].map(KINDS.index)).sort_values(
         ["order", "similarity", "id_a", "id_b"], ascending=[True, False, True, True]
     )
-    return pairs.drop(columns="order").reset_index(drop=True)
+    return pairs[list(PAIR_COLUMNS)].reset_index(drop=True)
 
 
 def write_audit(pairs: pd.DataFrame, target: Path) -> None:

@@ -166,8 +166,7 @@ def _is_image(path: Path) -> bool:
 
 
 def pair_files(
-    images: Iterable[tuple[str, Path]],
-    masks: Iterable[tuple[str, Path]],
+    images: Iterable[tuple[str, Path]], masks: Iterable[tuple[str, Path]]
 ) -> list[tuple[Path, list[Path]]]:
     """Join each image with its masks, by a key that is made of their names."""
     by_key: dict[str, list[Path]] = {}

@@ -79,14 +79,15 @@ class DatasetSpec:
     classes: tuple[str, ...] = ()  # names of several, by their values 1, 2 and so on
 
 
-def _dataverse(file: str, number: str, size: int, md5: str, into: str | None) -> Download:
-    url = f"https://dataverse.harvard.edu/api/access/datafile/{number}"
-    return Download(
-        file, url, size, f"md5:{md5}", "Harvard Dataverse, as quoted by others", into=into
-    )
+def _ham10000(part: str, number: str, size: int, md5: str) -> Download:
+    file, url = f"HAM10000_{part}", f"https://dataverse.harvard.edu/api/access/datafile/{number}"
+    into = file.removesuffix(".zip") if file.endswith(".zip") else None
+    vouched_by = "Harvard Dataverse, as quoted by others"
+    return Download(file, url, size, f"md5:{md5}", vouched_by, into=into)
 
 
-def _split(folder: str, file: str, size: int, sha256: str) -> Download:
+def _split(name: str, size: int, sha256: str) -> Download:
+    file, folder = f"{name}_train_test_names.pkl", name.replace("kvasir", "kvasir-instrument")
     # A commit, so that the lists cannot change behind the address.
     url = (
         "https://raw.githubusercontent.com/King-HAW/GMS/5a9ce0084d2558c800e420f2712ab2adc1af38a6/"
@@ -95,12 +96,36 @@ def _split(folder: str, file: str, size: int, sha256: str) -> Download:
     return Download(file, url, size, f"sha256:{sha256}", "this project, measured on a copy")
 
 
-def _taesd(file: str, size: int, sha256: str) -> Download:
+def _taesd(part: str, size: int, sha256: str) -> Download:
+    file = f"taesd_{part}.safetensors"
     url = (
         "https://huggingface.co/madebyollin/taesd/resolve/614f76814bbe30edbe2e627ace1c2234c81a2c0e/"
         f"{file}"
     )
     return Download(file, url, size, f"sha256:{sha256}", "the hub, as quoted by others")
+
+
+_HAM10000 = (
+    _ham10000("images_part_1.zip", "3172585", 1_366_522_108, "4639bfa73ab251610530a97c898e6e46"),
+    _ham10000("images_part_2.zip", "3172584", 1_403_566_547, "da43d6cc50f6613013be07e8986b384b"),
+    _ham10000(
+        "segmentations_lesion_tschandl.zip",
+        "3838943",
+        10_808_743,
+        "6e8d252e09cfdb0189199f15985a5b84",
+    ),
+    # Without `original`, Dataverse gives a table of its own making, with tabs.
+    _ham10000(
+        "metadata.csv", "4338392?format=original", 690_218, "8f85fb1aa29d80a2797247e434deb79d"
+    ),
+)
+
+_SPLITS = (
+    _split("bus", 1_526, "1b4e40239913b06f97e6797f9208245738d424753b96df584f154dbddecea775"),
+    _split("busi", 8_884, "ed7a3dd5764b4a90a49ad3b9bfb72cc9f7b708dbbd2244c3d874aace265fa5a7"),
+    _split("kvasir", 16_579, "297a5c72ba9edca78a8804b933d9507091787ebb2455930bc75bc0bfc778cf7f"),
+    _split("ham10000", 150_320, "74560789ab0f4db5e0c96abd1b59a180671fc9bd1a2d143c45f35151206f6521"),
+)
 
 
 def root_of(name: str, folder: Path) -> Path:
@@ -227,6 +252,11 @@ def _ham10000_lesions(root: Path) -> dict[str, tuple[str, str]]:
 
 _BUS_LAYOUT = "original/000001.png with GT/000001.png, and so on"
 
+_DRAWN = {
+    "licence": "made by this package",
+    "source": "wavegms.phantom.scanner.write_phantoms, which draws it",
+}
+
 _BUSI_LAYOUT = (
     "Dataset_BUSI_with_GT/{benign,malignant}/ with 'benign (1).png', 'benign (1)_mask.png' and "
     "so on"
@@ -318,37 +348,7 @@ CATALOG: dict[str, DatasetSpec] = {
             ),
             split_file="ham10000_train_test_names.pkl",
             read=_read_ham10000,
-            downloads=(
-                _dataverse(
-                    "HAM10000_images_part_1.zip",
-                    "3172585",
-                    1_366_522_108,
-                    "4639bfa73ab251610530a97c898e6e46",
-                    "HAM10000_images_part_1",
-                ),
-                _dataverse(
-                    "HAM10000_images_part_2.zip",
-                    "3172584",
-                    1_403_566_547,
-                    "da43d6cc50f6613013be07e8986b384b",
-                    "HAM10000_images_part_2",
-                ),
-                _dataverse(
-                    "HAM10000_segmentations_lesion_tschandl.zip",
-                    "3838943",
-                    10_808_743,
-                    "6e8d252e09cfdb0189199f15985a5b84",
-                    "HAM10000_segmentations_lesion_tschandl",
-                ),
-                # Without `original`, Dataverse gives a table of its own making, with tabs.
-                _dataverse(
-                    "HAM10000_metadata.csv",
-                    "4338392?format=original",
-                    690_218,
-                    "8f85fb1aa29d80a2797247e434deb79d",
-                    None,
-                ),
-            ),
+            downloads=_HAM10000,
         ),
         DatasetSpec(
             name="stu",
@@ -365,8 +365,7 @@ CATALOG: dict[str, DatasetSpec] = {
             name="phantom_a",
             title="Phantom A",
             modality="simulated ultrasound",
-            licence="made by this package",
-            source="wavegms.phantom.scanner.write_phantoms, which draws it",
+            **_DRAWN,
             layout=_BUS_LAYOUT,
             read=_read_bus,
         ),
@@ -374,8 +373,7 @@ CATALOG: dict[str, DatasetSpec] = {
             name="phantom_b",
             title="Phantom B",
             modality="simulated ultrasound",
-            licence="made by this package",
-            source="wavegms.phantom.scanner.write_phantoms, which draws it",
+            **_DRAWN,
             layout=_BUSI_LAYOUT,
             unpacked_as="Dataset_BUSI_with_GT",
             read=_read_busi,
@@ -384,8 +382,7 @@ CATALOG: dict[str, DatasetSpec] = {
             name="phantom_v",
             title="Phantom V",
             modality="simulated MR volumes",
-            licence="made by this package",
-            source="wavegms.phantom.scanner.write_phantoms, which draws it",
+            **_DRAWN,
             layout="imagesTr/phantom_001.nii.gz with labelsTr/phantom_001.nii.gz, and so on",
             read=read_volumes,
             classes=PARTS,
@@ -394,8 +391,7 @@ CATALOG: dict[str, DatasetSpec] = {
             name="phantom_c",
             title="Phantom C",
             modality="simulated ultrasound",
-            licence="made by this package",
-            source="wavegms.phantom.scanner.write_phantoms, which draws it",
+            **_DRAWN,
             layout="images/000001.png with label maps masks/000001.png, and so on",
             read=read_plain,
             classes=CLASSES,
@@ -423,32 +419,7 @@ SOURCES["splits"] = Source(
     target="data/raw/splits",
     terms="part of the GMS repository, see there",
     page="https://github.com/King-HAW/GMS/tree/main/Dataset",
-    downloads=(
-        _split(
-            "bus",
-            "bus_train_test_names.pkl",
-            1_526,
-            "1b4e40239913b06f97e6797f9208245738d424753b96df584f154dbddecea775",
-        ),
-        _split(
-            "busi",
-            "busi_train_test_names.pkl",
-            8_884,
-            "ed7a3dd5764b4a90a49ad3b9bfb72cc9f7b708dbbd2244c3d874aace265fa5a7",
-        ),
-        _split(
-            "kvasir-instrument",
-            "kvasir_train_test_names.pkl",
-            16_579,
-            "297a5c72ba9edca78a8804b933d9507091787ebb2455930bc75bc0bfc778cf7f",
-        ),
-        _split(
-            "ham10000",
-            "ham10000_train_test_names.pkl",
-            150_320,
-            "74560789ab0f4db5e0c96abd1b59a180671fc9bd1a2d143c45f35151206f6521",
-        ),
-    ),
+    downloads=_SPLITS,
 )
 
 SOURCES["taesd"] = Source(
@@ -459,14 +430,10 @@ SOURCES["taesd"] = Source(
     page="https://huggingface.co/madebyollin/taesd",
     downloads=(
         _taesd(
-            "taesd_encoder.safetensors",
-            4_895_600,
-            "160d90c61c3a5ce50fe2cbe6404b3429f5763772d61b38523cc37e1525b4e19f",
+            "encoder", 4_895_600, "160d90c61c3a5ce50fe2cbe6404b3429f5763772d61b38523cc37e1525b4e19f"
         ),
         _taesd(
-            "taesd_decoder.safetensors",
-            4_895_612,
-            "f0fb51dd10d41c26612c070fa0b52ea0215a5ff90792134b4971109dd713c019",
+            "decoder", 4_895_612, "f0fb51dd10d41c26612c070fa0b52ea0215a5ff90792134b4971109dd713c019"
         ),
     ),
 )

@@ -8,12 +8,10 @@ HELP = "download public data, verified; without names, list it"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("names", nargs="*", help="such as busi, splits, taesd")
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.data.download import describe_sources, get_sources
     from wavegms.project import enter_project
 

@@ -39,11 +39,7 @@ class PreparedDataset(Dataset):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        split: str | Sequence[str],
-        in_memory: bool | None = None,
-        fold: int = 1,
+        self, folder: Path, split: str | Sequence[str], in_memory: bool | None = None, fold: int = 1
     ):
         """Opens the splits; of several, some may be empty, as val is where nothing was set aside.
 
@@ -87,7 +83,8 @@ class PreparedDataset(Dataset):
         self.images: Tensor | None = None
         self.masks: Tensor | None = None
         if in_memory is None:
-            in_memory = self._bytes_needed() < psutil.virtual_memory().available / 4
+            needed = len(self) * 4 * self.image_size**2
+            in_memory = needed < psutil.virtual_memory().available / 4
         if in_memory:
             side = self.image_size
             images = torch.empty((len(self), 3, side, side), dtype=torch.uint8)
@@ -97,9 +94,9 @@ class PreparedDataset(Dataset):
             self.images, self.masks = images, masks
 
     @classmethod
-    def to_test(cls, folder: Path) -> Self:
+    def to_test(cls, folder: Path, in_memory: bool | None = None) -> Self:
         """All images that are scored: those of the test split, or with folds all there are."""
-        return cls(folder, SPLITS if number_of_folds(load_manifest(folder)) else "test")
+        return cls(folder, SPLITS if number_of_folds(load_manifest(folder)) else "test", in_memory)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -157,9 +154,6 @@ class PreparedDataset(Dataset):
 
     def _image_path(self, id: str) -> Path:
         return self.folder / "images" / f"{id}.png"
-
-    def _bytes_needed(self) -> int:
-        return len(self) * 4 * self.image_size**2
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         id = self.ids[index]

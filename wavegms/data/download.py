@@ -46,25 +46,23 @@ def describe_sources() -> str:
 _BUS = f"cannot be downloaded: {CATALOG['bus'].licence}; data/README.md says whom to ask"
 
 
-def get_sources(names: list[str], root: Path, timeout: int = TIMEOUT) -> None:
-    """Gets sources by name, one after the other; what is there already is left alone.
-
-    A server that sends no byte for `timeout` seconds is given up. An unknown name ends all at once.
-    """
+def get_sources(names: list[str], root: Path) -> None:
+    """Gets sources by name, one after the other; an unknown name ends all at once."""
     for name in names:
         if name == "bus":
             raise InputError(f"bus {_BUS}")
         if name not in SOURCES:
             raise InputError(f"get: {name!r} is unknown, choose among {', '.join(SOURCES)}")
     for name in names:
-        get_source(SOURCES[name], root, timeout)
+        get_source(SOURCES[name], root)
 
 
 def get_source(source: Source, root: Path, timeout: int = TIMEOUT) -> None:
     """Downloads what a source lacks, verifies it, and puts it in place whole or not at all.
 
-    What was in place before an error is untouched, and nothing that failed a check is kept, but for
-    files put into data/downloads by hand.
+    A server that sends no byte for `timeout` seconds is given up. What was in place before an error
+    is untouched, and nothing that failed a check is kept, but for files put into data/downloads by
+    hand.
     """
     target = root / source.target
     if there := _what_is_there(source, target):

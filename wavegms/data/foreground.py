@@ -89,10 +89,7 @@ class Values:
         self = cls(8 * values.dtype.itemsize)
         inside = np.ones(values.shape, bool)
         pairs = []
-        for one, other in (
-            (np.s_[:, 1:], np.s_[:, :-1]),
-            (np.s_[1:], np.s_[:-1]),
-        ):
+        for one, other in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
             differ = values[one] != values[other]
             inside[one] &= ~differ
             inside[other] &= ~differ

@@ -165,17 +165,11 @@ VOLUME_COLUMNS = tuple(VolumeRow.model_fields)
 PAIR_COLUMNS = tuple(PairRow.model_fields)
 
 
-def leaking_ids(scores: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
-    """Say which scored test images have a twin or a relative among the training images.
+def leaking_in(pairs: pd.DataFrame) -> set[str]:
+    """The test images with a twin or a relative among those to train; with folds, both of a pair.
 
     Of `pairs`, drop the kind "same group" to count duplicates only.
     """
-    leaking = leaking_in(pairs)
-    return [id for id in scores["id"] if id in leaking]
-
-
-def leaking_in(pairs: pd.DataFrame) -> set[str]:
-    """The test images of all pairs that cross the split; with folds, both of a pair are."""
     crossing = pairs[pairs["crosses_split"]]
     sides = (crossing[f"id_{side}"][crossing[f"split_{side}"] == "test"] for side in "ab")
     return set().union(*sides)

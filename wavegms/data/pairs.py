@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from wavegms.data.cases import Case
-from wavegms.errors import InputError
+from wavegms.data.manifest import mask_hash, pixels_hash, write_mask
+from wavegms.errors import InputError, listed
 from wavegms.images import (
     BACKGROUND,
     MaskRule,
@@ -28,6 +29,7 @@ from wavegms.images import (
     resize_image,
     resize_mask,
     turned,
+    written_ranges,
 )
 
 # EXIF's orientations that are not undone by themselves.
@@ -173,11 +175,41 @@ def resize_pair(case: Case, pair: Pair, image_size: int) -> tuple[Image.Image, n
     return resize_image(pair.image, image_size), mask
 
 
+def write_pair(
+    folder: Path,
+    id: str,
+    image: Image.Image,
+    mask: np.ndarray,
+    original: np.ndarray,
+    reading: Reading,
+) -> dict[str, Any]:
+    """Writes a prepared pair, and the mask as it was where that had another size.
+
+    Gives what both say of its row of the manifest; the rest is where they came from.
+    """
+    classes = len(reading.classes) or 1
+    image.save(folder / "images" / f"{id}.png")
+    write_mask(folder / "masks" / f"{id}.png", mask, classes)
+    if original.shape != mask.shape:
+        (folder / "originals").mkdir(exist_ok=True)
+        write_mask(folder / "originals" / f"{id}.png", original, classes)
+    return {
+        "id": id,
+        "original_width": original.shape[1],
+        "original_height": original.shape[0],
+        "mask_area": float(of_class(mask, classes).mean()),
+        "pixels": pixels_hash(np.asarray(image), mask),
+        "foreground": str(reading.masks),
+        "ignored": written_ranges(reading.masks.ignored),
+        "scale": str(reading.scale),
+        "evidence": "; ".join(reading.evidence),
+        "original_pixels": mask_hash(original),
+        "classes": " ".join(reading.classes),
+    }
+
+
 def for_each_case(
-    function: Callable[[Case], _Result],
-    cases: Sequence[Case],
-    description: str,
-    threads: int = 8,
+    function: Callable[[Case], _Result], cases: Sequence[Case], description: str, threads: int = 8
 ) -> tuple[list[_Result], list[str]]:
     """Call a function for every case, in threads and with a progress bar.
 
@@ -250,8 +282,7 @@ def remarks(cases: Sequence[Case], seen: Sequence[Seen], classes: Sequence[str] 
     if 2 * len(ids) > len(cases):
         said.append(
             f"In {len(ids)} of {len(cases)} masks the foreground fills most of the image and of "
-            f"its border ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}): if black and "
-            "white are exchanged, invert the masks."
+            f"its border ({listed(ids)}): if black and white are exchanged, invert the masks."
         )
     shapes = np.mean([one.shape for one in seen], axis=0)
     if len(seen) >= 5 and shapes.mean() > 0.5 and (abs(shapes - 0.5) > 0.45).mean() > 0.95:
@@ -262,8 +293,8 @@ def remarks(cases: Sequence[Case], seen: Sequence[Seen], classes: Sequence[str] 
     poor = [(case, one.said) for case, one in zip(cases, seen, strict=True) if one.said]
     if poor:
         first, why = poor[0]
-        others = ", ".join(case.image.name for case, _ in poor[1:4])
-        also = f" (so do {others}{', ...' if len(poor) > 4 else ''})" if others else ""
+        others = listed([case.image.name for case, _ in poor[1:]])
+        also = f" (so do {others})" if others else ""
         said.append(
             f"{len(poor)} of {len(cases)} images do not fit the range of grey values of all: "
             f"{first.image} {why}{also}. If the dataset mixes ranges, scale its images to one, or "

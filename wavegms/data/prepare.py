@@ -6,12 +6,12 @@ and parameters give the same pixels and the same manifest.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,7 @@ from wavegms.data.cases import Case, pairing_rule
 from wavegms.data.catalog import CATALOG, DatasetSpec, find_cases, root_of, spec_of
 from wavegms.data.classes import label_names, with_classes
 from wavegms.data.duplicates import find_duplicates, merge_groups, read_thumbnails
-from wavegms.data.manifest import (
-    MANIFEST_COLUMNS,
-    SPLITS,
-    VOLUME_COLUMNS,
-    data_hash,
-    mask_hash,
-    pixels_hash,
-    write_mask,
-)
+from wavegms.data.manifest import MANIFEST_COLUMNS, SPLITS, VOLUME_COLUMNS, data_hash
 from wavegms.data.pairs import (
     Reading,
     Seen,
@@ -39,6 +31,7 @@ from wavegms.data.pairs import (
     read_pair,
     remarks,
     resize_pair,
+    write_pair,
 )
 from wavegms.data.reading import find_reading
 from wavegms.data.splits import assign_all
@@ -50,9 +43,9 @@ from wavegms.data.volume_sets import (
     prepare_volume,
     remarks_on_volumes,
 )
-from wavegms.errors import InputError
+from wavegms.errors import InputError, listed
 from wavegms.files import replace_folder, sha256_of
-from wavegms.images import Scale, as_rgb, of_class, read_image, written_ranges
+from wavegms.images import Scale, as_rgb, read_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,15 +153,10 @@ def prepare_dataset(
     of_folds = [split_of, *others] if others else []
     chosen = [case for case in cases if case.id in split_of]
     with replace_folder(out) as folder:
-        (folder / "images").mkdir()
-        (folder / "masks").mkdir()
-        if volumes:
-            (folder / "volumes").mkdir()
-        prepare = (
-            partial(_prepare_slices, how, raw, folder, image_size, split_of)
-            if volumes
-            else partial(_prepare_case, spec, how, raw, folder, image_size, split_of)
-        )
+        for part in ("images", "masks", *["volumes"] * volumes):
+            (folder / part).mkdir()
+        work = prepare_volume if volumes else partial(_prepare_case, spec)
+        prepare = partial(work, how, raw, folder, image_size, split_of)
         what, threads = ("volumes", 1) if volumes else ("images", 8)
         results, problems = for_each_case(prepare, chosen, f"Preparing {spec.name}", threads)
         _refuse(spec, what, problems)
@@ -185,7 +173,7 @@ def prepare_dataset(
             table = pd.DataFrame([one.row for _, one in results], columns=list(VOLUME_COLUMNS))
             table.to_csv(folder / "volumes.csv", index=False, lineterminator="\n")
     seen = [one for _, one in results]
-    sizes = sorted((one.size for one in seen), key=lambda size: size[0] * size[1])
+    sizes = sorted((one.size for one in seen), key=math.prod)
     counts = Counter(row["split"] for row in rows)
     if volumes:
         said = remarks_on_volumes(cases, opened, how.masks)
@@ -196,11 +184,7 @@ def prepare_dataset(
     return PreparationReport(
         name=name,
         counts={part: counts[part] for part in SPLITS},
-        published=(
-            None
-            if spec.pairs is None
-            else {"pairs": spec.pairs, "train": spec.train, "test": spec.test}
-        ),
+        published=spec.pairs and {"pairs": spec.pairs, "train": spec.train, "test": spec.test},
         differences=[*_differences(spec, cases, split_of), *said],
         evidence=(*evidence, *how.evidence),
         ignored=float(np.mean([one.ignored for one in seen])),
@@ -257,54 +241,18 @@ def _prepare_case(
     """Writes a pair; its row of the manifest, and what there is to say of it."""
     pair = read_pair(case, reading, spec.masks_at_another_size)
     image, mask = resize_pair(case, pair, image_size)
-    image.save(folder / "images" / f"{case.id}.png")
-    write_mask(folder / "masks" / f"{case.id}.png", mask, pair.classes)
-    if pair.mask.shape != mask.shape:
-        (folder / "originals").mkdir(exist_ok=True)
-        write_mask(folder / "originals" / f"{case.id}.png", pair.mask, pair.classes)
-    row_spacing, column_spacing = case.spacing or reading.spacing or (nan, nan)
-    row = {
-        "id": case.id,
+    row_spacing, column_spacing = case.spacing or reading.spacing or (math.nan, math.nan)
+    row = write_pair(folder, case.id, image, mask, pair.mask, reading) | {
         "split": split_of[case.id],
         "group": case.group,
         "source": case.image.relative_to(raw).as_posix(),
-        "original_width": pair.image.width,
-        "original_height": pair.image.height,
         "sha256": sha256_of(case.image),
-        "mask_area": float(of_class(mask, pair.classes).mean()),
         "label": case.label,
-        "pixels": pixels_hash(np.asarray(image), mask),
-        "foreground": str(reading.masks),
-        "ignored": written_ranges(reading.masks.ignored),
-        "scale": str(reading.scale),
         "drawn_on": pair.drawn_on,
-        "evidence": "; ".join(reading.evidence),
-        "original_pixels": mask_hash(pair.mask),
         "row_spacing": row_spacing,
         "column_spacing": column_spacing,
-        "classes": " ".join(reading.classes),
     }
     return [row], Seen.of(pair, mask)
-
-
-@dataclass(frozen=True)
-class _Sliced:
-    """What there is to say of a volume that was cut; the first four as in `Seen`."""
-
-    size: tuple[int, int]
-    image_mode: str
-    mask_modes: tuple[str, ...]
-    ignored: float
-    row: dict[str, Any]  # of volumes.csv
-
-
-def _prepare_slices(
-    reading: Reading, raw: Path, folder: Path, image_size: int, split_of: dict[str, str], case: Case
-) -> tuple[list[dict[str, Any]], _Sliced]:
-    part = split_of[case.id]
-    rows, about, ignored = prepare_volume(case, reading, raw, folder, image_size, part)
-    size = about["columns"], about["rows"]
-    return rows, _Sliced(size, "volume", ("volume",), ignored, about)
 
 
 def _volumes_by_split(split_of: dict[str, str]) -> str:
@@ -327,9 +275,8 @@ def _differences(spec: DatasetSpec, cases: list[Case], split_of: dict[str, str])
                 sentences.append(f"{spec.title} has {found} {what}; the paper has {expected}.")
     left_out = [case.id for case in cases if case.id not in split_of]
     if left_out:
-        more = ", ..." if len(left_out) > 3 else ""
         sentences.append(
             f"{len(left_out)} of {len(cases)} images of {spec.title} are in no list of the split "
-            f"and were left out ({', '.join(left_out[:3])}{more})."
+            f"and were left out ({listed(left_out)})."
         )
     return sentences

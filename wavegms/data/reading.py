@@ -22,7 +22,7 @@ from wavegms.data.cases import SPACING, Case
 from wavegms.data.classes import in_folders, values_of
 from wavegms.data.foreground import Doubt, Values, decide
 from wavegms.data.pairs import Reading, fits_size, for_each_case, mask_ways
-from wavegms.errors import InputError
+from wavegms.errors import InputError, listed
 from wavegms.images import (
     BACKGROUND,
     DEEP,
@@ -301,7 +301,7 @@ def _odd_masks(looked: Sequence[_Alone], doubts: Mapping[int, Doubt], rule: Mask
             found = [decide(values.without(rule.ignored))[0] for values in rest.values()]
         except Doubt:
             continue
-        names = ", ".join(map(str, sorted(odd)[:3])) + (", ..." if len(odd) > 3 else "")
+        names = listed(sorted(odd))
         return (
             f" It is for {len(odd)} of {len(read)} masks only, {names}: without them, foreground "
             f"would be {written_ranges(tuple(chain(*found)))}, so look whether they are damaged."
@@ -384,14 +384,14 @@ def _tried(
     if usual is not None and (stored == usual or not clear):
         return usual, []
     odd = [
-        str(path)
+        path
         for path, better in close.items()
         if (better > 0) != stored and abs(better) >= np.log(_SURELY)
     ]
     if not clear or odd:
         which = (
-            f"most fit as {'stored' if stored else 'shown'}, but not {', '.join(odd[:5])}"
-            f"{', ...' if len(odd) > 5 else ''}: turn these {len(odd)}, if they are wrong, or say"
+            f"most fit as {'stored' if stored else 'shown'}, but not {listed(odd, 5)}: turn these "
+            f"{len(odd)}, if they are wrong, or say"
             if clear
             else f"the first {cases[0].image}, and which way their masks fit cannot be told: say"
         )
@@ -403,7 +403,7 @@ def _tried(
     place = "the stored pixels and are turned with the image" if stored else "the turned image"
     how = "by their shape" if by_shape else "by the contrast at their borders"
     others = sorted(path.name for path, better in fits.items() if (better > 0) != stored)
-    named = f" (not {', '.join(others[:5])}{', ...' if len(others) > 5 else ''})" if others else ""
+    named = f" (not {listed(others, 5)})" if others else ""
     return stored, [
         f"EXIF turns {len(cases)} images: their masks were drawn on {place}, {how} in {agreeing} "
         f"of {len(voting)}{named}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wavegms.data.cases import IMAGE_SUFFIXES, VOLUME_SUFFIXES, Case, case_id, file_stem
-from wavegms.errors import InputError, first_line
+from wavegms.errors import InputError, first_line, listed
 from wavegms.files import load_plain_pickle
 
 # The largest published split, of 10,015 names, has 150 kB.
@@ -46,15 +46,12 @@ def read_published_split(path: Path) -> dict[str, list[str]]:
             names = content[part]["name_list"]
         except (KeyError, TypeError, IndexError):
             names = None
-        if not isinstance(names, list):
+        problem = "" if isinstance(names, list) else "has no list of names"
+        if not problem and not all(isinstance(name, str) for name in names):
+            problem = "lists something other than names"
+        if problem:
             raise InputError(
-                f"{path} has no list of names under {part}, name_list: "
-                "replace it with the published file."
-            )
-        if not all(isinstance(name, str) for name in names):
-            raise InputError(
-                f"{path} lists something other than names under {part}: "
-                "replace it with the published file."
+                f"{path} {problem} under {part}, name_list: replace it with the published file."
             )
         lists[part] = names
     _check_lists(lists, path)
@@ -251,10 +248,9 @@ def _apply_lists(cases: Iterable[Case], lists: dict[str, list[str]], where: str)
     splits = {case.id: split_of[case.id] for case in cases if case.id in split_of}
     missing = [id for id in split_of if id not in splits]
     if missing:
-        more = ", ..." if len(missing) > 3 else ""
         raise InputError(
             f"{len(missing)} of {len(split_of)} names in {where} have no image "
-            f"({', '.join(missing[:3])}{more}): complete the dataset, or set split to random."
+            f"({listed(missing)}): complete the dataset, or set split to random."
         )
     return splits
 

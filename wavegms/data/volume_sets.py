@@ -22,8 +22,8 @@ from wavegms.data.cases import DESCRIPTION, Case
 from wavegms.data.classes import label_names, values_of
 from wavegms.data.duplicates import merge_groups, pairs_within
 from wavegms.data.foreground import as_ranges
-from wavegms.data.manifest import mask_hash, pixels_hash, slice_id, write_mask
-from wavegms.data.pairs import Reading, for_each_case
+from wavegms.data.manifest import slice_id
+from wavegms.data.pairs import Reading, for_each_case, write_pair
 from wavegms.data.volumes import (
     Stack,
     Volume,
@@ -34,7 +34,7 @@ from wavegms.data.volumes import (
     spacing_across,
     write_volume,
 )
-from wavegms.errors import InputError
+from wavegms.errors import InputError, listed
 from wavegms.files import sha256_of
 from wavegms.images import (
     MaskRule,
@@ -182,7 +182,7 @@ def describe_volumes(seen: Sequence[SeenVolume]) -> list[str]:
     return [
         f"volumes: {_times(shapes[0])} to {_times(shapes[-1])} voxels of "
         f"{_times(steps.min(0))} to {_times(steps.max(0))} mm; "
-        + ", ".join(f"{count} of {kind}" for kind, count in kinds),
+        + ", ".join(f"{count} of {kind}" for kind, count in kinds)
     ]
 
 
@@ -240,58 +240,43 @@ def open_case(case: Case, rule: VolumeRule | None = None) -> tuple[Volume, np.nd
     return volume, volume.seen_alike(labels)
 
 
-def prepare_volume(
-    case: Case, reading: Reading, raw: Path, folder: Path, image_size: int, split: str
-) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
-    """Writes the slices of a volume, and the truth on its own grid.
+@dataclass(frozen=True)
+class Sliced:
+    """What there is to say of a volume that was cut; all but `row` as in `Seen`."""
 
-    Gives their rows of the manifest, its row of volumes.csv, and the share of ignored voxels.
-    """
-    rule, classes = reading.scale.volumes, len(reading.classes) or 1
+    row: dict[str, Any]  # of volumes.csv
+    size: tuple[int, int]
+    ignored: float
+    image_mode: str = "volume"
+    mask_modes: tuple[str, ...] = ("volume",)
+
+
+def prepare_volume(
+    reading: Reading, raw: Path, folder: Path, image_size: int, split_of: dict[str, str], case: Case
+) -> tuple[list[dict[str, Any]], Sliced]:
+    """Writes the slices of a volume, and the truth on its own grid; their rows of the manifest."""
+    rule, classes, split = reading.scale.volumes, len(reading.classes) or 1, split_of[case.id]
     volume, labels = open_case(case, rule)
     kinds = reading.masks.of(labels)
     write_volume(folder / "volumes" / f"{case.id}.nii.gz", volume.restore(kinds))
-    source, file_hash = case.image.relative_to(raw).as_posix(), _hash(case.image)
-    shared = {
-        "split": split,
-        "group": case.group,
-        "source": source,
-        "original_width": volume.shape[2],
-        "original_height": volume.shape[1],
+    file_hash = _hash(case.image)
+    shared = {"split": split, "group": case.group, "source": case.image.relative_to(raw).as_posix()}
+    of_slices = {
         "label": case.label,
-        "foreground": str(reading.masks),
-        "ignored": written_ranges(reading.masks.ignored),
-        "scale": str(reading.scale),
         "drawn_on": "",
         "row_spacing": volume.spacing[0],
         "column_spacing": volume.spacing[1],
-        "evidence": "; ".join(reading.evidence),
-        "classes": " ".join(reading.classes),
     }
     rows = []
     for number, place in sorted(zip(volume.numbers, range(len(volume)), strict=True)):
-        id = slice_id(case.id, number)
         picture = Image.fromarray(volume.seen(place, rule.context)).convert("RGB")
         image = resize_image(picture, image_size)
         mask = resize_mask(kinds[place], image_size)
-        image.save(folder / "images" / f"{id}.png")
-        write_mask(folder / "masks" / f"{id}.png", mask, classes)
-        if kinds[place].shape != mask.shape:
-            (folder / "originals").mkdir(exist_ok=True)
-            write_mask(folder / "originals" / f"{id}.png", kinds[place], classes)
-        facts = {
-            "id": id,
-            "sha256": hashlib.sha256(f"{file_hash} {number}".encode()).hexdigest(),
-            "mask_area": float(of_class(mask, classes).mean()),
-            "pixels": pixels_hash(np.asarray(image), mask),
-            "original_pixels": mask_hash(kinds[place]),
-        }
-        rows.append(shared | facts)
-    about = {
+        row = write_pair(folder, slice_id(case.id, number), image, mask, kinds[place], reading)
+        own_hash = hashlib.sha256(f"{file_hash} {number}".encode()).hexdigest()
+        rows.append(row | shared | of_slices | {"sha256": own_hash})
+    about = shared | {
         "id": case.id,
-        "split": split,
-        "group": case.group,
-        "source": source,
         "labels": case.masks[0].relative_to(raw).as_posix(),
         "plane": volume.plane,
         "slices": volume.shape[0],
@@ -304,7 +289,8 @@ def prepare_volume(
         "white": volume.window[1],
         "foreground_voxels": int(of_class(kinds, classes).sum()),
     }
-    return rows, about, float((kinds > classes).mean())
+    size = volume.shape[2], volume.shape[1]
+    return rows, Sliced(about, size, float((kinds > classes).mean()))
 
 
 def open_truth(folder: Path, id: str, plane: Plane) -> Stack:
@@ -357,10 +343,8 @@ def _times(numbers: Sequence[float]) -> str:
 
 
 def _and_others(cases: Iterable[Case]) -> str:
-    others = [case.image.name for case in cases][1:]
-    if not others:
-        return ""
-    return f" (likewise {', '.join(others[:3])}{', ...' if len(others) > 3 else ''})"
+    others = listed([case.image.name for case in cases][1:])
+    return f" (likewise {others})" if others else ""
 
 
 def _hash(image: Path) -> str:

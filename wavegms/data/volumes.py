@@ -490,7 +490,7 @@ def _with_no_numbers(image: sitk.Image, path: Path, reader: sitk.ImageFileReader
     """ITK reads what is no number in a NIfTI as 0, and says nothing; this takes it as it is."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    places, values, start = [], [], 0
+    voxels, start = None, 0
     left = math.prod(image.GetSize()) * int(_tag(reader, "bitpix")) // 8
     with gzip.open(path) if packed else open(path, "rb") as file:
         order = "<" if int.from_bytes(file.read(4), "little") in (348, 540) else ">"
@@ -498,14 +498,12 @@ def _with_no_numbers(image: sitk.Image, path: Path, reader: sitk.ImageFileReader
         file.seek(int(float(_tag(reader, "vox_offset"))))
         while left and (block := file.read(min(left, 1 << 24))):
             stored = np.frombuffer(block, kind)
-            odd = np.flatnonzero(~np.isfinite(stored))
-            places.append(odd + start)
-            values.append(stored[odd])
+            if (odd := ~np.isfinite(stored)).any():
+                voxels = sitk.GetArrayFromImage(image) if voxels is None else voxels
+                voxels.reshape(-1)[start : start + len(stored)][odd] = stored[odd]
             start, left = start + len(stored), left - len(block)
-    if not any(map(len, places)):
+    if voxels is None:
         return image
-    voxels = sitk.GetArrayFromImage(image)
-    voxels.reshape(-1)[np.concatenate(places)] = np.concatenate(values)
     whole = sitk.GetImageFromArray(voxels)
     whole.CopyInformation(image)
     return whole

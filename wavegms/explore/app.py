@@ -13,7 +13,7 @@ from time import perf_counter
 
 import ipywidgets as widgets
 
-from wavegms.data.manifest import SPLITS, load_manifest
+from wavegms.data.manifest import SPLITS, load_manifest, number_of_folds
 from wavegms.errors import InputError
 from wavegms.explore.cases import BANDS, TABLE_ROWS, Case, Workbench, find_datasets, read_upload
 from wavegms.explore.panels import (
@@ -230,7 +230,10 @@ class Explorer:
         self._open_dataset()
 
     def _open_dataset(self) -> None:
-        sizes = load_manifest(self._prepared / self.dataset.value)["split"].value_counts()
+        manifest = load_manifest(self._prepared / self.dataset.value)
+        sizes = manifest["split"].value_counts()
+        if number_of_folds(manifest):
+            sizes["test"] = len(manifest)
         names = [name for name in SPLITS if name in sizes]
         self.split.options = [(f"{_SPLIT_NAMES[name]} ({sizes[name]})", name) for name in names]
         self.split.value = "test" if "test" in names else names[0]

@@ -5,7 +5,7 @@ Nothing here knows of widgets; see `wavegms.explore`.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wavegms.classes import label_map
+from wavegms.classes import label_map, require_same
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
 from wavegms.images import FOREGROUND, FULL_SCALE, Scale, as_rgb, of_class, open_image, resize_image
@@ -24,7 +24,7 @@ from wavegms.models.pipeline import WaveGMSPipeline, resize_probabilities
 from wavegms.models.segmenter import map_latents
 from wavegms.models.wavelet import SUB_BANDS, haar_dwt, haar_idwt
 from wavegms.results.scores import score_classes, score_mask
-from wavegms.training.card import CARD_NAME, read_card
+from wavegms.training.card import CARD_NAME, fold_models, read_card
 from wavegms.training.kept import model_folder
 from wavegms.training.publish import PublishedModel
 
@@ -142,7 +142,8 @@ def read_upload(name: str, content: bytes, size: int, scale: Scale = FULL_SCALE)
 class Workbench:
     """A split and a model, and what the model makes of the split's images.
 
-    Where a model samples z_MR at inference, every prediction draws with the same seed.
+    Where a model samples z_MR at inference, every prediction draws with the same seed. With folds
+    the test split is of all images, each predicted by the model that did not see it.
     """
 
     dataset: str
@@ -154,25 +155,28 @@ class Workbench:
     def __init__(self, prepared: Path, seed: int):
         self._prepared, self._seed = Path(prepared), seed
         # going back to a model should not read it again; four of the largest are 1.5 GB
-        self._load = lru_cache(maxsize=4)(WaveGMSPipeline.from_pretrained)
+        self._load = lru_cache(maxsize=4)(_open_folds)
         self._seen: dict[int, tuple[np.ndarray, ...]] = {}
 
     def open_split(self, dataset: str, split: str) -> None:
         """Takes another split; if it cannot be opened, the one before stays."""
         # decoding one image at a time lets a large dataset open at once
-        self.data = PreparedDataset(self._prepared / dataset, split, in_memory=False)
+        opened = (
+            PreparedDataset.to_test if split == "test" else partial(PreparedDataset, split=split)
+        )
+        self.data = opened(self._prepared / dataset, in_memory=False)
         self.dataset, self.split = dataset, split
         self._seen = {}
 
     def open_model(self, model: PublishedModel) -> None:
         """Takes another model; if it cannot be opened, the one before stays."""
-        pipeline = self._load(model.folder)
+        pipeline, *others = self._load(model.folder)
         if pipeline.depth > 1:
             raise InputError(
                 f"{model.title} takes windows of {pipeline.depth} slices, and the explorer shows "
                 "single images: look at 03b_volumes"
             )
-        self.pipeline, self.model = pipeline, model
+        self.pipeline, self.model, self._others = pipeline, model, others
         self._seen = {}
 
     @property
@@ -203,13 +207,8 @@ class Workbench:
         Raises:
             InputError: the model and the split are not of the same classes.
         """
-        if self.pipeline.classes != self.data.classes:
-            each = self.pipeline.classes, self.data.classes
-            known, there = (", ".join(names) or "one class" for names in each)
-            raise InputError(
-                f"{self.model.title} knows {known} and {self.dataset} has {there}: choose a model "
-                "and a dataset of the same classes"
-            )
+        data, way = f"{self.dataset} has", "choose a model and a dataset of the same classes"
+        require_same(self.model.title, self.pipeline.classes, data, self.data.classes, way)
         if case.index is None:
             return self.predict(case.pixels, case)
         self._see([case])
@@ -217,7 +216,7 @@ class Workbench:
 
     def predict(self, pixels: Tensor, case: Case) -> np.ndarray:
         """The prediction for other pixels of a case, (1, 3, S, S) in [0, 1], at the case's size."""
-        return _at_size(self.pipeline.predict(pixels, self._generator()), case)
+        return _at_size(self._pipeline_for(case).predict(pixels, self._generator()), case)
 
     @torch.inference_mode()
     def depths(self, case: Case) -> list[np.ndarray]:
@@ -225,7 +224,7 @@ class Workbench:
 
         Each is float32 (H, W) in [0, 1]; a network without latents has none.
         """
-        pipeline = self.pipeline
+        pipeline = self._pipeline_for(case)
         if pipeline.mapping is None:
             return []
         networks = pipeline.encoder, pipeline.mapping, pipeline.vae
@@ -261,14 +260,29 @@ class Workbench:
 
     def _see(self, cases: list[Case]) -> None:
         cases = [case for case in cases if case.index not in self._seen]
-        if cases:
-            images = torch.cat([case.pixels for case in cases])
-            soft_masks = self.pipeline.predict(images, self._generator())
-            for case, soft in zip(cases, soft_masks, strict=True):
+        for pipeline in dict.fromkeys(map(self._pipeline_for, cases)):
+            own = [case for case in cases if self._pipeline_for(case) is pipeline]
+            soft_masks = pipeline.predict(torch.cat([c.pixels for c in own]), self._generator())
+            for case, soft in zip(own, soft_masks, strict=True):
                 self._seen[case.index] = _at_size(soft[None], case), case.truth, case.counted
+
+    def fold_of(self, case: Case) -> int:
+        """The fold of whose test images a case is, from 1; 0 without, or of other data."""
+        own = self.model.card.data_hash == self.data.data_hash and self.split == "test"
+        return self.data.tested_in[case.index] if own and case.index is not None else 0
+
+    def _pipeline_for(self, case: Case) -> WaveGMSPipeline:
+        """The model's, or that of the fold that did not see the case."""
+        fold = self.fold_of(case)
+        return self._others[fold - 2] if self._others and fold > 1 else self.pipeline
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed)
+
+
+def _open_folds(folder: Path) -> list[WaveGMSPipeline]:
+    first = WaveGMSPipeline.from_pretrained(folder)
+    return [first, *map(WaveGMSPipeline.from_pretrained, fold_models(folder)[1:])]
 
 
 def _at_size(soft: Tensor, case: Case) -> np.ndarray:

@@ -258,6 +258,9 @@ def _history(bench: Workbench, case: Case) -> str:
         return "prepared anew since the model was trained, which may have learned from it"
     chosen = "it took part in choosing the model's epoch, so its score is optimistic"
     learned = "the model learned from this image, so its score says little"
+    # of an ablation there is the model of the first fold alone
+    if bench.fold_of(case) > 1 and "others" not in card.folds:
+        return learned
     if card.selection == "best_on_test":
         return chosen if bench.split == "test" else learned
     unseen = "the model has not seen this image before"

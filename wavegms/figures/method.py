@@ -22,12 +22,7 @@ from wavegms.config import AugmentationParams
 from wavegms.data.batches import Augmentation
 from wavegms.data.dataset import PreparedDataset
 from wavegms.figures.style import draw_case, name_row, new_grid, new_panels, write_in_corner
-from wavegms.models.autoencoder import (
-    Autoencoder,
-    channels_last,
-    encode_images,
-    repaint_images,
-)
+from wavegms.models.autoencoder import Autoencoder, channels_last, encode_images, repaint_images
 from wavegms.models.palette import BLACK_AND_WHITE, Palette
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.segmenter import map_latents
@@ -304,9 +299,7 @@ def mask_picture(mask: Tensor, palette: Palette) -> np.ndarray:
 
 
 def show_masks(
-    masks: Mapping[str, Tensor],
-    names: Sequence[str] = ("",),
-    palette: Palette = BLACK_AND_WHITE,
+    masks: Mapping[str, Tensor], names: Sequence[str] = ("",), palette: Palette = BLACK_AND_WHITE
 ) -> Figure:
     """Masks of `decode_levels`, a row a mask, each with its soft Dice to the first of its row."""
     figure, axes = new_grid(len(names), len(masks), cell=1.5)

@@ -200,7 +200,9 @@ def plot_against_cost(costs: pd.DataFrame) -> Figure:
     }
     handles["Pareto front (filled)"] = {"color": "0.4", "lw": 1}
     shown = [Line2D([], [], label=label, **style) for label, style in handles.items()]
-    figure.legend(handles=shown, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    side_by_side = {1: 1, 2: 3}.get(len(panels), 5)
+    style = {"ncols": side_by_side, "frameon": False, "fontsize": 9}
+    figure.legend(handles=shown, loc="outside lower center", **style)
     return figure
 
 

@@ -112,12 +112,7 @@ def _plain_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
         for name, part in pipeline.components.items()
         if part is not None
     }
-    plain = type(pipeline)(
-        **parts,
-        image_size=pipeline.config.image_size,
-        greys=pipeline.config.greys,
-        classes=pipeline.config.get("classes"),
-    )
+    plain = type(pipeline)(**parts, **pipeline.seen)
     if plain.vae is not None:
         # slices change no result, but would fix the batch size in the graph
         plain.vae.disable_slicing()

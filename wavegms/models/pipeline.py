@@ -20,12 +20,7 @@ from wavegms.classes import label_map, require_one_class
 from wavegms.errors import InputError, first_line, require_number
 from wavegms.files import is_hub_id, only_seed
 from wavegms.images import FULL_SCALE, Scale, as_rgb, resize_image
-from wavegms.models.autoencoder import (
-    Autoencoder,
-    channels_last,
-    freeze,
-    latent_channels_of,
-)
+from wavegms.models.autoencoder import Autoencoder, channels_last, freeze, latent_channels_of
 from wavegms.models.encoder import MultiResolutionEncoder
 from wavegms.models.export import OnnxExport, write_onnx
 from wavegms.models.generative import GenerativeNetwork
@@ -36,18 +31,15 @@ from wavegms.models.mask_network import ClassesMaskNetwork, MaskNetwork, SizedMa
 from wavegms.models.palette import BLACK_AND_WHITE, Palette
 from wavegms.models.segmenter import map_latents
 from wavegms.models.volumetric import LatentMappingModel3d, MultiResolutionEncoder3d
-from wavegms.models.weights import (
-    AUTOENCODERS,
-    quiet_loading,
-    require_complete,
-    require_finite,
-)
+from wavegms.models.weights import AUTOENCODERS, quiet_loading, require_complete, require_finite
 from wavegms.models.windows import in_parts
 from wavegms.variants import Decoder
 
 ImageInput = Image.Image | np.ndarray | Tensor
 
 _DOWNLOADED = ["model_index.json", "*/config.json", "*/*.safetensors"]
+
+_SEEN = ("image_size", "greys", "classes")
 
 # What may stand in a saved pipeline.
 _NETWORKS = {
@@ -154,10 +146,7 @@ class WaveGMSPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        decoder: Decoder = "exact",
-        **options: Any,
+        cls, pretrained_model_name_or_path: str | Path, decoder: Decoder = "exact", **options: Any
     ) -> Self:
         """Opens a saved pipeline in evaluation mode, whichever variant it holds.
 
@@ -189,9 +178,7 @@ class WaveGMSPipeline(DiffusionPipeline):
             for part in parts.values():
                 require_finite(part, folder)
             index = cls.load_config(folder)
-            kept = ("image_size", "greys", "classes")
-            seen = {name: index[name] for name in kept if name in index}
-            pipeline = cls(**parts, **seen)
+            pipeline = cls(**parts, **{name: index[name] for name in _SEEN if name in index})
             pipeline.register_to_config(_name_or_path=str(folder))
             pipeline.choose_decoder(decoder)
             return pipeline
@@ -202,6 +189,19 @@ class WaveGMSPipeline(DiffusionPipeline):
                 f"the pipeline {where} cannot be loaded ({first_line(error)}): check the path, or "
                 "train the model again"
             ) from error
+
+    @classmethod
+    def sharing(cls, other: "WaveGMSPipeline") -> Self:
+        """One of this kind with another's networks, which are not copied, and its decoder."""
+        shared = cls(**other.components, **other.seen)
+        shared.register_to_config(_name_or_path=other.name_or_path)
+        shared.decoder = other.decoder
+        return shared
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What its networks were trained to see, as a pipeline is made with it."""
+        return {name: self.config.get(name) for name in _SEEN}
 
     @property
     def parameter_counts(self) -> ParameterCounts:

@@ -137,12 +137,7 @@ def _add_contour(
 
 
 def _place(
-    rng: Generator,
-    beams: Beams,
-    kind: str,
-    radius: np.ndarray,
-    depth: float,
-    others: list[Lesion],
+    rng: Generator, beams: Beams, kind: str, radius: np.ndarray, depth: float, others: list[Lesion]
 ) -> Lesion | None:
     reach_x = np.abs(radius * np.cos(ANGLES)).max()
     reach_z = np.abs(radius * np.sin(ANGLES)).max()
@@ -206,7 +201,8 @@ def draw_tissue(rng: Generator, beams: Beams) -> Tissue:
 
     echo = FAT[0] + 1.5 * _noise(rng, beams, 1.5, 3.0)
     echo += gland * (GLAND[0] * density + 4.5 * _noise(rng, beams, 0.35, 1.8))
-    echo += muscle * (MUSCLE[0] + 4.5 * _striations(rng, beams))
+    # bright fibre bundles, long and nearly parallel to the skin
+    echo += muscle * (MUSCLE[0] + 4.5 * np.maximum(_noise(rng, beams, 0.35, 6.0), -0.5))
     echo += cover * SKIN[0] + 10 * np.exp(-beams.z / 0.4)
     attenuation = FAT[1] + gland * (GLAND[1] - FAT[1]) + muscle * (MUSCLE[1] - FAT[1])
     attenuation += cover * (SKIN[1] - FAT[1])
@@ -327,11 +323,6 @@ def _strands(rng: Generator, beams: Beams, axial_mm: float, lateral_mm: float) -
     facing = np.abs(down) / slope
     present = _step(_noise(rng, beams, 1.2, 2.2) - 0.2, 0.5)
     return _line(field / slope, 0.16) * facing**2 * present
-
-
-def _striations(rng: Generator, beams: Beams) -> np.ndarray:
-    """Bright fibre bundles of the pectoral muscle, long and nearly parallel to the skin."""
-    return np.maximum(_noise(rng, beams, 0.35, 6.0), -0.5)
 
 
 def _with_phase(rng: Generator, beams: Beams, amplitude: np.ndarray) -> np.ndarray:

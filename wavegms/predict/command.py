@@ -12,7 +12,7 @@ HELP = "segment images and volumes with a trained model"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the options; they bear the names of the fields of `Request`."""
+    # by the names of the fields of `Request`
     parser.add_argument("inputs", nargs="+", help="files, folders, or patterns such as 'scans/*'")
     parser.add_argument(
         "--model", required=True, help="its folder, a name in weights/, or a hub id"
@@ -45,7 +45,6 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def execute(options: Namespace) -> None:
-    """Predicts, and refuses to call it well if a source could not be predicted."""
     from wavegms.predict.inputs import Request
     from wavegms.project import is_kept
 

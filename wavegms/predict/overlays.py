@@ -12,7 +12,7 @@ from wavegms.figures.colours import PREDICTION
 
 _TILE = 256
 
-_COLUMNS = 4
+_COLUMNS, _SHOWN = 4, 12
 
 _DASH, _LINE = 7, 14  # pixels
 
@@ -88,18 +88,17 @@ def draw_slices(
     numbers: Sequence[int],
     names: Sequence[str] = (),
     colours: Sequence[str] = (PREDICTION,),
-    count: int = 12,
 ) -> np.ndarray:
     """A sheet of slices in true proportions, spread evenly over those with a mask, or over all.
 
     Slices are uint8 (H, W) each and the masks uint8 (slices, H, W), 0 or the number of a class;
     `spacing` is the distance of rows and of columns in any common unit, and `numbers` is written on
-    the slices. At most `count` are shown, as one picture, uint8 (height, width, 3), with a legend
+    the slices. At most twelve are shown, as one picture, uint8 (height, width, 3), with a legend
     below if classes have names.
     """
     found = np.flatnonzero(labels.any(axis=(1, 2)))
     first, last = (found[0], found[-1]) if len(found) else (0, len(labels) - 1)
-    shown = np.unique(np.linspace(first, last, min(count, last - first + 1)).round().astype(int))
+    shown = np.unique(np.linspace(first, last, min(_SHOWN, last - first + 1)).round().astype(int))
     size = np.array(labels.shape[1:]) * spacing
     height, width = np.maximum(1, (size * _TILE / size.max()).round().astype(int))
     columns = min(_COLUMNS, len(shown))

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -207,19 +207,12 @@ class _Run:
             if waiting:
                 self._predict_images(waiting)
                 bar.update(len(waiting))
-        rows = [self.rows[index] for index in range(len(sources))]
-        table = pd.DataFrame(rows, columns=list(COLUMNS))
-        table[_WHOLE] = table[_WHOLE].astype("Int64")
-        _write_table(self.folder / "predictions.csv", table)
         if self.slices:
-            slices = pd.DataFrame(self.slices, columns=list(SLICE_COLUMNS))
-            _write_table(self.folder / "slices.csv", slices)
+            _write_table(self.folder / "slices.csv", self.slices, SLICE_COLUMNS)
         if self.pipeline.classes:
-            classes = pd.DataFrame(self.classes, columns=list(CLASS_COLUMNS))
-            whole = [name for name in _WHOLE if name in classes]
-            classes[whole] = classes[whole].astype("Int64")
-            _write_table(self.folder / "classes.csv", classes)
-        return table
+            _write_table(self.folder / "classes.csv", self.classes, CLASS_COLUMNS)
+        rows = [self.rows[index] for index in range(len(sources))]
+        return _write_table(self.folder / "predictions.csv", rows, COLUMNS)
 
     def _open(self, source: Source) -> Image.Image | Volume:
         scale = self.pipeline.scale
@@ -255,11 +248,7 @@ class _Run:
         generator = torch.Generator().manual_seed(0)
         try:
             output = self.pipeline(
-                images,
-                batch_size=batch_size,
-                threshold=threshold,
-                generator=generator,
-                scaled=True,
+                images, batch_size=batch_size, threshold=threshold, generator=generator, scaled=True
             )
         except torch.OutOfMemoryError as error:
             raise InputError(
@@ -405,5 +394,9 @@ def _shown(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _write_table(path: Path, table: pd.DataFrame) -> None:
+def _write_table(path: Path, rows: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(columns))
+    whole = table.columns.intersection(_WHOLE)
+    table[whole] = table[whole].astype("Int64")
     write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    return table

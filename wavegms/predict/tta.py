@@ -72,10 +72,8 @@ class AugmentedPipeline(WaveGMSPipeline):
 
     @classmethod
     def of(cls, pipeline: WaveGMSPipeline, views: Sequence[View]) -> Self:
-        """Shares the networks of a pipeline, which are not copied."""
-        config = pipeline.config
-        seen = {"image_size": config.image_size, "greys": config.greys}
-        augmented = cls(**pipeline.components, **seen, classes=config.get("classes"))
+        """Shares the networks of a pipeline, see `sharing`."""
+        augmented = cls.sharing(pipeline)
         augmented.views = tuple(views)
         return augmented
 

@@ -65,7 +65,7 @@ def render_model_card(
     """Describes a model in Markdown with a head of YAML, as the Hugging Face hub reads it.
 
     It names no licence: that is for the one who publishes to choose. A shared model has an ONNX
-    file.
+    file. What is shown to open it decodes as its scores were made.
     """
     card, data = model.card, spec_of(model.card.dataset)
     audits = {data.name: model.leaks}  # others were not compared with these training images
@@ -84,6 +84,7 @@ def render_model_card(
         modality=_modality(data),
         simulated=data.modality.startswith("simulated"),
         shared=shared,
+        fast=bool(card.autoencoder) and evaluation.decoder == "fast",
         classes=", ".join(card.parameters.get("classes", [])),
         channels="the slices below, at and above" if between else "RGB",
         scores=[
@@ -244,9 +245,7 @@ def _autoencoder(card: ModelCard) -> str:
     known = {
         f"madebyollin/{one}": f"{one.upper()} by Ollin Boer Bohan, under the MIT licence"
         for one in tiny
-    } | {
-        "stabilityai/sd-vae-ft-mse": "Stability AI's, under the MIT licence",
-    }
+    } | {"stabilityai/sd-vae-ft-mse": "Stability AI's, under the MIT licence"}
     terms = known.get(name, "see there for its licence; that of TAESD is MIT")
     return (
         f"The frozen autoencoder, whose weights are part of this model, is `{name}` ({terms}). A "

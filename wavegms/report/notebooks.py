@@ -119,7 +119,8 @@ def expected_notebooks(params: Params) -> Iterator[Expected]:
     for dataset in params.foundations.datasets:
         asked = {"dataset": dataset, "foundations": values["foundations"]}
         yield Expected(f"10_autoencoders_{dataset}", spec_of(dataset).title, asked | scored)
-    yield Expected("07_efficiency", "", {"efficiency": values["efficiency"]})
+    source = {"autoencoder.source": params.autoencoder.source}
+    yield Expected("07_efficiency", "", source | {"efficiency": values["efficiency"]})
 
 
 def read_executed(expected: Expected, folder: Path, datasets: Collection[str]) -> Executed:

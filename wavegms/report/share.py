@@ -15,30 +15,29 @@ from wavegms.training.card import CARD_NAME
 ONNX_NAME = "model.onnx"
 
 
-def share_model(
-    folder: Path, out: Path, project: Path = Path("."), hub_id: str | None = None
-) -> None:
+def share_model(folder: Path, out: Path, hub_id: str | None = None) -> None:
     """Makes a folder that holds all that others need of a model, and uploads it if asked to.
 
     It is what `WaveGMSPipeline.from_pretrained` opens, with the weights of the best epoch, and
-    beside them a README.md as the hub shows it, card.json, and an ONNX file. `folder` may be one
-    that holds a single `seed_<n>`; `out` is made whole or not at all, and may be an earlier one of
-    the same kind. Nothing goes over the network without a hub id, where a new place is private; the
-    folder is there even if the hub takes nothing.
+    beside them a README.md as the hub shows it, card.json, and an ONNX file, which decodes as its
+    scores were made. `folder` may be one that holds a single `seed_<n>`; `out` is made whole or not
+    at all, and may be an earlier one of the same kind. Nothing goes over the network without a hub
+    id, where a new place is private; the folder is there even if the hub takes nothing.
     """
     folder, out = only_seed(Path(folder)), Path(out)
     if hub_id is not None and not HUB_ID.fullmatch(hub_id):
         raise InputError(f"--push {hub_id} is no place on the hub: give OWNER/NAME")
     _require_free(out, folder)
-    model = read_scored_model(folder, project)
-    evaluation = load_params(project / "params.yaml").evaluation
+    model = read_scored_model(folder)
+    evaluation = load_params(Path("params.yaml")).evaluation
     text = render_model_card(model, evaluation, shared=True)
-    pipeline = WaveGMSPipeline.from_pretrained(folder)
+    pipeline = WaveGMSPipeline.from_pretrained(folder, decoder=evaluation.decoder)
     with replace_folder(out) as target:
         shutil.copyfile(folder / "model_index.json", target / "model_index.json")
         shutil.copyfile(folder / CARD_NAME, target / CARD_NAME)
-        for name, part in pipeline.components.items():
-            if part is not None:
+        for name in pipeline.components:
+            # a mask decoder that did not train it is found in weights/, by whoever opens it
+            if (folder / name).is_dir():
                 shutil.copytree(folder / name, target / name, copy_function=shutil.copyfile)
         pipeline.export_onnx(target / ONNX_NAME)
         write_text(target / "README.md", text)

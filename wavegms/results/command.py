@@ -7,7 +7,6 @@ HELP = "follow a number in results/tables to what made it"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("train_set", help="the dataset that the network was trained on")
     parser.add_argument("variant", help="name of the network")
     parser.add_argument("--test-set", help="another dataset that it was tested on")
@@ -16,7 +15,6 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.project import enter_project
     from wavegms.results.trace import Cell, report_trace, trace_cell
 

@@ -7,6 +7,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from wavegms.files import read_table
+from wavegms.variants import VARIANTS, Decoder
 
 # Column, and what it is of; of all less is better.
 COSTS = {
@@ -17,9 +18,13 @@ COSTS = {
 
 _AGAIN = "run 07_efficiency again"
 
+# How `write_scores` says it, where it was not exact.
+_DECODERS = r"trained with the (?P<trained>\w+) and scored with the (?P<scored>\w+) decoder"
+
 
 class _Size(BaseModel):
     variant: str
+    decoder: Decoder = "exact"
     trainable_parameters: int
     image_size: int  # pixels, of inference_gflop
     inference_gflop: float
@@ -27,6 +32,7 @@ class _Size(BaseModel):
 
 class _Point(BaseModel):
     variant: str
+    decoder: Decoder = "exact"
     image_size: int
     batch_size: int
     device: str
@@ -39,9 +45,11 @@ def beside_costs(segmentation: pd.DataFrame, efficiency: Path) -> pd.DataFrame:
     """DSC of the systems of `segmentation_table` that ran, beside what `07_efficiency` measured.
 
     One row a system and dataset: test_set, variant, system, measured, ci_low and ci_high (percent),
-    trainable_parameters, the columns of `COSTS`, batch_size, cost_size (pixels), device. Time and
-    memory are those at the largest batch that all of them were measured with, memory without what
-    the process held before. What was not measured is NaN; all is, if there is no such folder.
+    trainable_parameters, the columns of `COSTS`, batch_size, cost_size (pixels), device. A step is
+    that of the decoder it was trained with, a prediction that of the decoder it was scored with.
+    Time and memory are those at the largest batch that all of them were measured with, memory
+    without what the process held before. What was not measured is NaN; all is, if there is no such
+    folder.
     """
     rows = segmentation[(segmentation["metric"] == "dsc") & segmentation["measured"].notna()]
     shown = ["test_set", "variant", "system", "measured", "ci_low", "ci_high"]
@@ -55,14 +63,26 @@ def beside_costs(segmentation: pd.DataFrame, efficiency: Path) -> pd.DataFrame:
     measured[numbers] = measured[numbers].apply(pd.to_numeric)
     measured = measured.dropna()
     ours = measured[measured["variant"].isin(table["variant"])]
-    batches = ours.groupby("variant")["batch_size"].agg(set).tolist()
+    batches = ours.groupby(["variant", "decoder"])["batch_size"].agg(set).tolist()
     common = set.intersection(*batches) if batches else set()
     at = ours[ours["batch_size"] == max(common, default=0)]
     at = at.assign(step_gib=(at["peak_bytes"] - at["base_bytes"]) / 2**30)
-    at = at.rename(columns={"image_seconds": "step_seconds", "image_size": "cost_size"})
-    costs = ["variant", "step_seconds", "step_gib", "batch_size", "cost_size", "device"]
-    table = table.merge(counted, on="variant", how="left")
-    return table.merge(at[costs], on="variant", how="left")
+    names = {"decoder": "trained", "image_seconds": "step_seconds", "image_size": "cost_size"}
+    costs = ["step_seconds", "step_gib", "batch_size", "cost_size", "device"]
+    at = at.rename(columns=names)[["variant", "trained", *costs]]
+    counted = counted.rename(columns={"decoder": "scored"})
+    table = table.join(_decoders(rows.reset_index(drop=True)))
+    table = table.merge(counted, on=["variant", "scored"], how="left")
+    table = table.merge(at, on=["variant", "trained"], how="left")
+    return table.drop(columns=["trained", "scored"])
+
+
+def _decoders(rows: pd.DataFrame) -> pd.DataFrame:
+    """What each system was trained and scored with; exact where it has no choice."""
+    said = rows["selection"].astype(str).str.extract(_DECODERS).fillna("exact")
+    several = {name for name, spec in VARIANTS.items() if spec.several_decoders}
+    said.loc[~rows["variant"].isin(several)] = "exact"
+    return said
 
 
 def on_front(cost: pd.Series, value: pd.Series) -> pd.Series:

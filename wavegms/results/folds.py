@@ -24,12 +24,9 @@ class FoldedPipeline(WaveGMSPipeline):
 
     @classmethod
     def of(cls, pipelines: Sequence[WaveGMSPipeline]) -> Self:
-        """Shares the networks of pipelines of one size and scale, which are not copied."""
-        config = pipelines[0].config
-        sizes = {"image_size": config.image_size, "greys": config.greys}
-        folded = cls(**pipelines[0].components, **sizes, classes=config.get("classes"))
-        folded.register_to_config(_name_or_path=pipelines[0].name_or_path)
-        folded.decoder, folded.others = pipelines[0].decoder, tuple(pipelines[1:])
+        """Shares the networks of pipelines of one size and scale, see `sharing`."""
+        folded = cls.sharing(pipelines[0])
+        folded.others = tuple(pipelines[1:])
         return folded
 
     def choose_decoder(self, decoder: Decoder) -> None:

@@ -1,5 +1,6 @@
 """Overlap and boundary metrics of one binary mask against another (paper, section 3.2)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,10 +81,14 @@ def mean_of_classes(
     classes: int,
     spacing: tuple[float, float] = (1.0, 1.0),
 ) -> MaskMetrics:
-    """The means over `class_metrics`; of none, those of two empty masks."""
-    found = list(class_metrics(prediction, truth, classes, spacing).values())
+    """The `mean_of` the classes of two label maps (H, W)."""
+    return mean_of(class_metrics(prediction, truth, classes, spacing), not prediction.any())
+
+
+def mean_of(found: Mapping[int, MaskMetrics], empty_prediction: bool) -> MaskMetrics:
+    """The means over what `class_metrics` gave; of no class, those of two empty masks."""
     if not found:
-        return mask_metrics(prediction > 0, truth > 0)
+        return MaskMetrics(1.0, 1.0, 0.0, 0.0, empty_prediction=True)
     names = ("dsc", "iou", "hd95", "hd95_zero_if_empty")
-    means = {name: float(np.mean([getattr(one, name) for one in found])) for name in names}
-    return MaskMetrics(**means, empty_prediction=not (prediction > 0).any())
+    means = {name: float(np.mean([getattr(one, name) for one in found.values()])) for name in names}
+    return MaskMetrics(**means, empty_prediction=empty_prediction)

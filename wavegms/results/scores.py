@@ -6,6 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from math import isnan, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,14 +14,14 @@ import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from wavegms.classes import label_map
+from wavegms.classes import label_map, require_same
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.windows import Stacks
 from wavegms.errors import InputError
 from wavegms.files import write_text
 from wavegms.images import FOREGROUND, IGNORED
 from wavegms.models.pipeline import WaveGMSPipeline, resize_probabilities
-from wavegms.results.metrics import class_metrics, mask_metrics, mean_of_classes
+from wavegms.results.metrics import class_metrics, mask_metrics, mean_of, mean_of_classes
 from wavegms.results.statistics import METRICS, ORIGINAL_METRICS, summarize_folds
 from wavegms.training.card import ModelCard, card_hash
 from wavegms.training.safeguards import computing_with, say
@@ -37,11 +38,8 @@ def predict_split(
     whatever was trained with: tf32, torch's own default on a card, is none.
     """
     classes = (dataset.dataset if isinstance(dataset, Subset) else dataset).classes
-    if pipeline.classes != classes:
-        known, there = (", ".join(names) or "one class" for names in (pipeline.classes, classes))
-        raise InputError(
-            f"the model knows {known} and the images have {there}: test it on a dataset of the same"
-        )
+    way = "test it on a dataset of the same"
+    require_same("the model", pipeline.classes, "the images have", classes, way)
     chunks = []
     computing_with("fp32", pipeline.device)
     if pipeline.depth > 1:
@@ -152,8 +150,9 @@ def score_classes(
     """
     counted = truth <= len(classes)
     scored = score_mask(prediction > 0, (truth > 0) & counted, counted)
-    maps = prediction * counted, truth * counted, len(classes)
-    found, mean = class_metrics(*maps), mean_of_classes(*maps)
+    prediction = prediction * counted
+    found = class_metrics(prediction, truth * counted, len(classes))
+    mean = mean_of(found, not prediction.any())
     for metric in METRICS:
         values = {number: getattr(one, metric) for number, one in found.items()}
         scored[metric] = getattr(mean, metric)
@@ -185,6 +184,13 @@ def choose_cases(scores: Mapping[str, pd.DataFrame], wanted: Sequence[str] = ())
     return cases
 
 
+def origin_of(card: ModelCard, test_set: str) -> dict[str, Any]:
+    """What scores are of, by column: of what model, with which setting, on which images."""
+    shared = ("variant", "seed", "image_size", "epochs", "selection")
+    values = {name: getattr(card, name) for name in shared} | {"card": card_hash(card)}
+    return {"train_set": card.dataset, "test_set": test_set} | values
+
+
 def write_scores(
     path: Path,
     scores: pd.DataFrame,
@@ -200,9 +206,7 @@ def write_scores(
     the column `selection` says so as well, which all tables show, and how folds were used; and of
     a network that learnt by its published recipe.
     """
-    origin = {"train_set": card.dataset, "test_set": test_set}
-    shared = ("variant", "seed", "image_size", "epochs", "selection")
-    origin |= {name: getattr(card, name) for name in shared} | {"card": card_hash(card)}
+    origin = origin_of(card, test_set)
     trained = card.parameters.get("training", {}).get("decoder", "exact")
     if (trained, decoder) != ("exact", "exact"):
         origin["selection"] += f", trained with the {trained} and scored with the {decoder} decoder"

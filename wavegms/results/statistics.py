@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from wavegms.data.manifest import leaking_ids
+from wavegms.data.manifest import leaking_in
 from wavegms.errors import InputError
 
 METRICS = ("dsc", "iou", "hd95", "hd95_zero_if_empty")
@@ -43,7 +43,7 @@ def summarize(
     return pd.DataFrame(rows, columns=["metric", "mean", "sd", "ci_low", "ci_high", "images"])
 
 
-def summarize_folds(scores: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame | None:
+def summarize_folds(scores: pd.DataFrame) -> pd.DataFrame | None:
     """Number of images and mean of each fold, and the standard deviation of these means over folds.
 
     None where the scores are of less than two folds.
@@ -51,7 +51,7 @@ def summarize_folds(scores: pd.DataFrame, metrics: Sequence[str] = METRICS) -> p
     if "fold" not in scores or scores["fold"].nunique() < 2:
         return None
     folds = scores.groupby("fold")
-    means = folds[list(metrics)].mean()
+    means = folds[list(METRICS)].mean()
     table = pd.concat([means, means.std(ddof=1).to_frame("sd").T])
     table.insert(0, "images", folds["id"].nunique().reindex(table.index).astype("Int64"))
     return table.rename_axis("fold")
@@ -70,7 +70,7 @@ def summarize_audited(
     (with one); the latter two are absent where they hold no image. Of the pairs of `audit_prepared`
     drop the kind "same group" to count duplicates only.
     """
-    leaks = scores["id"].isin(leaking_ids(scores, pairs))
+    leaks = scores["id"].isin(leaking_in(pairs))
     parts = {"all": scores, "clean": scores[~leaks], "leaking": scores[leaks]}
     tables = {
         name: summarize(part, resamples, seed, metrics) for name, part in parts.items() if len(part)

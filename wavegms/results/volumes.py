@@ -22,10 +22,10 @@ from wavegms.errors import InputError
 from wavegms.images import resize_mask
 from wavegms.results.folds import predict_unseen
 from wavegms.results.readable import readable_comparisons
-from wavegms.results.scores import score_split
+from wavegms.results.scores import origin_of, score_split
 from wavegms.results.statistics import classes_in, compare_variants, summarize
 from wavegms.results.tables import title_of
-from wavegms.training.card import card_hash, read_card
+from wavegms.training.card import read_card
 
 # What the Decathlon allowed the hippocampus; a border this near counts as the same.
 TOLERANCE_MM = 1.0
@@ -209,9 +209,7 @@ def score_models(
         card = read_card(place)
         soft = predict_unseen(place, test_set, evaluation.decoder)
         scores = score_volumes(soft, test_set, folder, evaluation.threshold)
-        shared = ("variant", "seed", "image_size", "epochs", "selection")
-        origin = {"train_set": card.dataset, "test_set": folder.name}
-        origin |= {name: getattr(card, name) for name in shared} | {"card": card_hash(card)}
+        origin = origin_of(card, folder.name)
         parts.append(scores.assign(**origin)[[*origin, *scores.columns]])
     return pd.concat(parts, ignore_index=True)
 

@@ -96,6 +96,7 @@ def add_dataset(
     masks: Path | None = None,
     reading: ReadingParams | None = None,
     source: Path | None = None,
+    folds: int | None = None,
 ) -> Added:
     """Sets up a dataset of one's own, to be trained on by `dvc repro`; in the project's folder.
 
@@ -103,7 +104,8 @@ def add_dataset(
     from folders or patterns; or taken as they lie there already. Without any, empty folders are
     made. All are opened and checked, read as `reading` says or as params.yaml does. Then
     `conf/profile/<name>.yaml` is written and params.yaml set to it, unless params.yaml names the
-    dataset already; the reading is noted in any case. Whatever fails leaves params.yaml as it was.
+    dataset already; the reading and the number of `folds` are noted in any case. Whatever fails
+    leaves params.yaml as it was.
     """
     require_name(name)
     params = load_params(_PARAMS)
@@ -116,15 +118,21 @@ def add_dataset(
     profile = _CONF / f"profile/{name}.yaml"
     written = profile.exists()
     values = _compose(name) if written else _compose("own") | {"datasets": [name]}
-    if not known:
-        if name not in values["datasets"]:
-            raise InputError(f"{profile} is a profile of other datasets: choose another name.")
-        params = check_params(values, str(profile))
     asked = reading.model_dump(exclude_defaults=True) if reading else {}
+    if known:
+        values = yaml.safe_load(_PARAMS.read_text(encoding="utf-8"))
+    elif name not in values["datasets"]:
+        raise InputError(f"{profile} is a profile of other datasets: choose another name.")
+    else:
+        params = check_params(values, str(profile))
+    said = {}
+    if folds is not None:
+        said["split"] = {"folds": folds}
+        values = values | {"split": values["split"] | said["split"]}
+        params = check_params(values, f"--folds {folds}")
     if asked:
-        if known:
-            values = yaml.safe_load(_PARAMS.read_text(encoding="utf-8"))
-        values = values | {"reading": {**(values.get("reading") or {}), name: asked}}
+        said["reading"] = {name: asked}
+        values = values | {"reading": (values.get("reading") or {}) | said["reading"]}
     else:
         reading = params.reading.get(name)
     folder = _RAW / name
@@ -176,22 +184,21 @@ def add_dataset(
     if name not in params.external:
         tests = check_dataset(name, folder, params)
         if tests < _FEW_TESTS:
-            more = f", or set split.folds to 5 in {_PARAMS}, which scores every image"
+            more = ", or add `--folds 5`, which scores every image"
             notes.append(
                 f"a score is the mean over {tests} test {what}: mind its interval"
                 + ("" if params.split.folds else more)
             )
     changed = {}
-    if asked and written:
-        notes.append(
-            f"{profile} was there and is left as it is: write {_reading(name, asked)} there"
-        )
+    if said and written:
+        lines = " and ".join(f"{key}: {_flow(value)}" for key, value in said.items())
+        notes.append(f"{profile} was there and is left as it is: write {lines} there")
     if not known and not written:
-        said = f"volumes: [{name}]\n" if volumes else ""
-        values = values | {"volumes": [name]} if volumes else values
-        said += f"{_reading(name, asked)}\n" if asked else ""
-        write_text(profile, _PROFILE.format(name=name) + said)
-    if asked or not known:
+        if volumes:
+            said, values = {"volumes": [name]} | said, values | {"volumes": [name]}
+        lines = [f"{key}: {_flow(value)}\n" for key, value in said.items()]
+        write_text(profile, _PROFILE.format(name=name) + "".join(lines))
+    if said or not known:
         changed = _change_params(values)
     return Added(folder, len(cases), len(rest), what, found, notes, preview, changed)
 
@@ -218,10 +225,6 @@ def report(added: Added) -> str:
     else:
         lines.append(f"params.yaml names {name} already and was left as it is")
     return "\n".join([*lines, "next: dvc repro", ""])
-
-
-def _reading(name: str, asked: Mapping[str, Any]) -> str:
-    return f"reading: {_flow({name: dict(asked)})}"
 
 
 def _examine(

@@ -11,6 +11,7 @@ from wavegms.errors import InputError
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import PHANTOMS, VOLUMES
 from wavegms.project import DECODERS, KEPT, PRETRAINED, is_kept, require_pretrained, require_start
+from wavegms.recipes import TAKE_COMMON
 from wavegms.variants import (
     VARIANTS,
     followed_recipe,
@@ -111,8 +112,7 @@ def _check_classes(name: str, folder: Path, params: Params) -> None:
     wanted, known = params.reading.get(name), spec_of(name).classes
     root = root_of(name, folder) if folder.is_dir() else folder
     classes = with_classes(name, root, wanted, known).classes
-    ablation = params.ablation.variants if name in params.ablation.datasets else []
-    for variant in [*params.variants, *ablation]:
+    for variant in params.variants_for(name):
         try:
             require_classes(variant, len(classes))
         except InputError as error:
@@ -126,8 +126,7 @@ def _check_classes(name: str, folder: Path, params: Params) -> None:
 
 def _check_volumes(name: str, folder: Path, params: Params) -> None:
     """Checks that what takes windows of slices is trained on volumes."""
-    ablation = params.ablation.variants if name in params.ablation.datasets else []
-    for variant in [*params.variants, *ablation]:
+    for variant in params.variants_for(name):
         if VARIANTS[variant].depth > 1:
             simulated = name in params.phantom.datasets
             volumes = name == VOLUMES if simulated else find_cases(name, folder)[0].volume
@@ -167,8 +166,7 @@ def _note_imports(folder: Path, params: Params) -> None:
         elif params.split.method == "lists":
             lists = list(lists_of(Path(params.split.folder)).values())
         _note(folder / dataset / "split.txt", lists)
-        ablation = params.ablation.variants if dataset in params.ablation.datasets else []
-        for variant in dict.fromkeys([*params.variants, *ablation]):
+        for variant in params.variants_for(dataset):
             needed, place = [*starts], params.training.pretrained
             recipe = followed_recipe(variant, params.training.recipe)
             if recipe and recipe.pretrained and place and Path(place).exists():
@@ -249,14 +247,13 @@ def check_dataset(name: str, folder: Path, params: Params) -> int:
     if cases[0].volume:  # how many slices they have is not known by their names
         return tests
     count = min(sum(map(fold.count, params.training.train_splits)) for fold in parts)
-    also = params.ablation.variants if name in params.ablation.datasets else []
-    for variant in dict.fromkeys([*params.variants, *also]):
+    for variant in params.variants_for(name):
         batch_size = VARIANTS[variant].batch_size_or(params.training.batch_size)
         recipe = followed_recipe(variant, params.training.recipe)
         if recipe and (batch_size := recipe.batch_size_for(params.image_size, count)) > count:
             raise InputError(
                 f"the published batch size of {variant} is {batch_size}, but {name} has only "
-                f"{count} images to train on: set training.recipe to common, or leave it out"
+                f"{count} images to train on: {TAKE_COMMON}, or leave it out"
             )
         if VARIANTS[variant].trained and batch_size > count:
             raise InputError(

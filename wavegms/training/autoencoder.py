@@ -6,16 +6,17 @@ training images and masks. Its role is the same: latents that a decoder turns ba
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderTiny
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
@@ -70,7 +71,7 @@ class ReconstructionQuality:
     """
 
     image_psnr: float
-    mask_dice: float
+    mask_dice: Annotated[float, Field(ge=0, le=1)]
     images: int
 
 
@@ -144,7 +145,7 @@ def train_autoencoder(
     From nothing that took 140 steps in the sample; what `start_from` names is taken as it is where
     it gives masks back that well. Of several classes it takes all steps, for colours to lie apart.
     """
-    accelerator, palette = Accelerator(), Palette.of(train_set.classes)
+    device, palette = PartialState().device, Palette.of(train_set.classes)
     set_seed(seed)
     vae = start_autoencoder(settings, folder)
     may_end = settings.target_dice < 1 and palette.classes == 1
@@ -160,8 +161,6 @@ def train_autoencoder(
         color_jitter=0.0,
         shift_scale_rotate=0.5,
     )
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.learning_rate)
-    schedule = OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps)
     generator = torch.Generator().manual_seed(seed)
     sampler = RandomSampler(
         train_set,
@@ -170,28 +169,47 @@ def train_autoencoder(
         generator=generator,
     )
     batches = DataLoader(train_set, batch_size=settings.batch_size, sampler=sampler)
-    vae, optimizer, batches = accelerator.prepare(vae, optimizer, batches)
-    vae.train()
-    bar = tqdm(batches, desc="training autoencoder", unit="step", mininterval=1)
-    psnr = 0.0
-    for step, batch in enumerate(bar, start=1):
-        images, masks = augment(
-            PreparedDataset.to_float(batch["image"]),
-            PreparedDataset.foreground_to_float(batch["mask"], palette.classes),
+    pairs = (
+        augment(
+            PreparedDataset.to_float(batch["image"].to(device)),
+            PreparedDataset.foreground_to_float(batch["mask"].to(device), palette.classes),
         )
-        loss = reconstruction_loss(vae, images, masks, palette, step / settings.steps)
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        for batch in batches
+    )
+    psnr = 0.0
+    for step in descend(vae.to(device), pairs, settings.steps, settings.learning_rate, palette):
         if may_end and step % _CHECK_STEPS == 0:
             quality = reconstruction_quality(vae, train_set, most=_CHECKED_IMAGES)
             hardly_better = quality.image_psnr < psnr + _WORTHWHILE_DB
             if quality.mask_dice >= settings.target_dice and hardly_better:
                 break
             psnr = quality.image_psnr
-    return freeze(accelerator.unwrap_model(vae)).cpu()
+    return freeze(vae).cpu()
+
+
+def descend(
+    vae: AutoencoderTiny,
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    steps: int,
+    learning_rate: float,
+    palette: Palette = BLACK_AND_WHITE,
+) -> Iterator[int]:
+    """Trains on a batch of images and masks a step; gives the number of each step, from 1.
+
+    By AdamW, in one cycle of the learning rate, see `reconstruction_loss`.
+    """
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate)
+    schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    vae.train()
+    bar = tqdm(pairs, "training autoencoder", steps, unit="step", mininterval=1)
+    for step, pair in enumerate(bar, start=1):
+        loss = reconstruction_loss(vae, *pair, palette, step / steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        yield step
 
 
 def reconstruction_loss(
@@ -277,10 +295,8 @@ class ClassQuality(NamedTuple):
     between: tuple[str, str]
 
 
-def class_quality(
-    vae: Autoencoder, dataset: PreparedDataset, most: int = 64
-) -> dict[str, ClassQuality]:
-    """The quality of each of several classes, by its name, on as many evenly spaced masks.
+def class_quality(vae: Autoencoder, dataset: PreparedDataset) -> dict[str, ClassQuality]:
+    """The quality of each of several classes, by its name, on 64 evenly spaced masks.
 
     A class that none of them has is given back well.
     """
@@ -288,7 +304,7 @@ def class_quality(
     plain = _plain_colours(Palette.of(dataset.classes), torch.zeros(2 * (dataset.image_size,)))
     with torch.inference_mode():
         latents = encode_images(vae, plain.to(vae.device)).flatten(1).double().cpu()
-        repainted = list(repaint_split(vae, dataset, 16, most))
+        repainted = list(repaint_split(vae, dataset, 16, 64))
     masks = torch.cat([one.masks for one in repainted])
     found = torch.cat([one.found for one in repainted])
     quality = {}
@@ -376,27 +392,16 @@ def read_quality(folder: Path) -> AutoencoderCard:
     """Reads `quality.json` from an autoencoder's folder."""
     path = Path(folder) / QUALITY_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        train, test = (_read_side(values.pop(name)) for name in ("train", "test"))
-        if not isinstance(values["source"], str):
-            raise TypeError("source")
-        return AutoencoderCard(**values, train=train, test=test)
+        card = TypeAdapter(AutoencoderCard).validate_json(path.read_bytes(), strict=True)
+        if None in (card.train, card.test):
+            raise ValueError("it lacks the quality on a split")
+        return card
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: run the autoencoder stage first") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} does not tell the quality of an autoencoder: run the autoencoder stage again"
         ) from error
-
-
-def _read_side(values: dict[str, Any]) -> ReconstructionQuality:
-    """The quality on one split; only what a later comparison understands."""
-    quality = ReconstructionQuality(**values)
-    if not (isinstance(quality.image_psnr, float) and type(quality.images) is int):
-        raise TypeError("image_psnr or images")
-    if isinstance(quality.mask_dice, bool) or not 0 <= quality.mask_dice <= 1:  # NaN is refused too
-        raise ValueError("mask_dice")
-    return quality
 
 
 def frozen_autoencoder(

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from wavegms.classes import require_one_class
+from wavegms.classes import require_one_class, require_same
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, replace_folder, sha256_of, write_text
 from wavegms.images import Scale
@@ -143,11 +143,19 @@ def _read(path: Path) -> tuple[dict[str, Any], ModelCard]:
 
 def _fitting_autoencoder(name: str, latents: Tensor) -> Autoencoder:
     local, hub = _TAESD
-    vae = load_autoencoder(local if local.is_dir() else hub)
+    where = local if local.is_dir() else hub
+    try:
+        vae = load_autoencoder(where)
+    except InputError as error:
+        reason = first_line(error.__cause__ or error)
+        raise InputError(
+            f"{name} needs TAESD, and {where} cannot be loaded ({reason}): get it by `python -m "
+            "wavegms get taesd`"
+        ) from error
     if not same_autoencoder(signature(vae), latents):
         raise InputError(
-            f"{name} was trained with another autoencoder than {local if local.is_dir() else hub}: "
-            "get it anew by `python -m wavegms get taesd`"
+            f"{name} was trained with another autoencoder than {where}: get it anew by `python -m "
+            "wavegms get taesd`"
         )
     return vae
 
@@ -174,12 +182,8 @@ def start_network(
             "something else: set autoencoder.source and autoencoder.path to that one, such as "
             f"{Path(where) / 'vae'}, or training.start_from to null"
         )
-    if before.classes != tuple(classes):
-        names = [", ".join(some) or "one class" for some in (before.classes, classes)]
-        raise InputError(
-            f"training.start_from {where} knows {names[0]}, and the data have {names[1]}: choose a "
-            "model of the same, or set it to null"
-        )
+    model, way = f"training.start_from {where}", "choose a model of the same, or set it to null"
+    require_same(model, before.classes, "the data have", classes, way)
     side = before.config.image_size
     options = {"classes": len(classes) or 1, "in_place": in_place}
     network = build_variant(variant, image_size=side, vae=vae, **options)

@@ -25,6 +25,7 @@ from wavegms.data.windows import Stacks
 from wavegms.errors import InputError, Stopped
 from wavegms.files import replace_folder
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.recipes import TAKE_COMMON
 from wavegms.training.graph import GraphedStep
 from wavegms.training.loss import dice_of_sums, dice_sums
 from wavegms.training.run import Run
@@ -361,9 +362,7 @@ class TrainingLoop:
         if state.rows:
             last = self.run.checkpoints / "last"
             kept = f"; the last good weights, after epoch {len(state.rows)}, are in {last}"
-        way_out = "lower training.learning_rate"
-        if self.run.recipe:
-            way_out = "set training.recipe to common"
+        way_out = TAKE_COMMON if self.run.recipe else "lower training.learning_rate"
         return InputError(f"the {what} is {value} {place}: {way_out}{kept}")
 
 

@@ -7,11 +7,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
 
 from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks, freeze
-from wavegms.training.autoencoder import build_autoencoder, reconstruction_loss
+from wavegms.training.autoencoder import build_autoencoder, descend
 from wavegms.training.drawn import draw_mask, draw_picture
 from wavegms.training.kept import keep_half
 from wavegms.training.loss import soft_dice
@@ -35,17 +33,10 @@ def pretrain_to(out: Path, channels: int, blocks: int, steps: int, seed: int) ->
 def pretrain(channels: int, blocks: int, steps: int, seed: int) -> AutoencoderTiny:
     """An autoencoder of drawn pictures and masks; everything follows from these numbers."""
     torch.manual_seed(seed)
-    vae = build_autoencoder(channels, blocks).train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=_LEARNING_RATE)
-    schedule = OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
-    bar = tqdm(range(steps), desc="training autoencoder", unit="step", mininterval=1)
-    for step in bar:
-        loss = reconstruction_loss(vae, *draw_batch(seed, step))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    vae = build_autoencoder(channels, blocks)
+    pairs = (draw_batch(seed, number) for number in range(steps))
+    for _ in descend(vae, pairs, steps, _LEARNING_RATE):
+        pass
     return freeze(vae)
 
 

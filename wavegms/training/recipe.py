@@ -17,11 +17,7 @@ from torch.utils.data import DataLoader
 from wavegms.config import Precision
 from wavegms.data.dataset import PreparedDataset
 from wavegms.errors import InputError
-from wavegms.models.autoencoder import (
-    Autoencoder,
-    Generators,
-    channels_last,
-)
+from wavegms.models.autoencoder import Autoencoder, Generators, channels_last
 from wavegms.models.build import Network, as_pipeline, build_variant, require_autoencoder
 from wavegms.models.generative import GenerativeNetwork
 from wavegms.models.gms_checkpoint import load_gms_mapping
@@ -29,6 +25,7 @@ from wavegms.models.imagenet import begin_from_imagenet
 from wavegms.models.mask_decoder import MaskDecoder
 from wavegms.models.mask_network import MaskNetwork
 from wavegms.models.pipeline import WaveGMSPipeline
+from wavegms.recipes import TAKE_COMMON
 from wavegms.training.device import (
     can_be_graphed,
     frozen_for_steps,
@@ -357,8 +354,7 @@ def _check(run: Run, spec: VariantSpec, batch_size: int) -> None:
     if batch_size > images:
         own = batch_size != run.training.batch_size
         way_out = f"leave {run.variant} out" if own else f"choose at most {images}"
-        if run.recipe:
-            way_out = "set training.recipe to common"
+        way_out = TAKE_COMMON if run.recipe else way_out
         raise InputError(
             f"{_named(run)} is {batch_size}, but only {images} images are in the training split: "
             f"{way_out}"

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from wavegms.config import Precision
 from wavegms.errors import InputError
+from wavegms.recipes import TAKE_COMMON
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -203,7 +204,7 @@ def explained(
         smaller = batch_size // processes // 2 * processes
         way_out = f"set training.batch_size to {smaller}" if smaller else "set a smaller image_size"
         if fixed:
-            way_out = "set training.recipe to common"
+            way_out = TAKE_COMMON
         raise InputError(
             f"out of memory at batch size {batch_size}: {way_out}, or close other programs and run "
             "the same command again"

@@ -114,10 +114,7 @@ def describe_run(run: Run, precision: Precision) -> dict[str, str]:
         "the training images": _hash_of(run.train_set.data_hash, *run.train_set.ids),
         "the selecting images": _hash_of(run.selection_set.data_hash, *run.selection_set.ids),
         "the autoencoder": "none" if run.vae is None else _hash_of_weights(run.vae),
-        **_hash_of_decoder(run),
-        **_hash_of_imported(run),
-        **_hash_of_start(run),
-        **_hash_of_pretrained(run),
+        **_hashes_of_other_weights(run),
         **{f"the version of {name}": version for name, version in library_versions().items()},
         **_hashes_of_code(),
     }
@@ -180,28 +177,19 @@ def _hash_of(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def _hash_of_decoder(run: Run) -> dict[str, str]:
-    if run.vae is None or run.training.decoder == "exact":
-        return {}
-    return {"the mask decoder": _hash_of_weights(kept_mask_decoder(run.vae))}
-
-
-def _hash_of_imported(run: Run) -> dict[str, str]:
-    if variant_spec(run.variant).trained:
-        return {}
-    return {"the weights of GMS": sha256_of(run.model.gms_checkpoint_for(run.dataset))}
-
-
-def _hash_of_start(run: Run) -> dict[str, str]:
-    if run.start is None:
-        return {}
-    return {"the weights it starts from": _hash_of_weights(run.start)}
-
-
-def _hash_of_pretrained(run: Run) -> dict[str, str]:
-    if not (run.recipe and run.recipe.pretrained and run.training.pretrained):
-        return {}
-    return {"the pretrained weights": sha256_of(imagenet_weights(run.training.pretrained))}
+def _hashes_of_other_weights(run: Run) -> dict[str, str]:
+    """Of those that few trainings use."""
+    hashes = {}
+    if run.vae is not None and run.training.decoder != "exact":
+        hashes["the mask decoder"] = _hash_of_weights(kept_mask_decoder(run.vae))
+    if not variant_spec(run.variant).trained:
+        hashes["the weights of GMS"] = sha256_of(run.model.gms_checkpoint_for(run.dataset))
+    if run.start is not None:
+        hashes["the weights it starts from"] = _hash_of_weights(run.start)
+    if run.recipe and run.recipe.pretrained and run.training.pretrained:
+        path = imagenet_weights(run.training.pretrained)
+        hashes["the pretrained weights"] = sha256_of(path)
+    return hashes
 
 
 def _hash_of_weights(network: torch.nn.Module) -> str:

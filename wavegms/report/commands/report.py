@@ -8,12 +8,10 @@ HELP = "one HTML file of the executed notebooks"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("--out", type=Path, help="results/report.html if not given")
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.project import from_project
 
     (out,) = from_project(*filter(None, [options.out])) or [Path("results/report.html")]

@@ -8,14 +8,12 @@ HELP = "make a folder of a trained model for others"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("model", type=Path, help="its folder in models/")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.files import only_seed
     from wavegms.project import from_project
     from wavegms.training.card import read_card

@@ -11,7 +11,6 @@ HELP = "set up and check images of your own for training"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument(
         "name", help="what to call them; they come to lie in data/raw/NAME. With --name: a folder"
     )
@@ -62,10 +61,14 @@ def configure(parser: ArgumentParser) -> None:
         metavar="MM",
         help="from pixel to pixel, or of rows and of columns, for distances in millimetres",
     )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        help="train so many times, so that every image is scored by a model that did not see it",
+    )
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.config import ReadingParams
     from wavegms.project import enter_project
     from wavegms.run.add import add_dataset
@@ -87,7 +90,7 @@ def execute(options: Namespace) -> None:
     if options.called is not None:
         name, source = options.called, Path(options.name).absolute()
     enter_project()
-    print(say(add_dataset(name, images, masks, reading, source)), end="")
+    print(say(add_dataset(name, images, masks, reading, source, options.folds)), end="")
 
 
 def _named(classes: list[str]) -> dict[str, int | str] | list[str]:

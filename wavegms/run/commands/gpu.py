@@ -11,7 +11,6 @@ HELP = "on a CUDA card: tests, benchmark and the paper's training, in minutes"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("--minutes", type=float, default=9.0, help="for all of it; 9 by default")
     parser.add_argument("--out", type=Path, default=Path("results/proof/gpu"))
     parser.add_argument("--pack", type=Path, help="only write a pack for a machine without network")
@@ -22,7 +21,6 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.errors import InputError
     from wavegms.run.gpu.wheels import STARTED, check_pack, run_with_wheels
 

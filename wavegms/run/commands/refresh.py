@@ -8,12 +8,10 @@ HELP = "run notebooks and store their outputs in place"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("notebooks", type=Path, nargs="+")
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.run.notebooks import refresh_notebook
 
     for notebook in options.notebooks:

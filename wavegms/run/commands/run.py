@@ -8,7 +8,6 @@ HELP = "run a notebook as a stage of the pipeline"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path, help="where the executed notebook goes")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
@@ -18,7 +17,6 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.run.parameters import parameters_of_stage
 
     values = parameters_of_stage(options.notebook, dict(options.pairs), options.params)

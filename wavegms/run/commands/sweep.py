@@ -8,7 +8,6 @@ HELP = "run the items of a stage as jobs of a cluster"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("stage", help="a stage of dvc.yaml with a matrix")
     parser.add_argument("--executor", choices=["slurm", "local"], default="slurm")
     parser.add_argument("--jobs", type=int, help="how many run at once; one locally if not given")
@@ -24,7 +23,6 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     from wavegms.project import from_project
 
     (logs,) = from_project(*filter(None, [options.logs])) or [Path("reports/sweep")]

@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from wavegms.data.audit import audit_prepared, write_audit
@@ -26,7 +25,8 @@ from wavegms.run.gpu.wheels import LIST, WHEELS
 
 DATASET = "busi"
 
-_DATA, _TAESD, _AUDIT = "prepared", "taesd", "audit.csv"
+# In a pack: the compressed data, the autoencoder, the twins among the images.
+DATA, TAESD, AUDIT = "prepared", "taesd", "audit.csv"
 
 # What a training needs beside torch, numpy, pandas, scipy, matplotlib, safetensors, accelerate and
 # pillow with what they bring, and pytest for its tests. MedPy has no wheel: one is made.
@@ -64,11 +64,11 @@ def write_pack(folder: Path, project: Path = Path(), wheels: bool = True) -> str
             validation_fraction=0.1,
             seed=2333,
         )
-        compress(prepared, target / _DATA)
-        write_audit(audit_prepared(prepared)[0], target / _AUDIT)
-        (target / _TAESD).mkdir()
+        compress(prepared, target / DATA)
+        write_audit(audit_prepared(prepared)[0], target / AUDIT)
+        (target / TAESD).mkdir()
         for path in found:
-            shutil.copyfile(path, target / _TAESD / path.name)
+            shutil.copyfile(path, target / TAESD / path.name)
         if wheels:
             _fetch_wheels(target / WHEELS, project)
         files = sorted(path for path in target.rglob("*") if path.is_file())
@@ -115,23 +115,6 @@ def expand(packed: Path, target: Path, small: int | None = None) -> None:
         write_text(target / "manifest.csv", manifest.to_csv(index=False))
     else:
         shutil.copyfile(packed / "manifest.csv", target / "manifest.csv")
-
-
-def read_pairs(pack: Path) -> pd.DataFrame:
-    """The twins among its images."""
-    from wavegms.data.manifest import read_audit
-
-    return read_audit(pack / _AUDIT)
-
-
-def data_of(pack: Path) -> Path:
-    """Its compressed data."""
-    return pack / _DATA
-
-
-def taesd_of(pack: Path) -> Path:
-    """Its autoencoder."""
-    return pack / _TAESD
 
 
 def _fetch_wheels(folder: Path, project: Path) -> None:

@@ -13,13 +13,14 @@ import yaml
 from wavegms.config import LossParams, ModelParams, TrainingParams
 from wavegms.data.catalog import spec_of
 from wavegms.data.dataset import PreparedDataset
+from wavegms.data.manifest import read_audit
 from wavegms.files import write_text
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.weights import load_autoencoder
 from wavegms.project import library_versions
 from wavegms.results.scores import predict_split, score_split
 from wavegms.results.statistics import summarize_audited
-from wavegms.run.gpu.pack import DATASET, data_of, expand, read_pairs, taesd_of
+from wavegms.run.gpu.pack import AUDIT, DATA, DATASET, TAESD, expand
 from wavegms.run.gpu.summary import HISTORY, KEPT_NAME, PER_IMAGE, RUN, anonymous
 from wavegms.run.gpu.watch import Watch, with_watched
 from wavegms.training.autoencoder import AutoencoderCard
@@ -61,7 +62,7 @@ def take_so_far(pack: Path, work: Path, out: Path, rehearse: bool, seconds: floa
 def _run_of(pack: Path, work: Path, until: float, rehearse: bool, graph: bool) -> Run:
     prepared, settings = work / "prepared", work / "training.json"
     if not prepared.is_dir():
-        expand(data_of(pack), prepared, _FEW if rehearse else None)
+        expand(pack / DATA, prepared, _FEW if rehearse else None)
     conf = Path(__file__).parents[3] / "conf/config.yaml"
     paper = yaml.safe_load(conf.read_text(encoding="utf-8"))
     if not settings.is_file():
@@ -75,7 +76,7 @@ def _run_of(pack: Path, work: Path, until: float, rehearse: bool, graph: bool) -
         seed=paper["seed"],
         train_set=PreparedDataset(prepared, training.train_splits, in_memory=True),
         selection_set=PreparedDataset(prepared, training.selection_split, in_memory=True),
-        vae=load_autoencoder(taesd_of(pack)),
+        vae=load_autoencoder(pack / TAESD),
         autoencoder=AutoencoderCard("path", "madebyollin/taesd", train=None, test=None),
         training=training,
         loss=LossParams.check(paper["loss"]),
@@ -115,7 +116,7 @@ def score_model(pack: Path, work: Path, out: Path) -> None:
     model, about = work / "model", json.loads((out / RUN).read_text(encoding="utf-8"))
     card, history = read_card(model), pd.read_csv(out / HISTORY)
     test_set = PreparedDataset(work / "prepared", "test", in_memory=True)
-    pairs = read_pairs(pack)
+    pairs = read_audit(pack / AUDIT)
     pairs = pairs[pairs["kind"] != "same group"]
     rows, tables = [], {}
     for protocol, name in EPOCHS.items():

@@ -10,7 +10,6 @@ HELP = "teach a small decoder for masks what an autoencoder's own decoder gives"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("--autoencoder", default="models/taesd", help="a folder, or a hub id")
     parser.add_argument("--out", type=Path, default=Path("weights/decoders/taesd.safetensors"))
     parser.add_argument("--steps", type=int, default=1100, help="0.8 s of one core each")
@@ -18,7 +17,6 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     if options.steps < 1 or options.out.suffix != ".safetensors" or not 0 <= options.seed < 2**32:
         raise InputError(
             "--steps must be at least 1, --out end in .safetensors, and --seed lie in 0 to 2**32"

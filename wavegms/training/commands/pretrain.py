@@ -10,7 +10,6 @@ HELP = "train a first autoencoder on drawn pictures, from which others start"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("--channels", type=int, default=12, help="width of every layer")
     parser.add_argument("--blocks", type=int, default=1, help="residual blocks a resolution")
     out = Path("weights/autoencoders/drawn_12.safetensors")
@@ -20,7 +19,6 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def execute(options: Namespace) -> None:
-    """Runs it."""
     sizes = (options.channels, options.blocks, options.steps)
     if min(sizes) < 1 or options.out.suffix != ".safetensors" or not 0 <= options.seed < 2**32:
         raise InputError(
