@@ -160,23 +160,24 @@ def test_what_was_scored_by_the_fast_decoder_is_shared_with_it(
         "export_onnx",
         lambda self, path: exported.append(self.decoder) or Path(path).write_bytes(b"onnx"),
     )
-    share_model(root / MODEL, Path("out"), root)
+    monkeypatch.chdir(root)
+    share_model(Path(MODEL), Path("out"))
     assert exported == ["fast"]
     assert Path("out/mask_decoder/config.json").is_file() == (trained == "fast")
     readme = Path("out/README.md").read_text(encoding="utf-8")
     assert 'from_pretrained("OWNER/NAME", decoder="fast")' in readme
     images = torch.rand(1, 3, 32, 32)
     exact = WaveGMSPipeline.from_pretrained("out").predict(images)
-    assert torch.equal(exact, WaveGMSPipeline.from_pretrained(root / MODEL).predict(images))
+    assert torch.equal(exact, WaveGMSPipeline.from_pretrained(MODEL).predict(images))
     pipeline.choose_decoder("fast")
     opened = WaveGMSPipeline.from_pretrained("out", decoder="fast")
     assert torch.equal(opened.predict(images), pipeline.predict(images))
     monkeypatch.undo()
     if trained == "exact":
         with pytest.raises(InputError, match="no mask decoder in weights/decoders was taught"):
-            WaveGMSPipeline.from_pretrained(tmp_path / "project/out", decoder="fast")
+            WaveGMSPipeline.from_pretrained(root / "out", decoder="fast")
     else:
-        WaveGMSPipeline.from_pretrained(tmp_path / "project/out", decoder="fast")
+        WaveGMSPipeline.from_pretrained(root / "out", decoder="fast")
 
 
 @pytest.mark.parametrize(
