@@ -134,6 +134,22 @@ def test_of_slices_that_are_all_alike_the_networks_see_one(count):
             torch.testing.assert_close(found, level.expand(count, -1, -1, -1), rtol=1e-3, atol=1e-4)
 
 
+def test_the_mapping_begins_as_that_of_single_slices():
+    """Of the same seed; what is normalised over a window does not know its order either."""
+    torch.manual_seed(3)
+    flat = LatentMappingModel().eval()
+    torch.manual_seed(3)
+    mapping, latents = LatentMappingModel3d().eval(), torch.randn(WINDOW, 4, 4, 4)
+    order = torch.randperm(WINDOW)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    with torch.no_grad():
+        for one, other in zip(mapping(latents), mapping(latents[order]), strict=True):
+            torch.testing.assert_close(one[order], other, **close)
+        alike = latents[:1].expand(WINDOW, -1, -1, -1)
+        for one, other in zip(mapping(alike), flat(latents[:1]), strict=True):
+            torch.testing.assert_close(one, other.expand_as(one), **close)
+
+
 def test_each_slice_sees_the_others_of_its_window_alone():
     encoder, mapping = MultiResolutionEncoder3d().eval(), LatentMappingModel3d().eval()
     slices = torch.rand(2 * WINDOW, 3, 16, 16)

@@ -134,7 +134,7 @@ class LatentMappingModel(ModelMixin, ConfigMixin):
 
 def initialise(module: nn.Module) -> None:
     """Kaiming normal by fan-out for a convolution, with biases of 0; for `Module.apply`."""
-    if isinstance(module, nn.Conv2d | nn.Conv3d):
+    if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -17,7 +17,6 @@ from wavegms.models.mapping import (
     LatentMappingModel,
     ResAttnBlock,
     SpatialSelfAttention,
-    initialise,
 )
 from wavegms.models.wavelet import multi_level_bands_3d
 from wavegms.models.windows import as_slices, as_window
@@ -53,9 +52,11 @@ class AcrossSlices(nn.Conv3d):
 
 
 def inflate(module: nn.Module) -> None:
-    """Replaces 2-D convolutions in a module by 3-D ones of the same channels, drawn anew.
+    """Replaces 2-D convolutions in a module by 3-D ones of the same channels.
 
-    Attention stays as it is: within slices.
+    They begin as the 2-D ones on each slice, with 0 for its neighbours. Drawn at random over all
+    three, dozens of them in a row blend the slices of a window, which has to be unlearnt first: see
+    docs/volumes.md. Attention stays as it is: within slices.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d):
@@ -64,6 +65,10 @@ def inflate(module: nn.Module) -> None:
             inflated = (
                 nn.Conv3d(*channels, 1, bias=bias) if plain else AcrossSlices(*channels, bias)
             )
+            with torch.no_grad():
+                inflated.weight.zero_()[:, :, inflated.kernel_size[0] // 2] = child.weight
+                if bias:
+                    inflated.bias.copy_(child.bias)
             setattr(module, name, inflated)
         elif not isinstance(child, SpatialSelfAttention):
             inflate(child)
@@ -118,7 +123,6 @@ class LatentMappingModel3d(LatentMappingModel):
     def __init__(self, latent_channels: int = 4, depth: int = WINDOW):
         super().__init__(latent_channels)
         inflate(self)
-        self.apply(initialise)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
         """Slices (B * D, C, h, w) -> four of the same shape, as the 2-D model gives them."""
