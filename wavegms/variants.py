@@ -97,92 +97,38 @@ _UNET_3D = VariantSpec(
     depth=WINDOW,
 )
 _TINY_VAE = VariantSpec("Tiny-VAE (trained)", "mapping", "tiny", several_classes=True)
-_MULTI_RES = VariantSpec(
-    "MultiResUNet",
-    "multiresunet",
-    None,
-    side_divisor=16,
-    several_classes=True,
-    published=recipes.MULTIRESUNET,
-)
-_ACC = VariantSpec(
-    "ACC-UNet",
-    "acc_unet",
-    None,
-    side_divisor=16,
-    several_classes=True,
-    published=recipes.ACC_UNET,
-)
+
+
+def _rival(
+    title: str, network: str, published: Recipe, side_divisor: int, **options: bool | int
+) -> VariantSpec:
+    """A system of Table 2 without an autoencoder; `options` are further entries."""
+    entries = {"published": published, "side_divisor": side_divisor, "several_classes": True}
+    return VariantSpec(title, network, None, **entries | options)
+
+
+_MULTI_RES = _rival("MultiResUNet", "multiresunet", recipes.MULTIRESUNET, 16)
+_ACC = _rival("ACC-UNet", "acc_unet", recipes.ACC_UNET, 16)
 # at 32 pixels its lowest map is a single one, which has no spread to normalise by
-_NNUNET = VariantSpec(
-    "nnUNet",
-    "nnunet",
-    None,
-    side_divisor=32,
-    smallest_side=64,
-    several_classes=True,
-    published=recipes.NNUNET,
+_NNUNET = _rival("nnUNet", "nnunet", recipes.NNUNET, 32, smallest_side=64)
+_EGE = _rival("EGE-UNet", "egeunet", recipes.EGEUNET, 32)
+_SWIN = _rival("SwinUNet", "swin_unet", recipes.SWIN_UNET, 32)
+_SME = _rival(
+    "SME-SwinUNet", "sme_swin_unet", recipes.SME_SWIN_UNET, 32, graphable=False, idle_weights=True
 )
-_EGE = VariantSpec(
-    "EGE-UNet",
-    "egeunet",
-    None,
-    side_divisor=32,
-    several_classes=True,
-    published=recipes.EGEUNET,
-)
-_SWIN = VariantSpec(
-    "SwinUNet",
-    "swin_unet",
-    None,
-    side_divisor=32,
-    several_classes=True,
-    published=recipes.SWIN_UNET,
-)
-_SME = VariantSpec(
-    "SME-SwinUNet",
-    "sme_swin_unet",
-    None,
-    side_divisor=32,
-    graphable=False,
-    idle_weights=True,
-    several_classes=True,
-    published=recipes.SME_SWIN_UNET,
-)
-_UCT = VariantSpec(
-    "UCTransNet",
-    "uctransnet",
-    None,
-    side_divisor=16,
-    several_classes=True,
-    published=recipes.UCTRANSNET,
-)
-_MEDSEGDIFF = VariantSpec(
+_UCT = _rival("UCTransNet", "uctransnet", recipes.UCTRANSNET, 16)
+_MEDSEGDIFF = _rival(
     "MedSegDiff-V2",
     "medsegdiff_v2",
-    None,
-    side_divisor=32,
+    recipes.MEDSEGDIFF_V2,
+    32,
     generative=True,
-    published=recipes.MEDSEGDIFF_V2,
+    several_classes=False,
 )
-_SDSEG = VariantSpec(
-    "SDSeg",
-    "sdseg",
-    "kl",
-    side_divisor=128,
-    smallest_side=128,
-    generative=True,
-    several_classes=True,
-    published=recipes.SDSEG,
-)
-_GSS = VariantSpec(
-    "GSS",
-    "gss",
-    None,
-    side_divisor=32,
-    generative=True,
-    several_classes=True,
-    published=recipes.GSS,
+_GSS = _rival("GSS", "gss", recipes.GSS, 32, generative=True)
+_SDSEG = replace(
+    _rival("SDSeg", "sdseg", recipes.SDSEG, 128, smallest_side=128, generative=True),
+    autoencoder="kl",
 )
 
 

@@ -20,6 +20,7 @@ from wavegms.data.cases import (
     checked_cases,
     class_folders,
     holds_volume_files,
+    holds_volumes,
     image_files,
     match_folders,
     pair_volumes,
@@ -150,24 +151,15 @@ def add_dataset(
             for part in ("images", "masks"):
                 (folder / part).mkdir(parents=True)
             return Added(folder)
-        cases = find_cases(name, root)
-        if cases[0].volume:
-            rest = unlabelled_volumes(root)
-        else:
-            rest = image_files(root / UNLABELLED) if (root / UNLABELLED).is_dir() else []
+        cases, rest = find_cases(name, root), _unlabelled(root)
     elif images is None or masks is None or source is not None:
         raise InputError(
             "--images and --masks belong together; images without any mask need not be added: "
             "give them to `python -m wavegms predict`."
         )
     else:
-        root, masks = Path(images), Path(masks)
-        if holds_volume_files(root):
-            cases, rest = checked_cases(pair_volumes(root, masks)), []
-        elif reading and reading.classes and (by_class := class_folders(masks)):
-            cases, rest = checked_cases(read_classes(root, by_class)), []
-        else:
-            cases, rest = match_folders(root, masks)
+        root = Path(images)
+        cases, rest = _paired(root, Path(masks), reading)
     volumes = cases[0].volume
     what = "volumes" if volumes else "images"
     reading = with_classes(name, source or folder, reading)
@@ -201,6 +193,23 @@ def add_dataset(
     if said or not known:
         changed = _change_params(values)
     return Added(folder, len(cases), len(rest), what, found, notes, preview, changed)
+
+
+def _unlabelled(root: Path) -> list[Path]:
+    if holds_volumes(root):
+        return unlabelled_volumes(root)
+    return image_files(root / UNLABELLED) if (root / UNLABELLED).is_dir() else []
+
+
+def _paired(
+    images: Path, masks: Path, reading: ReadingParams | None
+) -> tuple[list[Case], list[Path]]:
+    """The cases of two folders or patterns, and the images without a mask."""
+    if holds_volume_files(images):
+        return checked_cases(pair_volumes(images, masks)), []
+    if reading and reading.classes and (by_class := class_folders(masks)):
+        return checked_cases(read_classes(images, by_class)), []
+    return match_folders(images, masks)
 
 
 def report(added: Added) -> str:
