@@ -75,6 +75,16 @@ def test_probability_one_half_changes_about_half(masks, knob):
     assert changed.flatten(1).any(1).sum().item() == pytest.approx(expected, abs=50)
 
 
+def test_quarter_turns_are_drawn_as_kornia_rounds_them(masks):
+    """From 0 to 3, whose ends are half as likely as the others; the standard error is 9."""
+    mask = masks[:1]
+    many = mask.repeat(400, 1, 1, 1)
+    _, turned = augmentation(rotate_90=1.0)(many.expand(-1, 3, -1, -1), many)
+    found = [(turned == torch.rot90(mask, k, (-2, -1))).flatten(1).all(1) for k in range(4)]
+    counts = [int(one.sum()) for one in found]
+    assert sum(counts) == 400 and counts == pytest.approx([67, 133, 133, 67], abs=28)
+
+
 @pytest.mark.parametrize("knob", [*GEOMETRY, "all"])
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=15)

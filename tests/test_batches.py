@@ -1,12 +1,13 @@
 """Batches depend on the seed, the epoch and the image alone."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import NO_AUGMENTATION
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavegms.data.batches import Augmentation, Key, TrainingBatches
+from wavegms.data.batches import Augmentation, Key, TrainingBatches, mixed_seed
 
 LIVELY = dict.fromkeys(NO_AUGMENTATION, 0.7)
 
@@ -127,3 +128,36 @@ def test_the_share_is_that_of_the_waiting(monkeypatch, fetching, working):
     for _ in source.epoch(1):
         now[0] += working
     assert source.share == pytest.approx(fetching / (fetching + working))
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_an_epoch_taken_up_in_the_middle_goes_on_the_same(first):
+    source = batches(Numbered(14), augmentation=LIVELY)
+    rest = list(source.epoch(2))[first:]
+    again = list(source.epoch(2, first))
+    assert len(again) == len(rest) == 3 - first
+    for one, other in zip(again, rest, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.masks, other.masks)
+        assert torch.equal(drawn(one), drawn(other))
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "processes", "workers"),
+    [("cpu", 16, 1, 0), ("cuda", 16, 1, 8), ("cuda", 6, 2, 3), ("cuda", None, 1, 1)],
+)
+def test_workers_make_batches_beside_a_gpu_alone(monkeypatch, device, cores, processes, workers):
+    """And each process takes its share of the cores, up to eight."""
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    share = {"batch_size": 2, "seed": 1, "processes": processes}
+    source = TrainingBatches(
+        Numbered(4), Augmentation(**NO_AUGMENTATION), device=torch.device(device), **share
+    )
+    loader = source._loader
+    assert loader.num_workers == workers
+    assert loader.persistent_workers == loader.pin_memory == (device == "cuda")
+
+
+@given(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_a_seed_of_several_numbers_is_numpys_of_64_bits(first, second):
+    state = np.random.SeedSequence([first, second]).generate_state(2, np.uint32)
+    assert mixed_seed(first, second) == int(state[0]) + (int(state[1]) << 32)

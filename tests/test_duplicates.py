@@ -90,6 +90,17 @@ def test_a_mirrored_copy_is_found_as_such():
     assert [(pair, each.kind) for pair, each in pairs.items()] == [((4, 6), "mirrored")]
 
 
+def test_no_two_images_are_more_alike_than_one_is_to_itself():
+    """Rounding would have some at 1.0000001."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 96, 96), np.uint8)
+    for kind, copies in (("near", noise), ("mirrored", noise[:, :, ::-1])):
+        pairs = find_duplicates(np.concatenate([noise, copies]), list(map(str, range(40))))
+        assert [(pair.first, pair.second, pair.kind) for pair in pairs] == [
+            (k, k + 20, kind) for k in range(20)
+        ]
+        assert all(0.9999 < pair.similarity <= 1 for pair in pairs)
+
+
 def test_an_image_like_its_own_mirror_image_is_no_pair():
     half = np.asarray(tissue(1))
     both = Image.fromarray(np.concatenate([half, half[:, ::-1]], axis=1))
@@ -192,6 +203,7 @@ def test_best_match_is_the_best_correlation_of_all_places():
     )
     assert duplicates._best_match(part, whole) == pytest.approx(expected)
     assert duplicates._best_match(whole[2:8, 1:8], whole) == pytest.approx(1)
+    assert duplicates._best_match(-whole, whole) == pytest.approx(-1)
 
 
 def test_a_broken_image_is_named():

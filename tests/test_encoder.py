@@ -161,7 +161,8 @@ def test_an_image_does_not_depend_on_its_batch(encoder, images):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 32, 32), (1, 4, 32, 32), (3, 32, 32), (1, 3, 32), (1, 1, 3, 32, 32)]
+    "shape",
+    [(1, 1, 32, 32), (1, 4, 32, 32), (3, 32, 32), (1, 3, 32), (1, 1, 3, 32, 32), (1, 3, 8, 32, 32)],
 )
 def test_other_than_rgb_is_refused(encoder, shape):
     with pytest.raises(ValueError, match="RGB"):

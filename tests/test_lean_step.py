@@ -9,7 +9,7 @@ from test_variants import build_kl
 from wavegms.models.autoencoder import freeze
 from wavegms.models.build import build_variant
 from wavegms.training.autoencoder import build_autoencoder
-from wavegms.training.loss import WaveGMSLoss
+from wavegms.training.loss import WaveGMSLoss, _DecodedDiceLoss
 from wavegms.variants import VARIANTS
 
 LATENT = [
@@ -120,3 +120,25 @@ def test_measuring_alone_keeps_nothing(vae, batch):
     wanted = WaveGMSLoss().plain(level, [level] * 4, vae, *batch)
     assert not any(term.requires_grad for term in terms.values())
     torch.testing.assert_close(terms, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_too_small_for_half_precision_are_kept():
+    """A pixel's is about 1e-6 here; float16 has steps of 6e-8, so that 3 % would be lost."""
+    soft, masks = torch.rand(2, 2, 1, 512, 1024)
+    masks = masks.round()
+    gradients = []
+    for kind in (torch.float16, torch.float64):
+        level = soft.half().to(kind).requires_grad_()
+        wide = torch.promote_types(kind, torch.float32)
+        loss = _DecodedDiceLoss.apply(level, lambda x: x, masks.to(wide))
+        (2**20 * loss).backward()  # as in training, where the loss is scaled
+        gradients.append(level.grad.double())
+    torch.testing.assert_close(*gradients, rtol=2e-3, atol=0)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong(vae, batch):
+    level = torch.randn(3, 4, 4, 4, requires_grad=True)
+    seg = WaveGMSLoss()(None, [level], vae, *batch)["seg"]
+    (gradient,) = torch.autograd.grad(seg.square(), level, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

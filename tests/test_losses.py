@@ -9,7 +9,14 @@ from monai.losses import DiceLoss
 
 from wavegms.models.autoencoder import decode_masks, encode_images, encode_masks
 from wavegms.models.build import build_variant
-from wavegms.training.loss import WaveGMSLoss, _at_once, alignment_loss, soft_dice
+from wavegms.training.loss import (
+    WaveGMSLoss,
+    _at_once,
+    alignment_loss,
+    dice_of_sums,
+    dice_sums,
+    soft_dice,
+)
 
 
 @st.composite
@@ -60,6 +67,26 @@ def test_soft_dice_is_per_image():
     guess = masks.clone()
     guess[0] = 0
     assert soft_dice(guess, masks).tolist() == pytest.approx([1e-5 / (1 + 1e-5), 1.0], rel=1e-4)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_sums_over_slices_give_the_dice_of_all_their_pixels(classes):
+    """That of one picture which has the slices side by side; the last class is in none of them."""
+    soft = torch.rand(3, classes, 8, 8)
+    masks = torch.randint(0, classes + 2, (3, 1, 8, 8)).float()
+    if classes > 1:
+        masks[masks == classes] = 0
+    picture, drawn = (torch.cat(list(part), dim=-1)[None] for part in (soft, masks))
+    dice = dice_of_sums(dice_sums(soft, masks).sum(0))
+    torch.testing.assert_close(dice, soft_dice(picture, drawn)[0])
+
+
+def test_sums_of_one_class_without_foreground_are_judged_by_what_was_found():
+    soft = torch.rand(3, 1, 8, 8)
+    found = soft.flatten(1).sum(1)
+    sums = dice_sums(soft, torch.zeros_like(soft))
+    torch.testing.assert_close(dice_of_sums(sums), 1e-5 / (found + 1e-5))
+    torch.testing.assert_close(dice_of_sums(sums.sum(0)), 1e-5 / (found.sum() + 1e-5))
 
 
 LATENTS = st.integers(0, 2**32 - 1).map(
@@ -203,9 +230,32 @@ def test_targets_are_constants(small_vae, batch):
 
 @pytest.mark.parametrize(
     ("side", "count", "device"),
-    [*((s, n, "cpu") for s, n in ((4096, 1), (128, 1), (64, 4), (32, 16))), (224, 12, "meta")],
+    [
+        *((side, n, "cpu") for side, n in ((4096, 1), (128, 1), (64, 4), (32, 16), (4, 1024))),
+        *((side, n, "meta") for side, n in ((2048, 1), (224, 12), (32, 588), (4, 37_632))),
+    ],
 )
 def test_as_many_images_go_through_at_once_as_were_fastest(side, count, device):
     """Whatever is no CPU counts as a GPU."""
-    masks = torch.empty((), device=device).expand(99, 1, side, side)
-    assert _at_once(masks) == count
+    for sides in ((side, side), (side // 4, side * 4), (side * 4, side // 4)):
+        masks = torch.empty((), device=device).expand(99, 1, *sides)
+        assert _at_once(masks) == count
+
+
+@pytest.mark.parametrize("form", ["lean", "plain"])
+@pytest.mark.parametrize("known", [0, 1])
+def test_latents_are_compared_where_masks_are_known(small_vae, batch, form, known):
+    """Of nothing that counts the error is 0, of one latent that latent's alone."""
+    images, masks = batch[0], torch.full_like(batch[1], 2)
+    if known:
+        masks[0, :, :8, 8:16] = 1
+    levels = [level.requires_grad_() for level in torch.randn(4, 2, 4, 4, 4)]
+    loss = WaveGMSLoss()
+    terms = (loss if form == "lean" else loss.plain)(None, levels, small_vae, images, masks)
+    targets = encode_masks(small_vae, masks * (masks < 2))[0, :, 0, 1]
+    errors = [(level[0, :, 0, 1] - targets).square().mean() for level in levels]
+    torch.testing.assert_close(terms["lm"], known * sum(errors))
+    terms["loss"].backward()
+    assert all(torch.isfinite(level.grad).all() for level in levels)
+    if not known:
+        assert terms["seg"].item() == 0 and not any(level.grad.any() for level in levels)

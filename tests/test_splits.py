@@ -274,6 +274,13 @@ def test_wrong_official_lists(tmp_path, train, test, said):
         read_official_split(tmp_path)
 
 
+def test_a_list_that_the_disk_does_not_give_is_named(tmp_path, monkeypatch):
+    write_kvasir(tmp_path)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError("worn")))
+    with pytest.raises(InputError, match=r"train\.txt cannot be read as text \(worn\)"):
+        read_official_split(tmp_path)
+
+
 def assign(cases, method, folder, split_file=None, validation_fraction=0.0, lists=""):
     return assign_splits(
         cases,
@@ -419,8 +426,9 @@ def test_real_splits_of_acc_unet_have_the_published_test_images(real_data, run):
 
 def test_unknown_method_and_no_published_split(tmp_path):
     cases = find_cases("bus", write_bus(tmp_path))
-    with pytest.raises(InputError, match="split is 'best': set it to published"):
-        assign(cases, "best", tmp_path)
+    for unknown in ("best", "worst"):
+        with pytest.raises(InputError, match=f"split is '{unknown}': set it to published"):
+            assign(cases, unknown, tmp_path)
     with pytest.raises(InputError, match="no published split: set split to random"):
         assign(cases, "published", tmp_path)
 
