@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 
 from wavegms import InputError
@@ -17,8 +18,10 @@ from wavegms.config import AutoencoderParams, AutoencoderTraining
 from wavegms.data.manifest import load_manifest
 from wavegms.files import sha256_of
 from wavegms.models.autoencoder import freeze
+from wavegms.phantom.scanner import example
 from wavegms.project import PRETRAINED
 from wavegms.training import autoencoder as training
+from wavegms.training import drawn
 from wavegms.training import pretrain as pretraining
 from wavegms.training.autoencoder import (
     ReconstructionQuality,
@@ -338,3 +341,28 @@ def test_a_variant_gets_the_autoencoder_of_its_kind(tmp_path):
         InputError, match=r"Dice 0\.950 only, below autoencoder\.min_mask_dice 0\.96"
     ):
         frozen_autoencoder("wave_gms", tmp_path, params(min_mask_dice=0.96))
+
+
+def test_what_a_first_network_learns_from_is_drawn_as_add_takes_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(drawn.write_drawn, "__defaults__", (3, 8, 32))
+    folder = tmp_path / "pictures"
+    assert (
+        main(["draw", str(folder)]) == 0 and f"--images {folder}/images" in capsys.readouterr().out
+    )
+    images, masks = (sorted((folder / part).iterdir()) for part in ("images", "masks"))
+    assert [path.name for path in images] == [path.name for path in masks]
+    assert len(images) == 8
+    for image, mask in zip(images, masks, strict=True):
+        values = np.asarray(Image.open(mask))
+        assert values.shape == np.asarray(Image.open(image)).shape[:2]
+        assert set(np.unique(values)) == {0, 255}
+    # scans come first, and none is one of the sample's
+    sample = [
+        example(name, 2333, index).image
+        for name in ("phantom_a", "phantom_b")
+        for index in range(3)
+    ]
+    scan = np.asarray(Image.open(images[0]))
+    assert scan.ndim == 2 and not any(np.array_equal(scan, other) for other in sample)
+    assert np.asarray(Image.open(images[-1])).shape[:2] == (32, 32)
+    assert main(["draw", str(folder)]) == 1 and "is there already" in capsys.readouterr().err

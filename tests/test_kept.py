@@ -6,8 +6,10 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from medpy.metric.binary import dc
 from runs import grey_vae, make_run
 
 from wavegms import InputError, WaveGMSPipeline
@@ -15,10 +17,14 @@ from wavegms import project as wavegms_project
 from wavegms.explore.app import Explorer
 from wavegms.explore.cases import find_models
 from wavegms.explore.panels import model_label
-from wavegms.models.build import build_variant
+from wavegms.models.autoencoder import freeze
+from wavegms.models.build import as_pipeline, build_variant
+from wavegms.models.mask_decoder import same_autoencoder, signature
 from wavegms.project import is_kept
 from wavegms.training import kept as training_kept
+from wavegms.training.autoencoder import open_pretrained
 from wavegms.training.card import read_card
+from wavegms.training.drawn import draw_mask, draw_one_thing
 from wavegms.training.kept import keep_weights, model_folder, start_network
 from wavegms.training.publish import publish_model
 from wavegms.training.recipe import train
@@ -100,6 +106,27 @@ def test_without_its_autoencoder_it_says_how_to_get_that(kept, tmp_path, monkeyp
     with pytest.raises(InputError, match=r"nobody/nothing cannot be loaded .*get taesd") as refusal:
         model_folder("little", tmp_path, kept)
     assert "autoencoder.source" not in str(refusal.value)
+
+
+def test_what_was_trained_on_drawn_pictures_needs_nothing_from_elsewhere(tmp_path, monkeypatch):
+    """Neither TAESD nor a network; on drawn pictures that it had not it marks what is drawn."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    pipeline = WaveGMSPipeline.from_pretrained(model_folder("wave_gms_drawn"))
+    vae = open_pretrained("drawn_12", 12, 1)
+    assert same_autoencoder(signature(pipeline.vae), signature(freeze(vae)))
+    scores, areas = [], []
+    for rng in (np.random.default_rng((9, number)) for number in range(32)):
+        mask = draw_mask(rng, 96)
+        if 0.01 < mask.mean() < 0.5:  # as it learnt from
+            picture = torch.from_numpy(draw_one_thing(rng, 96, mask))[None]
+            scores.append(dc(pipeline.predict(picture)[0, 0].numpy() >= 0.5, mask))
+            areas.append(mask.mean())
+    everything = np.mean([2 * area / (1 + area) for area in areas])  # Dice of a mask of all pixels
+    assert np.mean(scores) > 0.55 > 1.5 * everything
+    network = start_network("wave_gms_drawn", "wave_gms", vae)
+    ours, theirs = as_pipeline(network, vae, 96).mapping.state_dict(), pipeline.mapping.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_the_same_autoencoder_in_half_precision_is_taken(kept, trained, tmp_path):

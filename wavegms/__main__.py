@@ -10,13 +10,13 @@ from wavegms.predict import command as predict
 from wavegms.report.commands import report, share
 from wavegms.results import command as trace
 from wavegms.run.commands import add, check, gpu, refresh, run, sweep
-from wavegms.training.commands import distil, pretrain
+from wavegms.training.commands import distil, draw, pretrain
 
 # Each is a module of its room with NAME, HELP, configure(parser) and execute(options). At its top
 # stands nothing heavy: a wrong argument is answered before torch, which takes seconds, is imported.
 COMMANDS = (
     *(check, run, refresh, sweep, bench, gpu, predict),
-    *(add, get, distil, pretrain, trace, report, share),
+    *(add, get, distil, draw, pretrain, trace, report, share),
 )
 
 # jsonschema, which reading a notebook imports, knows IRIs by a library that compiles their grammar

@@ -118,11 +118,17 @@ def start_autoencoder(settings: AutoencoderTraining, folder: Path = PRETRAINED) 
     Raises:
         InputError: they are missing, broken or of another size.
     """
-    vae = build_autoencoder(settings.channels, settings.blocks)
     if settings.start_from is None:
-        return vae
+        return build_autoencoder(settings.channels, settings.blocks)
     require_pretrained(settings.start_from, settings.channels, settings.blocks, folder)
-    path = folder / f"{settings.start_from}.safetensors"
+    return open_pretrained(settings.start_from, settings.channels, settings.blocks, folder)
+
+
+def open_pretrained(
+    name: str, channels: int, blocks: int, folder: Path = PRETRAINED
+) -> AutoencoderTiny:
+    """An autoencoder of `weights/autoencoders`; InputError where it has not these sizes."""
+    vae, path = build_autoencoder(channels, blocks), folder / f"{name}.safetensors"
     try:
         vae.load_state_dict(read_tensors(path))
     except RuntimeError as error:  # parameters are missing, unknown or of other shapes

@@ -1,14 +1,22 @@
-"""Masks and pictures that are drawn: what a mask decoder and a first autoencoder learn from.
+"""Masks and pictures that are drawn: what decoder, autoencoder and network can first learn from.
 
 Masks are of every size, number and smoothness. Pictures are textures of random spectra on such
 shapes, as those that networks have learned to see from (Baradad et al., "Learning to see by looking
-at noise", NeurIPS 2021); none imitates a scanner, so that each stays unseen.
+at noise", NeurIPS 2021). Autoencoder and mask decoder see none that imitates a scanner, so that
+each stays unseen; a first network sees simulated ultrasound, too.
 """
+
+from collections.abc import Iterator
+from itertools import count, islice, product
+from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from wavegms.files import replace_folder
+from wavegms.phantom.scanner import SCANNERS, simulate
 from wavegms.phantom.tissue import Beams, draw_lesions
 
 
@@ -32,11 +40,7 @@ def draw_picture(rng: Generator, side: int, mask: np.ndarray) -> np.ndarray:
     for shape in (*shapes, mask):
         soft = gaussian_filter(shape.astype(np.float32), rng.uniform(0, 2))
         picture += soft * rng.uniform(0.2, 1) * (_texture(rng, side, grey) - picture)
-    if rng.random() < 0.4:  # speckle
-        parts = rng.standard_normal((2, side, side))
-        parts = gaussian_filter(parts, (0, *rng.uniform(0.3, 1.5, 2)))
-        parts = np.hypot(*parts / parts.std())
-        picture *= 1 + rng.uniform(0.2, 1) * (parts / parts.mean() - 1)
+    picture *= _speckle(rng, side)
     if rng.random() < 0.2:  # the picture ends before its frame does
         field = np.zeros((side, side))
         top, left = rng.integers(side // 4, size=2)
@@ -44,6 +48,52 @@ def draw_picture(rng: Generator, side: int, mask: np.ndarray) -> np.ndarray:
         field[top:bottom, left:right] = 1
         picture *= field
     return picture.clip(0, 1).astype(np.float32)
+
+
+def draw_one_thing(rng: Generator, side: int, mask: np.ndarray) -> np.ndarray:
+    """A picture, float32 (3, side, side) in [0, 1], in which the mask is all that is to be seen."""
+    grey = rng.random() < 0.5
+    picture = _texture(rng, side, grey)
+    soft = gaussian_filter(mask.astype(np.float32), rng.uniform(0, 1.5))
+    picture += soft * rng.uniform(0.5, 1) * (_texture(rng, side, grey) - picture)
+    return (picture * _speckle(rng, side)).clip(0, 1).astype(np.float32)
+
+
+def write_drawn(folder: Path, scans: int = 350, pictures: int = 1300, side: int = 96) -> None:
+    """Writes `images/` and `masks/` as `add` takes them: what a first network learns from.
+
+    `scans` of each simulated scanner, those without a lesion left out, then as many of
+    `draw_one_thing` as make `pictures` in all. None is of a case that the sample has.
+    """
+    with replace_folder(folder) as fresh:
+        for part in ("images", "masks"):
+            (fresh / part).mkdir()
+        for number, (image, mask) in enumerate(islice(_cases(scans, side), pictures)):
+            Image.fromarray(image).save(fresh / "images" / f"{number:05}.png")
+            Image.fromarray(np.uint8(mask) * 255).save(fresh / "masks" / f"{number:05}.png")
+
+
+def _cases(scans: int, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for name, index in product(("phantom_a", "phantom_b"), range(scans)):
+        scan = simulate(SCANNERS[name], 77, index)
+        if scan.masks:
+            yield scan.image, np.logical_or.reduce(scan.masks)
+    for number in count():
+        rng = np.random.default_rng((8, number))
+        mask = draw_mask(rng, side)
+        if 0.01 < mask.mean() < 0.5:
+            picture = draw_one_thing(rng, side, mask).transpose(1, 2, 0) * 255
+            yield picture.round().astype(np.uint8), mask
+
+
+def _speckle(rng: Generator, side: int) -> np.ndarray:
+    """What of two pictures in five is multiplied by, of the others 1."""
+    if rng.random() >= 0.4:
+        return np.ones(())
+    parts = rng.standard_normal((2, side, side))
+    parts = gaussian_filter(parts, (0, *rng.uniform(0.3, 1.5, 2)))
+    parts = np.hypot(*parts / parts.std())
+    return 1 + rng.uniform(0.2, 1) * (parts / parts.mean() - 1)
 
 
 def _texture(rng: Generator, side: int, grey: bool) -> np.ndarray:

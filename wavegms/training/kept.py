@@ -19,12 +19,12 @@ from wavegms.classes import require_one_class, require_same
 from wavegms.errors import InputError, first_line
 from wavegms.files import replace_file, replace_folder, sha256_of, write_text
 from wavegms.images import Scale
-from wavegms.models.autoencoder import Autoencoder
+from wavegms.models.autoencoder import Autoencoder, freeze
 from wavegms.models.build import Network, as_pipeline, build_variant
 from wavegms.models.mask_decoder import same_autoencoder, signature
 from wavegms.models.pipeline import WaveGMSPipeline
 from wavegms.models.weights import load_autoencoder, read_tensors
-from wavegms.project import KEPT, is_kept, library_versions, require_start
+from wavegms.project import KEPT, PRETRAINED, is_kept, library_versions, require_start
 from wavegms.training.card import ModelCard, read_card, weights_hash, write_card
 
 _TRAINED = ("encoder", "mapping", "network")
@@ -52,7 +52,9 @@ def keep_half(out: Path, network: nn.Module, about: Mapping[str, Any]) -> dict[s
 def keep_weights(
     name: str, pipeline: WaveGMSPipeline, card: ModelCard, about: Mapping[str, Any], folder: Path
 ) -> None:
-    """Writes a model with the Tiny-VAE TAESD, or without one, as `NAME.safetensors` and `.json`.
+    """Writes a model as `NAME.safetensors` and `.json`.
+
+    Its autoencoder is TAESD or one of `weights/autoencoders`, or it has none.
 
     `about` is for readers: images, licence, selection, metrics.
     """
@@ -142,6 +144,15 @@ def _read(path: Path) -> tuple[dict[str, Any], ModelCard]:
 
 
 def _fitting_autoencoder(name: str, latents: Tensor) -> Autoencoder:
+    """The one that came with this code, or TAESD: whose latents are these."""
+    # here, as what follows trains autoencoders too, and most models that are opened lie in a folder
+    from wavegms.training.autoencoder import open_pretrained
+
+    for path in sorted(PRETRAINED.glob("*.json")):
+        size = json.loads(path.read_text(encoding="utf-8"))
+        vae = freeze(open_pretrained(path.stem, size["channels"], size["blocks"]))
+        if same_autoencoder(signature(vae), latents):
+            return vae
     local, hub = _TAESD
     where = local if local.is_dir() else hub
     try:
