@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from conftest import NO_AUGMENTATION
 from dicoms import OBLIQUE, UPRIGHT, make, write_decathlon
+from explorer_project import write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -332,7 +333,7 @@ def test_pictures_are_refused(train_set, validation_set, training_params, prepar
     assert str(path) in said and said.endswith("give the volume.")
     with pytest.raises(InputError, match="an ONNX file here is of single images"):
         pipeline.export_onnx(tmp_path / "model.onnx")
-    pipeline.save_pretrained(tmp_path / "model")
+    write_model(tmp_path / "model", pipeline, prepared, variant="unet_3d")
     bench = Workbench(prepared.parent, seed=0)
     with pytest.raises(InputError, match="UNet 3-D takes windows of 8 slices, and the explorer"):
         bench.open_model(SimpleNamespace(folder=tmp_path / "model", title="UNet 3-D"))
