@@ -39,6 +39,8 @@ ITEMS = $(eval ITEMS := $$(shell $(BIN)/dvc stage list --name-only 2>/dev/null))
 ifeq ($(origin ITEMS),command line)
 $(call items,evaluate): item/evaluate@%: item/train@%
 $(call items,generalize generalize_external tour volumes visualize): $(call items,evaluate)
+# These read no scores, but begun before them they would keep all that does waiting: 20 s of the sample.
+$(call items,foundations efficiency): $(call items,evaluate)
 $(call items,visualize): $(call items,ablation)
 endif
 item/%:
