@@ -3,8 +3,6 @@
 A mask of one class is black and white. One of several has a colour for each, on black.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from wavegms.errors import InputError
@@ -18,12 +16,6 @@ MOST_CLASSES = 7
 COLOURS = ("#ffff00", "#00ffff", "#ff00ff", "#ffffff", "#0000ff", "#ff0000", "#00ff00")
 
 
-def require_one_class(count: int, what: str, way_out: str) -> None:
-    """Checks that there are no several classes, of which `what` knows nothing."""
-    if count > 1:
-        raise InputError(f"{what} knows one class, and the data have {count}: {way_out}")
-
-
 def colours_of(count: int) -> tuple[str, ...]:
     """The colours of so many classes, as #rrggbb; of one class white."""
     if not 1 <= count <= MOST_CLASSES:
@@ -31,15 +23,6 @@ def colours_of(count: int) -> tuple[str, ...]:
             f"there are colours for 1 to {MOST_CLASSES} classes, not for {count}: join some of them"
         )
     return ("#ffffff",) if count == 1 else COLOURS[:count]
-
-
-def require_same(
-    model: str, known: Sequence[str], data: str, there: Sequence[str], way: str
-) -> None:
-    """Checks that the names of the classes that a model knows are those of data."""
-    if tuple(known) != tuple(there):
-        known, there = (", ".join(names) or "one class" for names in (known, there))
-        raise InputError(f"{model} knows {known} and {data} {there}: {way}")
 
 
 def label_map(probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:

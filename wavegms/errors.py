@@ -110,3 +110,18 @@ def _printable(text: str) -> str:
     if len(text) > _LONGEST:  # the file stands in front, the way out at the end
         text = f"{text[: _LONGEST * 3 // 4]} ... {text[-_LONGEST // 5 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def require_one_class(count: int, what: str, way_out: str) -> None:
+    """Checks that there are no several classes, of which `what` knows nothing."""
+    if count > 1:
+        raise InputError(f"{what} knows one class, and the data have {count}: {way_out}")
+
+
+def require_same(
+    model: str, known: Sequence[str], data: str, there: Sequence[str], way: str
+) -> None:
+    """Checks that the names of the classes that a model knows are those of data."""
+    if tuple(known) != tuple(there):
+        known, there = (", ".join(names) or "one class" for names in (known, there))
+        raise InputError(f"{model} knows {known} and {data} {there}: {way}")

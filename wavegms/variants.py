@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from wavegms import recipes
-from wavegms.classes import require_one_class
-from wavegms.errors import InputError
+from wavegms.errors import InputError, require_one_class
 from wavegms.recipes import Recipe
 
 # What turns latents into masks: the frozen autoencoder's own, or a mask decoder taught by it.

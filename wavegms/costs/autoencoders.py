@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wavegms.classes import require_one_class
 from wavegms.config import AutoencoderParams, FoundationParams
 from wavegms.costs.measure import counting_operations
 from wavegms.data.dataset import PreparedDataset
+from wavegms.errors import require_one_class
 from wavegms.figures.method import count_parameters
 from wavegms.models.autoencoder import (
     Autoencoder,

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wavegms.classes import label_map, require_same
+from wavegms.classes import label_map
 from wavegms.data.dataset import PreparedDataset
-from wavegms.errors import InputError
+from wavegms.errors import InputError, require_same
 from wavegms.images import FOREGROUND, FULL_SCALE, Scale, as_rgb, of_class, open_image, resize_image
 from wavegms.models.autoencoder import channels_last
 from wavegms.models.pipeline import WaveGMSPipeline, resize_probabilities

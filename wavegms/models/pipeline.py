@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from wavegms.classes import label_map, require_one_class
-from wavegms.errors import InputError, first_line, require_number
+from wavegms.classes import label_map
+from wavegms.errors import InputError, first_line, require_number, require_one_class
 from wavegms.files import is_hub_id, only_seed
 from wavegms.images import FULL_SCALE, Scale, as_rgb, resize_image
 from wavegms.models.autoencoder import Autoencoder, channels_last, freeze, latent_channels_of

@@ -14,10 +14,10 @@ import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from wavegms.classes import label_map, require_same
+from wavegms.classes import label_map
 from wavegms.data.dataset import PreparedDataset
 from wavegms.data.windows import Stacks
-from wavegms.errors import InputError
+from wavegms.errors import InputError, require_same
 from wavegms.files import write_text
 from wavegms.images import FOREGROUND, IGNORED
 from wavegms.models.pipeline import WaveGMSPipeline, resize_probabilities

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from wavegms.classes import require_one_class
 from wavegms.config import Params, ReadingParams, load_params
 from wavegms.data.catalog import find_cases, root_of, spec_of
 from wavegms.data.classes import with_classes
 from wavegms.data.splits import assign_all, lists_of
-from wavegms.errors import InputError
+from wavegms.errors import InputError, require_one_class
 from wavegms.files import is_hub_id, sha256_of, write_text
 from wavegms.phantom.settings import PHANTOMS, VOLUMES
 from wavegms.project import DECODERS, KEPT, PRETRAINED, is_kept, require_pretrained, require_start

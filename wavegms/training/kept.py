@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from wavegms.classes import require_one_class, require_same
-from wavegms.errors import InputError, first_line
+from wavegms.errors import InputError, first_line, require_one_class, require_same
 from wavegms.files import replace_file, replace_folder, sha256_of, write_text
 from wavegms.images import Scale
 from wavegms.models.autoencoder import Autoencoder, freeze
