@@ -133,12 +133,12 @@ def test_the_whole_swin_networks_give_what_the_official_ones_give(name, logits, 
     for formula in (sine, hashed):
         fill(model, formula)
         with torch.no_grad():
-            logits = model(waves())
+            given = model(waves())
         key = f"{'sine' if formula is sine else 'hash'}_classes{logits}"
         close = {"rtol": 0, "atol": 5e-5}
-        torch.testing.assert_close(functional.avg_pool2d(logits, 8), expected[key], **close)
+        torch.testing.assert_close(functional.avg_pool2d(given, 8), expected[key], **close)
         corner = expected[f"{key}_corner"]
-        torch.testing.assert_close(logits[..., :8, :8], corner, **close)
+        torch.testing.assert_close(given[..., :8, :8], corner, **close)
 
 
 def ranked(shape, leaf, rank, gain):
