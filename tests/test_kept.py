@@ -113,7 +113,7 @@ def test_what_was_trained_on_drawn_pictures_needs_nothing_from_elsewhere(tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     pipeline = WaveGMSPipeline.from_pretrained(model_folder("wave_gms_drawn"))
-    vae = open_pretrained("drawn_12", 12, 1)
+    vae = open_pretrained("drawn_12")
     assert same_autoencoder(signature(pipeline.vae), signature(freeze(vae)))
     scores, areas = [], []
     for rng in (np.random.default_rng((9, number)) for number in range(32)):

@@ -52,6 +52,18 @@ def require_start(where: str) -> None:
         )
 
 
+def pretrained_size(name: str, folder: Path = PRETRAINED) -> tuple[int, int]:
+    """Channels and blocks of an autoencoder of `weights/autoencoders`, by its card."""
+    try:
+        card = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        return card["channels"], card["blocks"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / name}.json is not the card of an autoencoder: bring it back by git, or set "
+            "autoencoder.train.start_from to null"
+        ) from error
+
+
 def require_pretrained(name: str, channels: int, blocks: int, folder: Path = PRETRAINED) -> None:
     """Checks that `autoencoder.train.start_from` names an autoencoder of that size."""
     key = "autoencoder.train.start_from"
@@ -59,14 +71,7 @@ def require_pretrained(name: str, channels: int, blocks: int, folder: Path = PRE
         raise InputError(
             f"{key} {name} is no name in weights/autoencoders: correct it, or set it to null"
         )
-    try:
-        card = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        found = (card["channels"], card["blocks"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder / name}.json is not the card of an autoencoder: bring it back by git, or set "
-            f"{key} to null"
-        ) from error
+    found = pretrained_size(name, folder)
     if found != (channels, blocks):
         raise InputError(
             f"{key} {name} has channels {found[0]} and blocks {found[1]}, but autoencoder.train "

@@ -39,7 +39,7 @@ from wavegms.models.autoencoder import (
 )
 from wavegms.models.palette import BLACK_AND_WHITE, Palette
 from wavegms.models.weights import load_autoencoder, load_sd_vae, read_tensors
-from wavegms.project import PRETRAINED, require_pretrained
+from wavegms.project import PRETRAINED, pretrained_size, require_pretrained
 from wavegms.training.loss import soft_dice
 from wavegms.variants import variant_spec
 
@@ -121,14 +121,12 @@ def start_autoencoder(settings: AutoencoderTraining, folder: Path = PRETRAINED) 
     if settings.start_from is None:
         return build_autoencoder(settings.channels, settings.blocks)
     require_pretrained(settings.start_from, settings.channels, settings.blocks, folder)
-    return open_pretrained(settings.start_from, settings.channels, settings.blocks, folder)
+    return open_pretrained(settings.start_from, folder)
 
 
-def open_pretrained(
-    name: str, channels: int, blocks: int, folder: Path = PRETRAINED
-) -> AutoencoderTiny:
-    """An autoencoder of `weights/autoencoders`; InputError where it has not these sizes."""
-    vae, path = build_autoencoder(channels, blocks), folder / f"{name}.safetensors"
+def open_pretrained(name: str, folder: Path = PRETRAINED) -> AutoencoderTiny:
+    """An autoencoder of `weights/autoencoders`; InputError where it is not what its card says."""
+    vae, path = build_autoencoder(*pretrained_size(name, folder)), folder / f"{name}.safetensors"
     try:
         vae.load_state_dict(read_tensors(path))
     except RuntimeError as error:  # parameters are missing, unknown or of other shapes

@@ -38,8 +38,7 @@ def draw_picture(rng: Generator, side: int, mask: np.ndarray) -> np.ndarray:
     picture = _texture(rng, side, grey)
     shapes = [draw_mask(rng, side) for _ in range(rng.integers(4))]
     for shape in (*shapes, mask):
-        soft = gaussian_filter(shape.astype(np.float32), rng.uniform(0, 2))
-        picture += soft * rng.uniform(0.2, 1) * (_texture(rng, side, grey) - picture)
+        _paint(rng, picture, shape, grey, blur=2, least=0.2)
     picture *= _speckle(rng, side)
     if rng.random() < 0.2:  # the picture ends before its frame does
         field = np.zeros((side, side))
@@ -54,8 +53,7 @@ def draw_one_thing(rng: Generator, side: int, mask: np.ndarray) -> np.ndarray:
     """A picture, float32 (3, side, side) in [0, 1], in which the mask is all that is to be seen."""
     grey = rng.random() < 0.5
     picture = _texture(rng, side, grey)
-    soft = gaussian_filter(mask.astype(np.float32), rng.uniform(0, 1.5))
-    picture += soft * rng.uniform(0.5, 1) * (_texture(rng, side, grey) - picture)
+    _paint(rng, picture, mask, grey, blur=1.5, least=0.5)
     return (picture * _speckle(rng, side)).clip(0, 1).astype(np.float32)
 
 
@@ -84,6 +82,14 @@ def _cases(scans: int, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if 0.01 < mask.mean() < 0.5:
             picture = draw_one_thing(rng, side, mask).transpose(1, 2, 0) * 255
             yield picture.round().astype(np.uint8), mask
+
+
+def _paint(
+    rng: Generator, picture: np.ndarray, shape: np.ndarray, grey: bool, blur: float, least: float
+) -> None:
+    """Covers a shape by another texture, softly, to a share of at least `least`."""
+    soft = gaussian_filter(shape.astype(np.float32), rng.uniform(0, blur))
+    picture += soft * rng.uniform(least, 1) * (_texture(rng, len(shape), grey) - picture)
 
 
 def _speckle(rng: Generator, side: int) -> np.ndarray:

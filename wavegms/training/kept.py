@@ -147,9 +147,8 @@ def _fitting_autoencoder(name: str, latents: Tensor) -> Autoencoder:
     # here, as what follows trains autoencoders too, and most models that are opened lie in a folder
     from wavegms.training.autoencoder import open_pretrained
 
-    for path in sorted(PRETRAINED.glob("*.json")):
-        size = json.loads(path.read_text(encoding="utf-8"))
-        vae = freeze(open_pretrained(path.stem, size["channels"], size["blocks"]))
+    for path in sorted(PRETRAINED.glob("*.safetensors")):
+        vae = freeze(open_pretrained(path.stem))
         if same_autoencoder(signature(vae), latents):
             return vae
     local, hub = _TAESD
